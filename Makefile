@@ -1,0 +1,48 @@
+# Two commands for users: `make run` and `make test`. Both install first, into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install run check format test test-full bench demo clean
+
+install: $(STAMP)
+
+# torch is installed first and alone: with it in place the ranges below resolve to it instead of
+# pulling a build with several GB of CUDA packages. CUDA users install their own torch beforehand:
+# make install TORCH=torch
+TORCH ?= torch
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("multiflora needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+run: install
+	$(BIN)/multiflora serve
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: install
+	$(BIN)/pytest -m "not full and not gpu"
+
+test-full: install
+	$(BIN)/pytest -m "not gpu"
+
+bench: install
+	$(BIN)/python -m benchmarks.serving.bench_adapter_mix
+
+demo: install
+	$(BIN)/python -m demo.grow
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

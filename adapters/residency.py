@@ -1,0 +1,182 @@
+"""Versions on their way into device memory, and the tables that kernels read them from."""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from multiflora.kernels.ops import LoraFactors
+
+from .error import AdapterRejected
+from .flat_buffer import factor_views, fill_buffer
+from .folder import WEIGHTS_NAME
+from .intake import inspect_adapter
+from .layout import FlatLayout, plan_layout
+from .slots import Readiness, SlotTable
+from .store import AdapterStore
+from .target import Projection
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """A finished load; ``error`` is None when the version is resident."""
+
+    digest: str
+    error: AdapterRejected | None
+
+
+@dataclass(frozen=True, slots=True)
+class _HostVersion:
+    layout: FlatLayout
+    buffer: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        return self.buffer.numel() * self.buffer.element_size()
+
+
+class Residency:
+    """Loads versions in a background thread and places them in slots between steps.
+
+    Only the engine's loop calls this; the thread touches nothing but the store and its own tensors.
+    """
+
+    def __init__(
+        self,
+        store: AdapterStore,
+        projections: Sequence[Projection],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        capacity_bytes: int,
+    ) -> None:
+        self.slots = SlotTable(capacity_bytes)
+        # One table per projection, indexed by slot; the decoder holds references to these lists.
+        self.tables: list[list[LoraFactors | None]] = [[] for _ in projections]
+        self._store = store
+        self._projections = projections
+        self._dtype = dtype
+        self._device = device
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapter-load")
+        self._loads: dict[str, Future[_HostVersion]] = {}
+        self._loaded: dict[str, _HostVersion] = {}
+        self._errors: dict[str, AdapterRejected] = {}
+
+    def close(self) -> None:
+        self._loader.shutdown(wait=True, cancel_futures=True)
+
+    def prepare(self, digests: Iterable[str]) -> Readiness:
+        """Start whatever loads are needed; raises ``AdapterRejected`` if one of them failed."""
+        wanted = tuple(dict.fromkeys(digests))
+        for digest in wanted:
+            if digest in self._errors:
+                raise self._errors[digest]
+            if digest not in self.slots and digest not in self._loaded:
+                self.start_load(digest)
+        if any(digest in self._loads for digest in wanted):
+            return Readiness.LOADING
+        waiting = [digest for digest in wanted if digest in self._loaded]
+        with _Held(self.slots, [digest for digest in wanted if digest in self.slots]):
+            placed = [self._place(digest) for digest in waiting]
+        return Readiness.READY if all(placed) else Readiness.NO_ROOM
+
+    def start_load(self, digest: str) -> None:
+        """Begin loading unless that is done or under way; forgets an earlier failure."""
+        self._errors.pop(digest, None)
+        if digest in self.slots or digest in self._loads or digest in self._loaded:
+            return
+        self._loads[digest] = self._loader.submit(self._load, digest)
+
+    def poll(self) -> list[LoadResult]:
+        """Take in finished loads; called between steps."""
+        finished = [digest for digest, load in self._loads.items() if load.done()]
+        return [self._take(digest, self._loads.pop(digest)) for digest in finished]
+
+    @property
+    def is_loading(self) -> bool:
+        return bool(self._loads)
+
+    def lease(self, digests: Iterable[str]) -> None:
+        for digest in digests:
+            self.slots.lease(digest)
+
+    def release(self, digests: Iterable[str]) -> None:
+        for digest in digests:
+            self.slots.release(digest)
+
+    def unload(self, digest: str) -> bool:
+        """Free an idle version's memory; False while it is leased."""
+        self._loaded.pop(digest, None)
+        self._errors.pop(digest, None)
+        if digest not in self.slots:
+            return True
+        if not self.slots.is_idle(digest):
+            return False
+        self._clear(self.slots.slot_of(digest))
+        self.slots.remove(digest)
+        return True
+
+    def _load(self, digest: str) -> _HostVersion:
+        folder = self._store.open(digest)
+        layout = plan_layout(self._projections, inspect_adapter(folder, self._projections))
+        with safe_open(folder.path / WEIGHTS_NAME, framework="pt") as tensors:
+            buffer = fill_buffer(layout, tensors.get_tensor, self._dtype)
+        if not torch.isfinite(buffer).all():
+            raise AdapterRejected(
+                "not_finite", f"version {digest[:12]} overflows {self._dtype}; use --dtype bfloat16"
+            )
+        return _HostVersion(layout, buffer)
+
+    def _take(self, digest: str, load: Future[_HostVersion]) -> LoadResult:
+        try:
+            version = load.result()
+            if version.num_bytes > self.slots.capacity_bytes:
+                raise AdapterRejected(
+                    "adapter_too_large",
+                    f"version {digest[:12]} needs {version.num_bytes} bytes, --adapter-memory is "
+                    f"{self.slots.capacity_bytes}",
+                )
+        except AdapterRejected as error:
+            self._errors[digest] = error
+        except Exception as error:  # the loader thread's outer edge
+            self._errors[digest] = AdapterRejected("load_failed", f"{digest[:12]}: {error}")
+        else:
+            self._loaded[digest] = version
+            self._place(digest)
+        return LoadResult(digest, self._errors.get(digest))
+
+    def _place(self, digest: str) -> bool:
+        version = self._loaded[digest]
+        placement = self.slots.place(digest, version.num_bytes)
+        if placement is None:
+            return False
+        del self._loaded[digest]
+        self._clear(placement.slot)
+        views = factor_views(version.layout, version.buffer.to(self._device))
+        for index, factors in views.items():
+            self.tables[index][placement.slot] = factors
+        return True
+
+    def _clear(self, slot: int) -> None:
+        for table in self.tables:
+            table.extend([None] * (slot + 1 - len(table)))
+            table[slot] = None
+
+
+class _Held:
+    """Keeps resident versions from being evicted for another version of the same request."""
+
+    def __init__(self, slots: SlotTable, digests: Sequence[str]) -> None:
+        self._slots = slots
+        self._digests = digests
+
+    def __enter__(self) -> None:
+        for digest in self._digests:
+            self._slots.lease(digest)
+
+    def __exit__(self, *_: object) -> None:
+        for digest in self._digests:
+            self._slots.release(digest)

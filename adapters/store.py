@@ -1,0 +1,62 @@
+"""Adapter bytes by content: one folder per digest, written once, never changed."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from .error import AdapterRejected
+from .folder import CONFIG_NAME, WEIGHTS_NAME, AdapterFolder
+
+
+class AdapterStore:
+    """The folder ``<data_dir>/adapters/<first two digits>/<digest>``."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._root = data_dir / "adapters"
+
+    def put(self, digest: str, folder: AdapterFolder) -> None:
+        """Copy ``folder`` in, durably and all or nothing; a digest already there is left alone."""
+        target = self._path(digest)
+        if target.exists():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".incoming-", dir=self._root))
+        try:
+            _write(staging / CONFIG_NAME, folder.config_bytes)
+            shutil.copyfile(folder.path / WEIGHTS_NAME, staging / WEIGHTS_NAME)
+            for path in (staging / WEIGHTS_NAME, staging):
+                _sync(path)
+            os.rename(staging, target)
+        except OSError:
+            # Another writer of the same content is as good as we are.
+            shutil.rmtree(staging, ignore_errors=True)
+            if not target.exists():
+                raise
+        for path in (target.parent, self._root):
+            _sync(path)
+
+    def open(self, digest: str) -> AdapterFolder:
+        """The stored folder; raises ``AdapterRejected`` for an unknown digest."""
+        target = self._path(digest)
+        if not target.is_dir():
+            raise AdapterRejected("unknown_version", f"version {digest[:12]} is not in the store")
+        return AdapterFolder(target)
+
+    def _path(self, digest: str) -> Path:
+        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+            raise AdapterRejected("unknown_version", "a version digest is 64 hexadecimal digits")
+        return self._root / digest[:2] / digest
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,63 @@
+"""An admitted or waiting request and how far it has come. No tensors."""
+
+from dataclasses import dataclass, field
+
+from .kv_blocks import block_key, root_key
+from .request import GenerationRequest
+
+
+@dataclass(slots=True, eq=False)
+class ActiveRequest:
+    """``tokens`` is prompt and answer; the first ``num_computed`` of them are in the KV cache.
+
+    ``keys`` are the keys of the full blocks among ``tokens``, computed once and kept.
+    """
+
+    request: GenerationRequest
+    arrival: int
+    tokens: list[int] = field(init=False)
+    blocks: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    num_computed: int = 0
+    num_cached: int = 0
+    waiting_since: int = 0
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.prompt)
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        return tuple(share.digest for share in self.request.adapters)
+
+    @property
+    def fairness_key(self) -> str:
+        """Requests with the same first version share one queue; the base has its own."""
+        return self.digests[0] if self.digests else ""
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens whose keys and values are not in the cache yet."""
+        return len(self.tokens) - self.num_computed
+
+    def full_block_keys(self, block_size: int) -> list[bytes]:
+        """Keys of every full block of ``tokens``, extended as tokens arrive."""
+        while (len(self.keys) + 1) * block_size <= len(self.tokens):
+            start = len(self.keys) * block_size
+            parent = self.keys[-1] if self.keys else self._root()
+            self.keys.append(block_key(parent, self.tokens[start : start + block_size]))
+        return self.keys
+
+    def _root(self) -> bytes:
+        return root_key(self.request.adapters, self.request.cache_salt)

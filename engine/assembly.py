@@ -1,0 +1,184 @@
+"""Builds an engine from its settings: the one composition root."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from multiflora.adapters.residency import Residency
+from multiflora.adapters.store import AdapterStore
+from multiflora.kernels.choose import choose_ops
+from multiflora.kernels.ops import Ops
+
+from .config import EngineConfig
+from .errors import NotEnoughMemory, StartupError
+from .forward_batch import BatchBuilder
+from .kv_blocks import BlockPool
+from .loop import EngineLoop
+from .memory_plan import MemoryPlan, plan_memory, resolve_dtype
+from .messages import Progress, Report
+from .models.config import ModelConfig
+from .models.decoder import Decoder
+from .models.load import load_base
+from .models.registry import load_model_config
+from .models.rope import rope_tables
+from .models.source import resolve_model
+from .models.weights import BaseWeights
+from .request import EngineInfo
+from .runner import Runner, allocate_caches
+from .scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an engine runs and in what form."""
+
+    device: torch.device
+    dtype: torch.dtype
+    ops: Ops
+
+
+def build_engine(config: EngineConfig, report: Callable[[Report], None]) -> EngineLoop:
+    """Load the base and connect everything. Raises ``StartupError``."""
+    started = time.perf_counter()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    folder = resolve_model(config.base.model, config.base.revision)
+    model = load_model_config(folder)
+    place = _choose_place(config, model)
+    plan = _plan_memory(config, model, place, folder)
+    weights = load_base(
+        folder,
+        model,
+        config.base,
+        ops=place.ops,
+        dtype=place.dtype,
+        device=place.device,
+        cache_dir=Path(config.data_dir) / "prepared",
+        progress=lambda stage, fraction: report(Progress(stage, fraction)),
+    )
+    return _connect(config, model, place, plan, weights, report, started)
+
+
+def _choose_place(config: EngineConfig, model: ModelConfig) -> _Place:
+    device = torch.device(_device_type(config))
+    try:
+        ops = choose_ops(config.kernels, device.type)
+    except ValueError as error:
+        raise StartupError(str(error)) from error
+    from multiflora.kernels.cpu_ops.nf4 import has_fast_bfloat16
+
+    fast = device.type == "cuda" or has_fast_bfloat16()
+    dtype = getattr(torch, resolve_dtype(config, model, has_fast_bfloat16=fast))
+    return _Place(device, dtype, ops)
+
+
+def _device_type(config: EngineConfig) -> str:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise StartupError("--device cuda: torch finds no CUDA device; use --device cpu")
+    if config.device != "auto":
+        return config.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _plan_memory(
+    config: EngineConfig, model: ModelConfig, place: _Place, folder: Path
+) -> MemoryPlan:
+    available = torch.cuda.mem_get_info()[0] if place.device.type == "cuda" else None
+    return plan_memory(config, model, checkpoint=folder, available_bytes=available)
+
+
+def _connect(
+    config: EngineConfig,
+    model: ModelConfig,
+    place: _Place,
+    plan: MemoryPlan,
+    weights: BaseWeights,
+    report: Callable[[Report], None],
+    started: float,
+) -> EngineLoop:
+    residency = Residency(
+        AdapterStore(Path(config.data_dir)),
+        model.projections(),
+        dtype=place.dtype,
+        device=place.device,
+        capacity_bytes=plan.adapter_bytes,
+    )
+    pool = BlockPool(
+        plan.num_kv_blocks, config.cache.block_size, prefix_caching=config.cache.prefix_caching
+    )
+    return EngineLoop(
+        info=_info(config, model, place, plan, weights, time.perf_counter() - started),
+        eos_token_ids=model.eos_token_ids,
+        scheduler=Scheduler(config.scheduler, pool, residency),
+        pool=pool,
+        residency=residency,
+        runner=_build_runner(config, model, place, plan, weights, residency),
+        report=report,
+    )
+
+
+def _build_runner(
+    config: EngineConfig,
+    model: ModelConfig,
+    place: _Place,
+    plan: MemoryPlan,
+    weights: BaseWeights,
+    residency: Residency,
+) -> Runner:
+    builder = BatchBuilder(
+        place.ops,
+        rope=rope_tables(
+            model.rope,
+            head_dim=model.head_dim,
+            max_len=plan.max_model_len,
+            max_position=model.max_position,
+        ),
+        block_size=config.cache.block_size,
+        windows=model.windows or (None,),
+        slot_of=residency.slots.slot_of,
+        device=place.device,
+    )
+    try:
+        caches = allocate_caches(
+            model,
+            plan.num_kv_blocks,
+            config.cache.block_size,
+            dtype=place.dtype,
+            device=place.device,
+        )
+    except RuntimeError as error:
+        raise NotEnoughMemory(
+            f"the KV cache of {plan.kv_cache_bytes} bytes cannot be allocated; "
+            "lower --kv-cache-memory or --max-model-len"
+        ) from error
+    return Runner(Decoder(model, weights, place.ops, residency.tables), builder, caches)
+
+
+def _info(
+    config: EngineConfig,
+    model: ModelConfig,
+    place: _Place,
+    plan: MemoryPlan,
+    weights: BaseWeights,
+    load_seconds: float,
+) -> EngineInfo:
+    return EngineInfo(
+        model=config.base.model,
+        family=model.family,
+        base_digest=weights.digest,
+        max_model_len=plan.max_model_len,
+        vocab_size=model.vocab_size,
+        device=str(place.device),
+        kernels=place.ops.NAME,
+        dtype=str(place.dtype).removeprefix("torch."),
+        quantization=config.base.quantization,
+        num_kv_blocks=plan.num_kv_blocks,
+        block_size=config.cache.block_size,
+        base_bytes=weights.num_bytes,
+        kv_cache_bytes=plan.kv_cache_bytes,
+        adapter_bytes=plan.adapter_bytes,
+        load_seconds=load_seconds,
+    )

@@ -1,0 +1,261 @@
+"""The async face of the engine: the only bridge between the server and the engine."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from enum import StrEnum
+from typing import Any, Self
+
+from multiflora.adapters.error import AdapterRejected
+
+from .config import EngineConfig
+from .errors import (
+    EngineOverloaded,
+    EngineUnavailable,
+    InvalidCheckpoint,
+    NotEnoughMemory,
+    RequestFailed,
+    StartupError,
+    UnsupportedModel,
+)
+from .messages import (
+    Abort,
+    Events,
+    GetStats,
+    LoadVersion,
+    Progress,
+    Ready,
+    Report,
+    StartFailed,
+    Stats,
+    Submit,
+    UnloadVersion,
+    VersionFailed,
+    VersionLoaded,
+)
+from .request import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenEvent
+from .transport import ProcessTransport, ThreadTransport, Transport
+
+logger = logging.getLogger(__name__)
+
+_STARTUP_ERRORS = {
+    error.code: error for error in (UnsupportedModel, InvalidCheckpoint, NotEnoughMemory)
+}
+_FIRST_RESTART_SECONDS = 0.1
+_LAST_RESTART_SECONDS = 30.0
+
+
+class EngineState(StrEnum):
+    """Where the engine is in its life; requests are taken in ``READY`` only."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    STOPPED = "stopped"
+
+
+class EngineClient:
+    """Submits requests and routes their events; restarts the engine when it dies.
+
+    All methods belong to one event loop. An engine that dies ends every open stream with
+    ``RequestFailed`` (code ``engine_died``) and is started again, with growing pauses, until
+    ``stop``.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.on_progress: Callable[[str, float], None] = lambda stage, fraction: None
+        self._state = EngineState.STOPPED
+        self._info: EngineInfo | None = None
+        self._started: asyncio.Future[EngineInfo] | None = None
+        self._streams: dict[str, asyncio.Queue[TokenEvent]] = {}
+        self._versions: dict[str, asyncio.Future[None]] = {}
+        self._kept_versions: dict[str, None] = {}
+        self._stats: list[asyncio.Future[EngineStats]] = []
+        self._restarting: asyncio.Task[None] | None = None
+        self.num_restarts = 0
+
+    @classmethod
+    def in_process_of_its_own(cls, config: EngineConfig) -> Self:
+        """How servers run an engine."""
+        return cls(ProcessTransport(config))
+
+    @classmethod
+    def in_this_process(cls, config: EngineConfig) -> Self:
+        """How tests and scripts run an engine."""
+        return cls(ThreadTransport(config))
+
+    @property
+    def state(self) -> EngineState:
+        return self._state
+
+    @property
+    def info(self) -> EngineInfo:
+        """Raises ``EngineUnavailable`` until the engine was ready once."""
+        if self._info is None:
+            raise EngineUnavailable("the engine has not started yet")
+        return self._info
+
+    @property
+    def num_streams(self) -> int:
+        """Requests that are open right now."""
+        return len(self._streams)
+
+    async def start(self) -> EngineInfo:
+        """Start the engine and wait until it is ready. Raises ``StartupError``."""
+        self._state = EngineState.STARTING
+        return await self._launch()
+
+    async def _launch(self) -> EngineInfo:
+        self._started = asyncio.get_running_loop().create_future()
+        await self.transport.start(self._on_report, self._on_end)
+        self._info = await self._started
+        self._state = EngineState.READY
+        return self._info
+
+    async def stop(self) -> None:
+        """Stop the engine; open streams end with an error."""
+        self._state = EngineState.STOPPED
+        if self._restarting:
+            self._restarting.cancel()
+        await self.transport.stop()
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+        """Submit and receive events. Closing the iterator early aborts the request.
+
+        Raises ``EngineUnavailable`` (``EngineOverloaded`` if the queue is full) when it cannot be
+        submitted, ``RequestFailed`` if the engine ends it with an error or dies.
+        """
+        self._require_ready()
+        if request.id in self._streams:
+            raise RequestFailed(f"request id {request.id} is in use", code="invalid_request")
+        events = self._streams[request.id] = asyncio.Queue()
+        is_finished = False
+        try:
+            self.transport.send(Submit(request))
+            while not is_finished:
+                event = await events.get()
+                is_finished = event.finish_reason is not None
+                if event.finish_reason is FinishReason.ERROR:
+                    raise _failure(event)
+                yield event
+        finally:
+            del self._streams[request.id]
+            if not is_finished:
+                with contextlib.suppress(EngineUnavailable):
+                    self.transport.send(Abort(request.id))
+
+    async def load_version(self, digest: str) -> None:
+        """Bring a stored version into memory and keep it over restarts.
+
+        Raises ``AdapterRejected`` if that fails.
+        """
+        self._require_ready()
+        waiting = self._versions.get(digest)
+        if waiting is None:
+            waiting = self._versions[digest] = asyncio.get_running_loop().create_future()
+            self.transport.send(LoadVersion(digest))
+        await asyncio.shield(waiting)
+        self._kept_versions[digest] = None
+
+    async def unload_version(self, digest: str) -> None:
+        """Free a version's memory once no request uses it."""
+        self._kept_versions.pop(digest, None)
+        self._require_ready()
+        self.transport.send(UnloadVersion(digest))
+
+    async def stats(self) -> EngineStats:
+        """Counters of the running engine. Raises ``EngineUnavailable`` if there is none."""
+        self._require_ready()
+        answer: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
+        self._stats.append(answer)
+        self.transport.send(GetStats())
+        return await answer
+
+    def _require_ready(self) -> None:
+        if self._state is not EngineState.READY:
+            raise EngineUnavailable(f"the engine is {self._state.value}; try again shortly")
+
+    def _on_report(self, report: Report) -> None:
+        match report:
+            case Events(events):
+                for event in events:
+                    if stream := self._streams.get(event.request_id):
+                        stream.put_nowait(event)
+            case Ready(info):
+                self._settle_start(info)
+            case StartFailed(code, message):
+                self._settle_start(_STARTUP_ERRORS.get(code, StartupError)(message))
+            case Progress(stage, fraction):
+                self.on_progress(stage, fraction)
+            case VersionLoaded(digest):
+                self._settle_version(digest, None)
+            case VersionFailed(digest, code, message):
+                self._settle_version(digest, AdapterRejected(code, message))
+            case Stats(stats):
+                _settle(self._stats.pop(0), stats)
+
+    def _settle_start(self, outcome: EngineInfo | StartupError) -> None:
+        if self._started:
+            _settle(self._started, outcome)
+
+    def _settle_version(self, digest: str, error: AdapterRejected | None) -> None:
+        if waiting := self._versions.pop(digest, None):
+            _settle(waiting, error)
+
+    def _on_end(self) -> None:
+        """The engine is gone: nobody may wait for it any longer."""
+        died = EngineUnavailable("the engine process ended; it is being restarted")
+        self._settle_start(StartupError("the engine process ended while starting; see its log"))
+        for waiting in (*self._versions.values(), *self._stats):
+            _settle(waiting, died)
+        self._versions.clear()
+        self._stats.clear()
+        for request_id, stream in self._streams.items():
+            stream.put_nowait(_death_of(request_id))
+        if self._state is EngineState.READY:
+            logger.error("the engine died; restarting it")
+            self._state = EngineState.RESTARTING
+            self._restarting = asyncio.create_task(self._restart())
+
+    async def _restart(self) -> None:
+        pause = _FIRST_RESTART_SECONDS
+        while self._state is EngineState.RESTARTING:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LAST_RESTART_SECONDS)
+            try:
+                await self._launch()
+            except StartupError:
+                logger.exception("the engine did not restart")
+        self.num_restarts += 1
+        for digest in list(self._kept_versions):
+            try:
+                await self.load_version(digest)
+            except (AdapterRejected, EngineUnavailable) as error:
+                logger.warning("version %s was not loaded again: %s", digest[:12], error)
+
+
+def _settle(future: "asyncio.Future[Any]", outcome: object) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+def _failure(event: TokenEvent) -> Exception:
+    message = event.error or "the request failed"
+    if event.error_code == EngineOverloaded.code:
+        return EngineOverloaded(message)
+    return RequestFailed(message, code=event.error_code or RequestFailed.code)
+
+
+def _death_of(request_id: str) -> TokenEvent:
+    return TokenEvent(
+        request_id=request_id,
+        finish_reason=FinishReason.ERROR,
+        error="the engine process ended while the request ran; please repeat it",
+        error_code="engine_died",
+    )

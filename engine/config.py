@@ -1,0 +1,92 @@
+"""Frozen settings of the engine, validated where they are made. Sizes are bytes; None is auto."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Kernels = Literal["auto", "torch", "cpu", "triton"]
+Quantization = Literal["nf4", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseConfig:
+    """Which base model, and the form in which it is resident."""
+
+    model: str
+    revision: str | None = None
+    dtype: Dtype = "auto"
+    quantization: Quantization = "nf4"
+    double_quantization: bool = True
+    quantize_head: bool = False
+
+    def __post_init__(self) -> None:
+        if self.quantize_head and self.quantization == "none":
+            raise ValueError("--quantize-head needs --quantization nf4")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """The paged KV cache."""
+
+    memory_bytes: int | None = None
+    block_size: int = 16
+    prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        if self.block_size not in (8, 16, 32, 64, 128):
+            raise ValueError(f"block_size is {self.block_size}; choose 8, 16, 32, 64 or 128")
+        if self.memory_bytes is not None and self.memory_bytes <= 0:
+            raise ValueError(f"--kv-cache-memory is {self.memory_bytes} bytes; it must be positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Limits on one step and on the queue.
+
+    ``starvation_steps`` bounds how many steps a waiting request may be passed over for fairness.
+    """
+
+    max_num_requests: int = 64
+    max_batched_tokens: int = 512
+    max_queued_requests: int = 1024
+    starvation_steps: int = 64
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.max_batched_tokens < self.max_num_requests:
+            raise ValueError(
+                f"max_batched_tokens ({self.max_batched_tokens}) is below max_num_requests "
+                f"({self.max_num_requests}); a step could not serve every running request"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """Device memory for adapter versions."""
+
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """All settings of one engine process."""
+
+    base: BaseConfig
+    device: Device = "auto"
+    kernels: Kernels = "auto"
+    threads: int | None = None
+    max_model_len: int | None = None
+    data_dir: str = field(default_factory=lambda: str(Path.home() / ".multiflora"))
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+
+    def __post_init__(self) -> None:
+        if self.max_model_len is not None and self.max_model_len < 1:
+            raise ValueError(f"--max-model-len is {self.max_model_len}; it must be at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads is {self.threads}; it must be at least 1")

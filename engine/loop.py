@@ -1,0 +1,279 @@
+"""The engine's heartbeat: take commands, schedule, run, commit, report. One thread owns it all."""
+
+import logging
+import queue
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from multiflora.adapters.residency import Residency
+
+from .kv_blocks import BlockPool
+from .messages import (
+    Abort,
+    Command,
+    Events,
+    GetStats,
+    LoadVersion,
+    Report,
+    Shutdown,
+    Stats,
+    Submit,
+    UnloadVersion,
+    VersionFailed,
+    VersionLoaded,
+)
+from .request import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenEvent
+from .runner import Draw, Runner
+from .scheduler import ScheduledRequest, Scheduler, StepPlan
+
+logger = logging.getLogger(__name__)
+
+_IDLE_SECONDS = 0.5
+_LOADING_SECONDS = 0.002
+
+
+class EngineLoop:
+    """Commands go in through ``inbox`` from any thread; reports come out on the loop's own."""
+
+    def __init__(
+        self,
+        *,
+        info: EngineInfo,
+        eos_token_ids: Sequence[int],
+        scheduler: Scheduler,
+        pool: BlockPool,
+        residency: Residency,
+        runner: Runner,
+        report: Callable[[Report], None],
+    ) -> None:
+        self.inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self.info = info
+        self._eos_token_ids = tuple(eos_token_ids)
+        self._scheduler = scheduler
+        self._pool = pool
+        self._residency = residency
+        self._runner = runner
+        self._report = report
+        self._events: list[TokenEvent] = []
+        self._unloads: set[str] = set()
+        self._is_stopping = False
+        self._counts: Counter[str] = Counter()
+        self._finished: Counter[str] = Counter()
+        self._step_seconds = 0.0
+
+    def run(self) -> None:
+        """Turn until ``Shutdown`` arrives."""
+        try:
+            while not self._is_stopping:
+                self.turn()
+        finally:
+            self._residency.close()
+
+    def turn(self) -> None:
+        """Take all waiting commands, then run one step if there is work."""
+        self._take_commands()
+        self._take_loads()
+        if self._scheduler.has_requests:
+            self._step()
+        self._flush()
+
+    def _take_commands(self) -> None:
+        try:
+            self._handle(self.inbox.get(timeout=self._patience()))
+            while True:
+                self._handle(self.inbox.get_nowait())
+        except queue.Empty:
+            return
+
+    def _patience(self) -> float:
+        if self._scheduler.num_running:
+            return 0
+        if self._residency.is_loading or self._scheduler.has_requests:
+            return _LOADING_SECONDS
+        return _IDLE_SECONDS
+
+    def _handle(self, command: Command) -> None:
+        match command:
+            case Submit(request):
+                self._submit(request)
+            case Abort(request_id):
+                self._abort(request_id)
+            case LoadVersion(digest):
+                self._load(digest)
+            case UnloadVersion(digest):
+                self._unloads.add(digest)
+            case GetStats():
+                self._report(Stats(self.stats()))
+            case Shutdown():
+                self._is_stopping = True
+            case _:
+                logger.error("unexpected command %s", type(command).__name__)
+
+    def _submit(self, request: GenerationRequest) -> None:
+        problem = self._problem(request)
+        if problem:
+            code, message = problem
+            self._fail(request.id, code, message)
+            return
+        if not request.sampling.ignore_eos:
+            stops = dict.fromkeys((*request.sampling.stop_token_ids, *self._eos_token_ids))
+            sampling = replace(request.sampling, stop_token_ids=tuple(stops))
+            request = replace(request, sampling=sampling)
+        self._scheduler.submit(request)
+
+    def _problem(self, request: GenerationRequest) -> tuple[str, str] | None:
+        """Why a request cannot be taken. The API checks it all first; the engine trusts nobody."""
+        total = len(request.prompt) + request.sampling.max_tokens
+        if not request.prompt:
+            return "invalid_request", "the prompt is empty"
+        if total > self.info.max_model_len:
+            return (
+                "context_length_exceeded",
+                f"{len(request.prompt)} prompt tokens and {request.sampling.max_tokens} new ones "
+                f"exceed the context window of {self.info.max_model_len}",
+            )
+        stops = request.sampling.stop_token_ids
+        if not all(0 <= token < self.info.vocab_size for token in (*request.prompt, *stops)):
+            return "invalid_token", f"token ids must lie in [0, {self.info.vocab_size})"
+        if self._scheduler.get(request.id):
+            return "invalid_request", f"request id {request.id} is in use"
+        if self._scheduler.is_full:
+            return "queue_full", "the queue is full; try again later"
+        return None
+
+    def _abort(self, request_id: str) -> None:
+        request = self._scheduler.get(request_id)
+        if request:
+            self._scheduler.finish(request)
+            self._counts["aborts"] += 1
+            self._end(request_id, FinishReason.ABORT)
+
+    def _load(self, digest: str) -> None:
+        if digest in self._residency.slots:
+            self._report(VersionLoaded(digest))
+        else:
+            self._unloads.discard(digest)
+            self._residency.start_load(digest)
+
+    def _take_loads(self) -> None:
+        for result in self._residency.poll():
+            if result.error:
+                failure = VersionFailed(result.digest, result.error.code, str(result.error))
+                self._report(failure)
+            else:
+                self._report(VersionLoaded(result.digest))
+        self._unloads = {digest for digest in self._unloads if not self._residency.unload(digest)}
+
+    def _step(self) -> None:
+        started = time.perf_counter()
+        plan = self._scheduler.schedule()
+        for rejection in self._scheduler.take_rejections():
+            self._fail(rejection.request.id, rejection.error.code, str(rejection.error))
+        if not plan.items:
+            return
+        self._commit(plan, self._run(plan))
+        self._counts["steps"] += 1
+        self._step_seconds += time.perf_counter() - started
+
+    def _run(self, plan: StepPlan) -> list[Draw | None]:
+        """Draws by plan item; None for items that do not sample. Never raises."""
+        try:
+            return _spread(plan.items, self._runner.run(plan))
+        except Exception:  # the step's outer edge: find the request that breaks it
+            logger.exception("step failed; running its %d requests one by one", len(plan.items))
+        return [self._run_alone(item, plan.fresh_blocks) for item in plan.items]
+
+    def _run_alone(self, item: ScheduledRequest, fresh_blocks: tuple[int, ...]) -> Draw | None:
+        own = tuple(block for block in fresh_blocks if block in item.request.blocks)
+        try:
+            draws = self._runner.run(StepPlan((item,), own))
+        except Exception as error:  # the request's outer edge
+            logger.exception("request %s fails alone too", item.request.id)
+            return Draw(None, error)
+        return _spread((item,), draws)[0]
+
+    def _commit(self, plan: StepPlan, draws: list[Draw | None]) -> None:
+        for item, draw in zip(plan.items, draws, strict=True):
+            request = item.request
+            if draw is not None and draw.error is not None:
+                self._scheduler.finish(request)
+                self._fail(request.id, "engine_error", _public_message(draw.error))
+                continue
+            token = draw.token if draw else None
+            is_first = request.num_generated == 0
+            reason = self._scheduler.commit(item, token)
+            self._count(item, token)
+            if token is not None:
+                cached = request.num_cached if is_first else 0
+                self._emit(request.id, token, reason, cached)
+            if reason:
+                self._scheduler.finish(request)
+
+    def _count(self, item: ScheduledRequest, token: int | None) -> None:
+        self._counts["generated_tokens"] += token is not None
+        if item.start < item.request.num_prompt:
+            self._counts["prompt_tokens"] += item.count
+        if item.start == item.request.num_cached and item.start < item.request.num_prompt:
+            self._counts["cached_prompt_tokens"] += item.request.num_cached
+
+    def _emit(self, request_id: str, token: int, reason: FinishReason | None, cached: int) -> None:
+        event = TokenEvent(
+            request_id=request_id, tokens=(token,), finish_reason=reason, cached_tokens=cached
+        )
+        self._events.append(event)
+        if reason:
+            self._finished[reason.value] += 1
+
+    def _end(self, request_id: str, reason: FinishReason) -> None:
+        self._finished[reason.value] += 1
+        self._events.append(TokenEvent(request_id=request_id, finish_reason=reason))
+
+    def _fail(self, request_id: str, code: str, message: str) -> None:
+        self._finished[FinishReason.ERROR.value] += 1
+        event = TokenEvent(
+            request_id=request_id,
+            finish_reason=FinishReason.ERROR,
+            error=message,
+            error_code=code,
+        )
+        self._events.append(event)
+
+    def _flush(self) -> None:
+        if self._events:
+            events, self._events = tuple(self._events), []
+            self._report(Events(events))
+
+    def stats(self) -> EngineStats:
+        slots = self._residency.slots
+        return EngineStats(
+            steps=self._counts["steps"],
+            num_waiting=self._scheduler.num_waiting,
+            num_running=self._scheduler.num_running,
+            kv_blocks_used=self._pool.num_used,
+            kv_blocks_cached=self._pool.num_cached,
+            kv_blocks_total=self._pool.num_blocks - 1,
+            prompt_tokens=self._counts["prompt_tokens"],
+            cached_prompt_tokens=self._counts["cached_prompt_tokens"],
+            generated_tokens=self._counts["generated_tokens"],
+            preemptions=self._scheduler.num_preemptions,
+            aborts=self._counts["aborts"],
+            adapter_bytes_used=slots.used_bytes,
+            adapter_bytes_total=slots.capacity_bytes,
+            adapter_leases=slots.num_leases,
+            resident_versions=slots.digests(),
+            step_seconds=self._step_seconds,
+            requests_finished=dict(self._finished),
+        )
+
+
+def _spread(items: Sequence[ScheduledRequest], draws: Sequence[Draw]) -> list[Draw | None]:
+    """Line up the draws, which exist only for sampling items, with all items."""
+    following = iter(draws)
+    return [next(following) if item.samples else None for item in items]
+
+
+def _public_message(error: Exception) -> str:
+    """Arithmetic problems are explained; anything else may hold paths or addresses."""
+    return str(error) if isinstance(error, ArithmeticError) else "the engine failed on this request"

@@ -1,0 +1,87 @@
+"""What crosses the boundary between the API process and the engine process, as msgpack.
+
+A frame is a 4-byte big-endian length and one message. No pickle, no code, no paths from clients.
+"""
+
+from typing import Final
+
+import msgspec
+
+from .config import EngineConfig
+from .request import EngineInfo, EngineStats, GenerationRequest, TokenEvent
+
+MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
+
+
+class Configure(msgspec.Struct, frozen=True, tag=True):
+    """First message to an engine process."""
+
+    config: EngineConfig
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    request: GenerationRequest
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    request_id: str
+
+
+class LoadVersion(msgspec.Struct, frozen=True, tag=True):
+    """Bring the stored version ``digest`` into memory ahead of its first request."""
+
+    digest: str
+
+
+class UnloadVersion(msgspec.Struct, frozen=True, tag=True):
+    """Drop a version once no lease is left."""
+
+    digest: str
+
+
+class GetStats(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    info: EngineInfo
+
+
+class StartFailed(msgspec.Struct, frozen=True, tag=True):
+    code: str
+    message: str
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """A line about what a starting engine is doing; ``fraction`` is between 0 and 1."""
+
+    stage: str
+    fraction: float
+
+
+class Events(msgspec.Struct, frozen=True, tag=True):
+    """All token events of one step."""
+
+    events: tuple[TokenEvent, ...]
+
+
+class VersionLoaded(msgspec.Struct, frozen=True, tag=True):
+    digest: str
+
+
+class VersionFailed(msgspec.Struct, frozen=True, tag=True):
+    digest: str
+    code: str
+    message: str
+
+
+class Stats(msgspec.Struct, frozen=True, tag=True):
+    stats: EngineStats
+
+
+Command = Configure | Submit | Abort | LoadVersion | UnloadVersion | GetStats | Shutdown
+Report = Ready | StartFailed | Progress | Events | VersionLoaded | VersionFailed | Stats

@@ -1,0 +1,102 @@
+"""`ModelConfig`: everything the decoder needs to know about a base. Imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from multiflora.adapters.target import Projection, TargetModule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeConfig:
+    """Rotary embedding and its context-extension variant, in the words of Hugging Face configs."""
+
+    theta: float = 10_000.0
+    kind: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
+    factor: float = 1.0
+    original_max_position: int | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """One pre-norm decoder with grouped-query attention and a gated MLP."""
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    max_position: int
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    tie_embeddings: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    # One entry per layer: the number of positions a query sees, or None for all of them.
+    windows: tuple[int | None, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    checkpoint_dtype: str = "bfloat16"
+    # The checkpoint is already in bitsandbytes' NF4.
+    prequantized: bool = False
+
+    @property
+    def q_size(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def max_context(self) -> int:
+        """The longest context that can be asked for: what rope scaling reaches, if that is more.
+
+        Checkpoints differ in whether ``max_position`` already includes the factor.
+        """
+        if self.rope.kind not in ("linear", "dynamic", "yarn"):
+            return self.max_position
+        original = self.rope.original_max_position or self.max_position
+        return max(self.max_position, int(original * self.rope.factor))
+
+    def projections(self) -> tuple[Projection, ...]:
+        """All stacked matmuls, layer by layer, with the PEFT paths of their slices."""
+        return tuple(p for layer in range(self.num_layers) for p in self._layer(layer))
+
+    def _layer(self, layer: int) -> tuple[Projection, ...]:
+        attention = f"model.layers.{layer}.self_attn"
+        mlp = f"model.layers.{layer}.mlp"
+        hidden, inner = self.hidden_size, self.intermediate_size
+        return (
+            Projection(
+                layer,
+                "qkv",
+                (
+                    TargetModule(f"{attention}.q_proj", self.q_size, hidden),
+                    TargetModule(f"{attention}.k_proj", self.kv_size, hidden),
+                    TargetModule(f"{attention}.v_proj", self.kv_size, hidden),
+                ),
+            ),
+            Projection(layer, "o", (TargetModule(f"{attention}.o_proj", hidden, self.q_size),)),
+            Projection(
+                layer,
+                "gate_up",
+                (
+                    TargetModule(f"{mlp}.gate_proj", inner, hidden),
+                    TargetModule(f"{mlp}.up_proj", inner, hidden),
+                ),
+            ),
+            Projection(layer, "down", (TargetModule(f"{mlp}.down_proj", hidden, inner),)),
+        )

@@ -1,0 +1,109 @@
+"""One pre-norm decoder for every family: grouped-query attention, gated MLP, flags in `ModelConfig`.
+
+Everything a layer needs arrives as an argument; there is no global forward context.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from multiflora.adapters.linear import AdaptedLinear
+from multiflora.kernels.ops import LoraTable, Ops
+
+from ..forward_batch import ForwardBatch
+from .config import ModelConfig
+from .weights import BaseWeights, LayerWeights
+
+KvCache = tuple[Tensor, Tensor]  # keys and values of one layer, each [num_blocks, P, G, D]
+
+
+class Decoder:
+    """Token ids to hidden states to logits, through one backend."""
+
+    def __init__(
+        self, config: ModelConfig, weights: BaseWeights, ops: Ops, tables: Sequence[LoraTable]
+    ) -> None:
+        self._config = config
+        self._weights = weights
+        self._ops = ops
+        per_layer = len(tables) // config.num_layers
+        self._layers = [
+            DecoderLayer(config, index, layer, ops, tables[index * per_layer :][:per_layer])
+            for index, layer in enumerate(weights.layers)
+        ]
+
+    def forward(self, batch: ForwardBatch, caches: Sequence[KvCache]) -> Tensor:
+        """Hidden states after the last norm, [T, H]; keys and values are written to ``caches``."""
+        residual = self._ops.embedding(batch.ids, self._weights.embedding)
+        x = self._ops.rms_norm(residual, self._layers[0].input_norm, self._config.norm_eps)
+        for layer, cache in zip(self._layers, caches, strict=True):
+            x, residual = layer.forward(x, residual, batch, cache)
+            following = layer.index + 1
+            weight = (
+                self._layers[following].input_norm
+                if following < len(self._layers)
+                else self._weights.norm
+            )
+            x, residual = self._ops.add_rms_norm(x, residual, weight, self._config.norm_eps)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 [B, V] from hidden states [B, H]."""
+        return self._ops.linear(hidden, self._weights.head, None, None).float()
+
+
+class DecoderLayer:
+    """Attention and MLP; the norms around them are applied by whoever adds the residual."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        index: int,
+        weights: LayerWeights,
+        ops: Ops,
+        tables: Sequence[LoraTable],
+    ) -> None:
+        self.index = index
+        self.input_norm = weights.input_norm
+        self._config = config
+        self._ops = ops
+        self._weights = weights
+        self._window = config.windows[index] if config.windows else None
+        qkv, o, gate_up, down = tables
+        self._qkv = AdaptedLinear(ops, weights.qkv, weights.qkv_bias, qkv)
+        self._o = AdaptedLinear(ops, weights.o, weights.o_bias, o)
+        self._gate_up = AdaptedLinear(ops, weights.gate_up, weights.gate_up_bias, gate_up)
+        self._down = AdaptedLinear(ops, weights.down, weights.down_bias, down)
+
+    def forward(
+        self, x: Tensor, residual: Tensor, batch: ForwardBatch, cache: KvCache
+    ) -> tuple[Tensor, Tensor]:
+        """Normed input and residual [T, H] -> what to add next, and the residual so far."""
+        attended = self._attend(x, batch, cache)
+        x, residual = self._ops.add_rms_norm(
+            attended, residual, self._weights.post_attention_norm, self._config.norm_eps
+        )
+        gate_up = self._gate_up(x, batch.segments)
+        return self._down(self._ops.silu_mul(gate_up), batch.segments), residual
+
+    def _attend(self, x: Tensor, batch: ForwardBatch, cache: KvCache) -> Tensor:
+        config, ops = self._config, self._ops
+        q, k, v = self._split(self._qkv(x, batch.segments))
+        if self._weights.q_norm is not None and self._weights.k_norm is not None:
+            q = ops.rms_norm(q, self._weights.q_norm, config.norm_eps)
+            k = ops.rms_norm(k, self._weights.k_norm, config.norm_eps)
+        q, k = ops.rotate(q, batch.cos, batch.sin), ops.rotate(k, batch.cos, batch.sin)
+        ops.write_kv(k, v, *cache, batch.cache_rows)
+        plan = batch.attention[self._window]
+        attended = ops.paged_attention(q, *cache, plan, config.head_dim**-0.5)
+        return self._o(attended.flatten(1), batch.segments)
+
+    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        config = self._config
+        q, k, v = qkv.split((config.q_size, config.kv_size, config.kv_size), dim=-1)
+        heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_dim
+        return (
+            q.reshape(-1, heads, size),
+            k.reshape(-1, kv_heads, size),
+            v.reshape(-1, kv_heads, size),
+        )

@@ -1,0 +1,141 @@
+"""What a client asks the engine for, and what it hears back. Plain data: knows no text, no HTTP."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a request ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are drawn.
+
+    ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 switch those filters off. ``seed`` and
+    the position alone determine each draw. The end-of-turn tokens of the model always stop a
+    request unless ``ignore_eos``; neither they nor ``stop_token_ids`` count before ``min_tokens``.
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _check("max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1")
+        _check("min_tokens", self.min_tokens, self.min_tokens >= 0, "at least 0")
+        _check("temperature", self.temperature, 0 <= self.temperature <= 2, "between 0 and 2")
+        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
+        _check("top_k", self.top_k, self.top_k >= 0, "at least 0 (0 is off)")
+        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1")
+        repetition = self.repetition_penalty
+        _check("repetition_penalty", repetition, 0 < repetition <= 10, "above 0 and at most 10")
+        for name in ("frequency_penalty", "presence_penalty"):
+            _check(name, getattr(self, name), -2 <= getattr(self, name) <= 2, "between -2 and 2")
+        _check("seed", self.seed, -(2**63) <= self.seed < 2**63, "a 64-bit integer")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0
+
+
+def _check(name: str, value: float, is_valid: bool, rule: str) -> None:
+    if not is_valid:
+        raise ValueError(f"{name} is {value}; it must be {rule}")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterShare:
+    """One version in a blend: its digest and its weight."""
+
+    digest: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One sequence to continue.
+
+    ``adapters`` is empty for the base; several shares are a blend. ``cache_salt`` separates tenants
+    in the prefix cache.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    adapters: tuple[AdapterShare, ...] = ()
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenEvent:
+    """New tokens of one request, in order; the last event carries ``finish_reason``.
+
+    ``cached_tokens`` counts prompt tokens taken from the prefix cache. ``error`` and ``error_code``
+    are set when the reason is ``error``.
+    """
+
+    request_id: str
+    tokens: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+    error: str | None = None
+    error_code: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What an engine says about itself once it is ready."""
+
+    model: str
+    family: str
+    base_digest: str
+    max_model_len: int
+    vocab_size: int
+    device: str
+    kernels: str
+    dtype: str
+    quantization: str
+    num_kv_blocks: int
+    block_size: int
+    base_bytes: int
+    kv_cache_bytes: int
+    adapter_bytes: int
+    load_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Counters and gauges of one engine, since its start."""
+
+    steps: int = 0
+    num_waiting: int = 0
+    num_running: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_cached: int = 0
+    kv_blocks_total: int = 0
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    aborts: int = 0
+    adapter_bytes_used: int = 0
+    adapter_bytes_total: int = 0
+    adapter_leases: int = 0
+    resident_versions: tuple[str, ...] = ()
+    step_seconds: float = 0.0
+    requests_finished: dict[str, int] = field(default_factory=dict)

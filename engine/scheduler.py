@@ -1,0 +1,288 @@
+"""Which requests run in the next step, and how many tokens each. Pure Python; imports no torch.
+
+Running requests come first, in the order of their admission: one token each for those that decode,
+then prefill chunks within the token budget. When blocks run out, the request admitted last gives
+its blocks back and is recomputed later; the one admitted first always advances, so nobody is
+starved by preemption.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.slots import Readiness
+
+from .active_request import ActiveRequest
+from .config import SchedulerConfig
+from .fairness import FairQueue
+from .kv_blocks import BlockPool
+from .request import FinishReason, GenerationRequest
+
+
+class AdapterMemory(Protocol):
+    """What the scheduler needs of the versions in device memory."""
+
+    def prepare(self, digests: Iterable[str]) -> Readiness:
+        """Whether all are resident; starts what is missing. Raises ``AdapterRejected``."""
+        ...
+
+    def lease(self, digests: Iterable[str]) -> None: ...
+
+    def release(self, digests: Iterable[str]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRequest:
+    """Tokens ``[start, start + count)`` of one request; ``samples`` if its last is among them."""
+
+    request: ActiveRequest
+    start: int
+    count: int
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one forward pass does. ``fresh_blocks`` hold stale data and must be zeroed first."""
+
+    items: tuple[ScheduledRequest, ...]
+    fresh_blocks: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(item.count for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A waiting request that can never run."""
+
+    request: ActiveRequest
+    error: AdapterRejected
+
+
+class Scheduler:
+    """Owns every request from submission to its end."""
+
+    def __init__(self, config: SchedulerConfig, pool: BlockPool, memory: AdapterMemory) -> None:
+        self._config = config
+        self._pool = pool
+        self._memory = memory
+        self._waiting = FairQueue()
+        self._running: list[ActiveRequest] = []
+        self._requests: dict[str, ActiveRequest] = {}
+        self._fresh_blocks: list[int] = []
+        self._rejections: list[Rejection] = []
+        self._step = 0
+        self._arrivals = 0
+        self._last_preemption = 0
+        self.num_preemptions = 0
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def has_requests(self) -> bool:
+        return bool(self._requests)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._waiting) >= self._config.max_queued_requests
+
+    def get(self, request_id: str) -> ActiveRequest | None:
+        return self._requests.get(request_id)
+
+    def submit(self, request: GenerationRequest) -> ActiveRequest:
+        """Queue a request that fits the context window; its id must be new."""
+        assert request.id not in self._requests
+        active = ActiveRequest(request, self._arrivals)
+        self._arrivals += 1
+        active.waiting_since = self._step
+        self._requests[request.id] = active
+        self._waiting.add(active)
+        return active
+
+    def finish(self, request: ActiveRequest) -> None:
+        """End a request wherever it is, and free everything it holds."""
+        del self._requests[request.id]
+        if request in self._running:
+            self._running.remove(request)
+            self._free(request)
+        else:
+            self._waiting.remove(request)
+
+    def take_rejections(self) -> list[Rejection]:
+        """Waiting requests whose adapter could not be loaded; already removed."""
+        rejections, self._rejections = self._rejections, []
+        for rejection in rejections:
+            self.finish(rejection.request)
+        return rejections
+
+    def schedule(self) -> StepPlan:
+        """Plan one step; the plan is empty if nothing can run yet."""
+        self._step += 1
+        self._fresh_blocks = []
+        budget = self._config.max_batched_tokens
+        counts: dict[str, int] = {}
+        for request in self._by_phase():
+            count = min(request.num_pending, budget)
+            if count and request in self._running and self._reserve(request, count, counts):
+                counts[request.id] = count
+                budget -= count
+        if self._step != self._last_preemption:
+            self._admit(budget, counts)
+        return self._plan(counts)
+
+    def _by_phase(self) -> Iterator[ActiveRequest]:
+        """Decoding requests before prefilling ones; each in the order of admission."""
+        running = list(self._running)
+        yield from (request for request in running if request.num_pending == 1)
+        yield from (request for request in running if request.num_pending > 1)
+
+    def _reserve(self, request: ActiveRequest, count: int, counts: dict[str, int]) -> bool:
+        """Give ``request`` blocks for ``count`` more tokens, preempting later ones if need be."""
+        needed = self._missing_blocks(request, count)
+        while needed > self._pool.num_free:
+            victim = self._running[-1]
+            self._preempt(victim)
+            counts.pop(victim.id, None)
+            if victim is request:
+                return False
+        self._grow(request, needed)
+        return True
+
+    def _missing_blocks(self, request: ActiveRequest, count: int) -> int:
+        return self._blocks_for(request.num_computed + count) - len(request.blocks)
+
+    def _blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._pool.block_size)
+
+    def _grow(self, request: ActiveRequest, num_blocks: int) -> None:
+        if num_blocks > 0:
+            blocks = self._pool.allocate(num_blocks)
+            assert blocks is not None
+            request.blocks += blocks
+            self._fresh_blocks += blocks
+
+    def _preempt(self, request: ActiveRequest) -> None:
+        self._running.remove(request)
+        self._free(request)
+        request.num_computed = 0
+        request.waiting_since = self._step
+        self._waiting.add(request, first=True)
+        self._last_preemption = self._step
+        self.num_preemptions += 1
+
+    def _free(self, request: ActiveRequest) -> None:
+        freed = set(request.blocks)
+        self._fresh_blocks = [block for block in self._fresh_blocks if block not in freed]
+        self._pool.release(request.blocks)
+        request.blocks = []
+        self._memory.release(request.digests)
+
+    def _admit(self, budget: int, counts: dict[str, int]) -> None:
+        blocked: dict[str, Readiness] = {}
+        while budget > 0 and len(self._running) < self._config.max_num_requests:
+            request = self._next(blocked)
+            if request is None:
+                return
+            readiness = self._prepare(request)
+            if readiness is not Readiness.READY:
+                blocked[request.fairness_key] = readiness
+                continue
+            if not self._place(request):
+                return
+            count = min(request.num_pending, budget)
+            self._grow(request, self._missing_blocks(request, count))
+            counts[request.id] = count
+            budget -= count
+
+    def _next(self, blocked: dict[str, Readiness]) -> ActiveRequest | None:
+        """The next request to admit; one that has waited too long for room excludes all others."""
+        oldest = self._waiting.oldest()
+        if oldest and self._step - oldest.waiting_since > self._config.starvation_steps:
+            readiness = blocked.get(oldest.fairness_key)
+            if readiness is not Readiness.LOADING:
+                return oldest if readiness is None else None
+        heads = self._waiting.candidates()
+        return next((r for r in heads if r.fairness_key not in blocked), None)
+
+    def _prepare(self, request: ActiveRequest) -> Readiness:
+        try:
+            return self._memory.prepare(request.digests)
+        except AdapterRejected as error:
+            self._rejections.append(Rejection(request, error))
+            return Readiness.LOADING
+
+    def _place(self, request: ActiveRequest) -> bool:
+        """Move a waiting request to the running ones if all its tokens so far have room."""
+        cached = self._cached_blocks(request)
+        needed = self._blocks_for(len(request.tokens)) - len(cached)
+        self._pool.share(cached)
+        if needed > self._pool.num_free:
+            self._pool.release(cached)
+            return False
+        request.blocks = cached
+        request.num_computed = len(cached) * self._pool.block_size
+        if not request.num_generated:
+            request.num_cached = request.num_computed
+        self._memory.lease(request.digests)
+        self._waiting.remove(request)
+        self._running.append(request)
+        return True
+
+    def _cached_blocks(self, request: ActiveRequest) -> list[int]:
+        """Blocks of the longest cached prefix that leaves at least one token to compute."""
+        block_size = self._pool.block_size
+        usable = (len(request.tokens) - 1) // block_size
+        return self._pool.match(request.full_block_keys(block_size)[:usable])
+
+    def _plan(self, counts: dict[str, int]) -> StepPlan:
+        items = [
+            ScheduledRequest(
+                request,
+                request.num_computed,
+                counts[request.id],
+                samples=counts[request.id] == request.num_pending,
+            )
+            for request in self._running
+            if request.id in counts
+        ]
+        # Rows of one version lie side by side, so that segments are few; the base comes last.
+        items.sort(key=lambda item: _segment_key(item.request))
+        return StepPlan(tuple(items), tuple(self._fresh_blocks))
+
+    def commit(self, item: ScheduledRequest, token: int | None) -> FinishReason | None:
+        """Take in the result of one planned item; returns why the request ends, if it does."""
+        request = item.request
+        request.num_computed += item.count
+        self._waiting.charge(request, item.count)
+        if token is not None:
+            request.tokens.append(token)
+        self._register_blocks(request, item.start)
+        return None if token is None else finish_reason(request, token)
+
+    def _register_blocks(self, request: ActiveRequest, start: int) -> None:
+        block_size = self._pool.block_size
+        keys = request.full_block_keys(block_size)
+        for index in range(start // block_size, request.num_computed // block_size):
+            self._pool.register(request.blocks[index], keys[index])
+
+
+def finish_reason(request: ActiveRequest, token: int) -> FinishReason | None:
+    """Whether ``token``, just appended, ends the request."""
+    sampling = request.request.sampling
+    if request.num_generated >= sampling.min_tokens and token in sampling.stop_token_ids:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if request.num_generated >= sampling.max_tokens else None
+
+
+def _segment_key(request: ActiveRequest) -> tuple[bool, tuple[tuple[str, float], ...]]:
+    shares = request.request.adapters
+    return (not shares, tuple((share.digest, share.weight) for share in shares))

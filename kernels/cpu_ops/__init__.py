@@ -1,0 +1,34 @@
+"""The CPU backend: batch-invariant, so a request's bits never depend on its neighbours.
+
+Matmuls run in row blocks of one fixed size; attention runs one query token per batch item, over a
+key range that depends on that token's own position alone.
+"""
+
+from ..torch_ops.kv_cache import write_kv
+from ..torch_ops.lookup import embedding
+from ..torch_ops.rotary import rotate
+from .activation import silu_mul
+from .attention import paged_attention, plan_attention
+from .lora_linear import linear
+from .nf4 import has_fast_bfloat16, pack_nf4, unpack_nf4
+from .norm import add_rms_norm, rms_norm
+
+NAME = "cpu"
+BATCH_INVARIANT = True
+
+__all__ = [
+    "BATCH_INVARIANT",
+    "NAME",
+    "add_rms_norm",
+    "embedding",
+    "has_fast_bfloat16",
+    "linear",
+    "pack_nf4",
+    "paged_attention",
+    "plan_attention",
+    "rms_norm",
+    "rotate",
+    "silu_mul",
+    "unpack_nf4",
+    "write_kv",
+]

@@ -1,0 +1,29 @@
+"""The plain backend: readable PyTorch on any device, differentiable, the oracle of every test."""
+
+from .activation import silu_mul
+from .attention import paged_attention, plan_attention
+from .kv_cache import write_kv
+from .lookup import embedding
+from .lora_linear import linear
+from .nf4 import pack_nf4, unpack_nf4
+from .norm import add_rms_norm, rms_norm
+from .rotary import rotate
+
+NAME = "torch"
+BATCH_INVARIANT = False
+
+__all__ = [
+    "BATCH_INVARIANT",
+    "NAME",
+    "add_rms_norm",
+    "embedding",
+    "linear",
+    "pack_nf4",
+    "paged_attention",
+    "plan_attention",
+    "rms_norm",
+    "rotate",
+    "silu_mul",
+    "unpack_nf4",
+    "write_kv",
+]

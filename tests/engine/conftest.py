@@ -1,0 +1,132 @@
+"""An engine in this process, driven step by step, over the tiny models."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from multiflora.adapters.intake import import_adapter
+from multiflora.adapters.store import AdapterStore
+from multiflora.engine.assembly import build_engine
+from multiflora.engine.config import (
+    BaseConfig,
+    CacheConfig,
+    EngineConfig,
+    SchedulerConfig,
+)
+from multiflora.engine.loop import EngineLoop
+from multiflora.engine.messages import Command, Events, Report, Submit
+from multiflora.engine.models.registry import load_model_config
+from multiflora.engine.request import (
+    AdapterShare,
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    TokenEvent,
+)
+
+
+@dataclass
+class Bench:
+    """A loop and what it reported so far."""
+
+    loop: EngineLoop
+    digests: dict[str, str]
+    reports: list[Report]
+    answers: dict[str, list[int]] = field(default_factory=dict)
+    reasons: dict[str, FinishReason] = field(default_factory=dict)
+    errors: dict[str, TokenEvent] = field(default_factory=dict)
+
+    def send(self, *commands: Command) -> None:
+        for command in commands:
+            self.loop.inbox.put(command)
+
+    def turn(self) -> None:
+        """One turn of the loop; collects what it reports."""
+        self.loop.turn()
+        for report in self.reports:
+            for event in report.events if isinstance(report, Events) else ():
+                self.answers.setdefault(event.request_id, []).extend(event.tokens)
+                if event.finish_reason:
+                    self.reasons[event.request_id] = event.finish_reason
+                if event.error:
+                    self.errors[event.request_id] = event
+        self.reports.clear()
+
+    def run(self, requests: Iterable[GenerationRequest], max_turns: int = 5000) -> None:
+        """Submit all, then turn until each has ended."""
+        requests = list(requests)
+        self.send(*(Submit(request) for request in requests))
+        for _ in range(max_turns):
+            if all(request.id in self.reasons for request in requests):
+                return
+            self.turn()
+        raise AssertionError("requests did not end")
+
+    def request(
+        self,
+        name: str | None,
+        prompt: Sequence[int],
+        *,
+        id: str | None = None,
+        max_tokens: int = 8,
+        **sampling: object,
+    ) -> GenerationRequest:
+        """A greedy request for the adapter ``name``, or for the base."""
+        settings = {"temperature": 0.0, "ignore_eos": True, **sampling}
+        return GenerationRequest(
+            id=id or f"{name}-{len(prompt)}",
+            prompt=tuple(prompt),
+            sampling=SamplingParams(max_tokens=max_tokens, **settings),  # type: ignore[arg-type]
+            adapters=(AdapterShare(self.digests[name]),) if name else (),
+        )
+
+
+@pytest.fixture
+def make_bench(
+    model_folder: Callable[..., Path],
+    adapter_folders: Callable[[str], dict[str, Path]],
+    tmp_path: Path,
+) -> Iterable[Callable[..., Bench]]:
+    """``make_bench(family, dtype=..., quantization=..., cache=..., scheduler=...)``."""
+    made: list[Bench] = []
+
+    def make(
+        family: str = "llama",
+        *,
+        dtype: str = "float32",
+        quantization: str = "nf4",
+        kernels: str = "auto",
+        cache: CacheConfig | None = None,
+        scheduler: SchedulerConfig | None = None,
+        changes: dict[str, Any] | None = None,
+        max_model_len: int | None = None,
+    ) -> Bench:
+        folder = model_folder(family, **(changes or {}))
+        base = BaseConfig(model=str(folder), dtype=dtype, quantization=quantization)  # type: ignore[arg-type]
+        config = EngineConfig(
+            base=base,
+            device="cpu",
+            kernels=kernels,  # type: ignore[arg-type]
+            data_dir=str(tmp_path),
+            max_model_len=max_model_len,
+            cache=cache or CacheConfig(memory_bytes=8 << 20),
+            scheduler=scheduler or SchedulerConfig(),
+        )
+        projections = load_model_config(folder).projections()
+        store = AdapterStore(tmp_path)
+        digests = {
+            name: import_adapter(path, projections=projections, store=store)
+            for name, path in adapter_folders(family).items()
+        }
+        reports: list[Report] = []
+        bench = Bench(build_engine(config, reports.append), digests, reports)
+        reports.clear()
+        made.append(bench)
+        return bench
+
+    yield make
+    for bench in made:
+        bench.loop._residency.close()

@@ -1,0 +1,148 @@
+"""Our tokenizer gives the ids and texts of transformers' fast tokenizer."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer as FastTokenizer
+
+from multiflora.engine.errors import InvalidCheckpoint
+from multiflora.engine.text.tokenizer import load_tokenizer
+
+TEXTS = [
+    "",
+    " ",
+    "Hello world",
+    "  two leading spaces and a tail  ",
+    "line\nbreaks\n\n\tand tabs",
+    "Grüße, 你好, 🙂👩‍👩‍👧",
+    "<|user|>hi</s>there<s>",
+    "a" * 300,
+    "3.14159 + 2 == 5?",
+]
+NAMED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+DEMO = Path(__file__).parents[3] / "engine" / "demo" / "base"
+
+
+def assert_equals_transformers(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    oracle = AutoTokenizer.from_pretrained(folder)
+    ours = load_tokenizer(folder)
+    for text in TEXTS:
+        for add in (True, False):
+            expected = oracle.encode(text, add_special_tokens=add)
+            assert ours.encode(text, add_special_tokens=add) == expected, text
+        for skip in (True, False):
+            assert ours.decode(expected, skip_special_tokens=skip) == oracle.decode(
+                expected, skip_special_tokens=skip
+            )
+    assert ours.vocab_size == len(oracle)
+    assert ours.bos_token == oracle.bos_token
+    assert ours.eos_token == oracle.eos_token
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"add_bos_token": True},
+        {"add_bos_token": True, "add_eos_token": True},
+        {"add_bos_token": False, "add_eos_token": False},
+    ],
+    ids=["post_processor_of_file", "bos", "bos_and_eos", "neither"],
+)
+def test_ids_equal_transformers(fast_tokenizer, write_folder, config):
+    fast_tokenizer.add_special_tokens(["<|user|>"])
+    assert_equals_transformers(write_folder(fast_tokenizer, **NAMED, **config))
+
+
+def test_tokens_that_only_the_config_names_are_added(byte_level, write_folder):
+    folder = write_folder(
+        byte_level,
+        **NAMED,
+        pad_token={
+            "__type": "AddedToken",
+            "content": "<pad>",
+            "single_word": False,
+            "normalized": False,
+            "lstrip": True,
+            "rstrip": False,
+            "special": True,
+        },
+        additional_special_tokens=["<|tool|>", "<|user|>"],
+    )
+
+    assert_equals_transformers(folder)
+    tokenizer = load_tokenizer(folder)
+    assert {tokenizer.token_id("<pad>"), tokenizer.token_id("<|tool|>")} <= tokenizer.special_ids
+
+
+def test_added_tokens_decoder_of_the_config_is_honoured(byte_level, write_folder):
+    size = byte_level.get_vocab_size()
+    added = {
+        str(size + 1): {"content": "<b>", "special": False, "normalized": False},
+        str(size): {"content": "<a>", "special": True},
+    }
+
+    assert_equals_transformers(write_folder(byte_level, **NAMED, added_tokens_decoder=added))
+
+
+def test_special_tokens_map_fills_what_the_config_lacks(byte_level, write_folder):
+    folder = write_folder(byte_level)
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "</s>"}))
+
+    assert load_tokenizer(folder).eos_token == "</s>"
+
+
+@pytest.mark.skipif(not (DEMO / "tokenizer.json").is_file(), reason="the demo base is not there")
+def test_demo_base_equals_transformers():
+    assert_equals_transformers(DEMO)
+
+
+def test_truncation_and_padding_of_the_file_are_ignored(byte_level, write_folder):
+    byte_level = FastTokenizer.from_str(byte_level.to_str())
+    byte_level.enable_truncation(4)
+    byte_level.enable_padding(length=64)
+    folder = write_folder(byte_level)
+
+    assert 4 < len(load_tokenizer(folder).encode("The quick brown fox jumps")) < 64
+
+
+def test_no_text_has_more_tokens_per_character_than_the_bound(fast_tokenizer, write_folder):
+    tokenizer = load_tokenizer(write_folder(fast_tokenizer))
+
+    for text in TEXTS:
+        assert len(text) <= tokenizer.longest_token_chars * max(1, len(tokenizer.encode(text)))
+
+
+def test_a_folder_without_tokenizer_json_names_the_remedy(tmp_path):
+    (tmp_path / "tokenizer.model").touch()
+
+    with pytest.raises(
+        InvalidCheckpoint, match=r"no tokenizer\.json .*only tokenizer\.model.*copy"
+    ):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_malformed_files_are_named(byte_level, write_folder, name):
+    folder = write_folder(byte_level)
+    (folder / name).write_text("{ not json")
+
+    with pytest.raises(InvalidCheckpoint, match=name):
+        load_tokenizer(folder)
+
+
+def test_templates_are_read_by_name(byte_level, write_folder):
+    folder = write_folder(
+        byte_level,
+        chat_template=[
+            {"name": "default", "template": "old"},
+            {"name": "tool_use", "template": "tools"},
+        ],
+    )
+    (folder / "chat_template.jinja").write_text("new")
+
+    templates = load_tokenizer(folder).folder.chat_templates
+    assert templates == {"default": "new", "tool_use": "tools"}
