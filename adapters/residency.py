@@ -1,6 +1,6 @@
 """Versions on their way into device memory, and the tables that kernels read them from."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -78,9 +78,7 @@ class Residency:
                 self.start_load(digest)
         if any(digest in self._loads for digest in wanted):
             return Readiness.LOADING
-        waiting = [digest for digest in wanted if digest in self._loaded]
-        with _Held(self.slots, [digest for digest in wanted if digest in self.slots]):
-            placed = [self._place(digest) for digest in waiting]
+        placed = [self._place(digest, keep=wanted) for digest in wanted if digest in self._loaded]
         return Readiness.READY if all(placed) else Readiness.NO_ROOM
 
     def start_load(self, digest: str) -> None:
@@ -148,9 +146,9 @@ class Residency:
             self._place(digest)
         return LoadResult(digest, self._errors.get(digest))
 
-    def _place(self, digest: str) -> bool:
+    def _place(self, digest: str, *, keep: Collection[str] = ()) -> bool:
         version = self._loaded[digest]
-        placement = self.slots.place(digest, version.num_bytes)
+        placement = self.slots.place(digest, version.num_bytes, keep=keep)
         if placement is None:
             return False
         del self._loaded[digest]
@@ -164,19 +162,3 @@ class Residency:
         for table in self.tables:
             table.extend([None] * (slot + 1 - len(table)))
             table[slot] = None
-
-
-class _Held:
-    """Keeps resident versions from being evicted for another version of the same request."""
-
-    def __init__(self, slots: SlotTable, digests: Sequence[str]) -> None:
-        self._slots = slots
-        self._digests = digests
-
-    def __enter__(self) -> None:
-        for digest in self._digests:
-            self._slots.lease(digest)
-
-    def __exit__(self, *_: object) -> None:
-        for digest in self._digests:
-            self._slots.release(digest)

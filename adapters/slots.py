@@ -5,6 +5,7 @@ when no lease is left; the least recently used idle version goes first.
 """
 
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
@@ -55,10 +56,13 @@ class SlotTable:
     def num_leases(self) -> int:
         return sum(occupant.leases for occupant in self._occupants.values())
 
-    def place(self, digest: str, num_bytes: int) -> Placement | None:
-        """Give ``digest`` a slot, evicting idle versions; None while leases leave no room."""
+    def place(self, digest: str, num_bytes: int, *, keep: Collection[str] = ()) -> Placement | None:
+        """Give ``digest`` a slot, evicting idle versions; None while leases leave no room.
+
+        Versions in ``keep`` stay too: the other parents of a blend must not make room for this one.
+        """
         assert digest not in self._occupants
-        evicted = self._choose_victims(num_bytes)
+        evicted = self._choose_victims(num_bytes, keep)
         if evicted is None:
             return None
         for victim in evicted:
@@ -68,13 +72,13 @@ class SlotTable:
         self.used_bytes += num_bytes
         return Placement(slot, evicted)
 
-    def _choose_victims(self, num_bytes: int) -> tuple[str, ...] | None:
+    def _choose_victims(self, num_bytes: int, keep: Collection[str]) -> tuple[str, ...] | None:
         missing = self.used_bytes + num_bytes - self.capacity_bytes
         victims = []
         for digest, occupant in self._occupants.items():
             if missing <= 0:
                 break
-            if not occupant.leases:
+            if not occupant.leases and digest not in keep:
                 victims.append(digest)
                 missing -= occupant.num_bytes
         return tuple(victims) if missing <= 0 else None

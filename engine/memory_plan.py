@@ -117,16 +117,15 @@ def available_memory(cgroup: Path = CGROUP) -> int:
     """Host bytes that can be allocated, within the container's limit if there is one."""
     free = psutil.virtual_memory().available
     try:
-        limit = (cgroup / "memory.max").read_text().strip()
+        # An unlimited container says "max", which is no number.
+        limit = int((cgroup / "memory.max").read_text())
         used = int((cgroup / "memory.current").read_text())
         stats = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return free
-    if limit == "max":
-        return free
     # The page cache is charged to the container but given back on demand.
     reclaimable = int(stats.get("inactive_file", 0)) + int(stats.get("active_file", 0))
-    return max(0, min(free, int(limit) - used + reclaimable))
+    return max(0, min(free, limit - used + reclaimable))
 
 
 def has_fast_bfloat16(cpu_info: Path = CPU_INFO) -> bool:

@@ -1,0 +1,63 @@
+"""One flat buffer holds every factor at its real rank."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from multiflora.adapters.flat_buffer import factor_views, fill_buffer
+from multiflora.adapters.folder import AdapterFolder
+from multiflora.adapters.intake import inspect_adapter
+from multiflora.adapters.layout import ALIGNMENT, plan_layout
+from multiflora.adapters.target import Projection
+
+MODULES = ("q_proj", "v_proj", "up_proj", "down_proj")
+
+
+def test_views_reproduce_every_tensor(
+    write_adapter: Callable[..., Path], projections: tuple[Projection, ...]
+) -> None:
+    folder = write_adapter(modules=MODULES, rank=5)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    modules = inspect_adapter(AdapterFolder(folder), projections)
+    layout = plan_layout(projections, modules)
+    buffer = fill_buffer(layout, tensors.__getitem__, torch.float32)
+    views = factor_views(layout, buffer)
+    seen = 0
+    for planned in layout.projections:
+        factors = views[planned.index]
+        for part, view in zip(planned.parts, factors.parts, strict=True):
+            a = factors.a[view.first_rank : view.first_rank + 5]
+            assert torch.equal(a, tensors[part.module.a_name])
+            assert torch.equal(view.b, tensors[part.module.b_name].T)
+            assert view.scale == 8 / 5
+            assert view.b.data_ptr() >= buffer.data_ptr(), "a view, not a copy"
+            seen += 1
+    assert seen == len(modules) == 2 * len(MODULES)
+
+
+def test_columns_follow_the_stacked_projection(
+    write_adapter: Callable[..., Path], projections: tuple[Projection, ...]
+) -> None:
+    modules = inspect_adapter(AdapterFolder(write_adapter(modules=MODULES)), projections)
+    qkv = plan_layout(projections, modules).projections[0]
+    assert [(part.first_rank, part.first_column, part.width) for part in qkv.parts] == [
+        (0, 0, 64),
+        (4, 96, 32),
+    ]
+
+
+def test_nothing_is_padded_but_the_start_of_a_matrix(
+    write_adapter: Callable[..., Path], projections: tuple[Projection, ...]
+) -> None:
+    modules = inspect_adapter(AdapterFolder(write_adapter(modules=MODULES, rank=1)), projections)
+    layout = plan_layout(projections, modules)
+    starts = [p.a_offset for p in layout.projections]
+    starts += [part.b_offset for p in layout.projections for part in p.parts]
+    assert all(start % ALIGNMENT == 0 for start in starts)
+    real = sum(
+        p.num_ranks * p.in_features + sum(part.module.rank * part.width for part in p.parts)
+        for p in layout.projections
+    )
+    assert real <= layout.num_elements < real + ALIGNMENT * len(starts)

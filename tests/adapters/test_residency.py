@@ -1,0 +1,129 @@
+"""Versions come into memory, make room for each other, and fail by name."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.intake import import_adapter
+from multiflora.adapters.residency import Residency
+from multiflora.adapters.slots import Readiness
+from multiflora.adapters.store import AdapterStore
+from multiflora.adapters.target import Projection
+
+
+@pytest.fixture
+def digests(
+    write_adapter: Callable[..., Path], projections: tuple[Projection, ...], tmp_path: Path
+) -> list[str]:
+    store = AdapterStore(tmp_path)
+    return [
+        import_adapter(write_adapter(f"a{r}", rank=r), projections=projections, store=store)
+        for r in (4, 4 + 1, 8)
+    ]
+
+
+@pytest.fixture
+def make_residency(
+    projections: tuple[Projection, ...], tmp_path: Path
+) -> Iterator[Callable[[int], Residency]]:
+    made: list[Residency] = []
+
+    def make(capacity_bytes: int) -> Residency:
+        made.append(
+            Residency(
+                AdapterStore(tmp_path),
+                projections,
+                dtype=torch.float32,
+                device=torch.device("cpu"),
+                capacity_bytes=capacity_bytes,
+            )
+        )
+        return made[-1]
+
+    yield make
+    for residency in made:
+        residency.close()
+
+
+def settle(residency: Residency, *digests: str) -> Readiness:
+    """Prepare until nothing loads any more."""
+    for _ in range(1000):
+        residency.poll()
+        readiness = residency.prepare(digests)
+        if readiness is not Readiness.LOADING:
+            return readiness
+        time.sleep(0.002)
+    raise AssertionError("the load never ended")
+
+
+def test_a_version_is_loading_first_and_ready_later(
+    make_residency: Callable[[int], Residency], digests: list[str]
+) -> None:
+    residency = make_residency(1 << 20)
+    assert residency.prepare(digests[:1]) is Readiness.LOADING
+    assert settle(residency, digests[0]) is Readiness.READY
+    slot = residency.slots.slot_of(digests[0])
+    touched = [table[slot] is not None for table in residency.tables]
+    assert touched == [True, False, False, True] * 2
+
+
+def test_idle_versions_make_room_and_leased_ones_stay(
+    make_residency: Callable[[int], Residency], digests: list[str]
+) -> None:
+    probe = make_residency(1 << 20)
+    settle(probe, digests[0])
+    residency = make_residency(int(probe.slots.used_bytes * 1.5))
+    assert settle(residency, digests[0]) is Readiness.READY
+    residency.lease(digests[:1])
+    assert settle(residency, digests[1]) is Readiness.NO_ROOM
+    assert digests[0] in residency.slots
+    residency.release(digests[:1])
+    assert settle(residency, digests[1]) is Readiness.READY
+    assert digests[0] not in residency.slots
+
+
+def test_two_versions_of_one_request_do_not_evict_each_other(
+    make_residency: Callable[[int], Residency], digests: list[str]
+) -> None:
+    probe = make_residency(1 << 20)
+    settle(probe, *digests[:2])
+    residency = make_residency(probe.slots.used_bytes)
+    settle(residency, digests[0])
+    assert settle(residency, *digests[:2]) is Readiness.READY
+    assert set(residency.slots.digests()) == set(digests[:2])
+
+
+def test_a_version_larger_than_the_memory_is_refused_with_both_numbers(
+    make_residency: Callable[[int], Residency], digests: list[str]
+) -> None:
+    residency = make_residency(64)
+    with pytest.raises(AdapterRejected, match="--adapter-memory is 64"):
+        settle(residency, digests[0])
+
+
+def test_a_version_that_is_not_stored_fails_and_can_be_tried_again(
+    make_residency: Callable[[int], Residency],
+) -> None:
+    residency = make_residency(1 << 20)
+    with pytest.raises(AdapterRejected, match="not in the store"):
+        settle(residency, "0" * 64)
+    residency.start_load("0" * 64)
+    assert residency.is_loading
+
+
+def test_unloading_waits_for_the_last_lease(
+    make_residency: Callable[[int], Residency], digests: list[str]
+) -> None:
+    residency = make_residency(1 << 20)
+    settle(residency, digests[0])
+    slot = residency.slots.slot_of(digests[0])
+    residency.lease(digests[:1])
+    assert not residency.unload(digests[0])
+    residency.release(digests[:1])
+    assert residency.unload(digests[0])
+    assert all(table[slot] is None for table in residency.tables)
+    assert residency.slots.used_bytes == 0

@@ -1,0 +1,277 @@
+"""Nobody starves, nothing leaks, limits hold: the scheduler under random lives."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.slots import Readiness, SlotTable
+from multiflora.engine.config import SchedulerConfig
+from multiflora.engine.kv_blocks import BlockPool
+from multiflora.engine.request import (
+    AdapterShare,
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+)
+from multiflora.engine.scheduler import Scheduler, StepPlan
+
+BLOCK = 4
+
+
+class FakeMemory:
+    """Adapter memory with ``capacity`` equal slots; a load takes ``delay`` calls of ``prepare``."""
+
+    def __init__(self, capacity: int = 100, delay: int = 0) -> None:
+        self.slots = SlotTable(capacity)
+        self.delay = delay
+        self.waits: dict[str, int] = {}
+        self.broken: set[str] = set()
+
+    def prepare(self, digests: Iterable[str]) -> Readiness:
+        digests = tuple(digests)
+        for digest in digests:
+            if digest in self.broken:
+                raise AdapterRejected("load_failed", f"{digest} is broken")
+            if digest in self.slots:
+                continue
+            self.waits[digest] = self.waits.get(digest, 0) + 1
+            if self.waits[digest] <= self.delay:
+                return Readiness.LOADING
+            if self.slots.place(digest, 1, keep=digests) is None:
+                return Readiness.NO_ROOM
+        return Readiness.READY
+
+    def lease(self, digests: Iterable[str]) -> None:
+        for digest in digests:
+            self.slots.lease(digest)
+
+    def release(self, digests: Iterable[str]) -> None:
+        for digest in digests:
+            self.slots.release(digest)
+
+
+def request(id: str, length: int = 5, count: int = 3, *names: str) -> GenerationRequest:
+    return GenerationRequest(
+        id=id,
+        prompt=tuple(hash((id, k)) % 1000 for k in range(length)),
+        sampling=SamplingParams(max_tokens=count),
+        adapters=tuple(AdapterShare(name) for name in names),
+    )
+
+
+class Harness:
+    """A scheduler whose model always answers 7; checks every plan it makes."""
+
+    def __init__(
+        self, num_blocks: int = 50, memory: FakeMemory | None = None, **limits: int
+    ) -> None:
+        self.config = SchedulerConfig(**{"max_num_requests": 4, "max_batched_tokens": 16, **limits})
+        self.pool = BlockPool(num_blocks, BLOCK)
+        self.memory = memory or FakeMemory()
+        self.scheduler = Scheduler(self.config, self.pool, self.memory)
+        self.order: list[str] = []
+        self.rejected: list[str] = []
+
+    def submit(self, *requests: GenerationRequest) -> None:
+        for item in requests:
+            self.scheduler.submit(item)
+
+    def step(self) -> StepPlan:
+        plan = self.scheduler.schedule()
+        self.rejected += [r.request.id for r in self.scheduler.take_rejections()]
+        self.check(plan)
+        for item in plan.items:
+            reason = self.scheduler.commit(item, 7 if item.samples else None)
+            if reason:
+                assert reason is FinishReason.LENGTH
+                self.order.append(item.request.id)
+                self.scheduler.finish(item.request)
+        return plan
+
+    def check(self, plan: StepPlan) -> None:
+        assert plan.num_tokens <= self.config.max_batched_tokens
+        assert len(plan.items) <= self.config.max_num_requests
+        ids = [item.request.id for item in plan.items]
+        assert len(set(ids)) == len(ids)
+        owned = {block for item in plan.items for block in item.request.blocks}
+        assert set(plan.fresh_blocks) <= owned
+        for item in plan.items:
+            assert item.start == item.request.num_computed
+            assert len(item.request.blocks) * BLOCK >= item.start + item.count
+            for digest in item.request.digests:
+                assert digest in self.memory.slots
+        keys = [item.request.digests for item in plan.items]
+        runs = [key for index, key in enumerate(keys) if index == 0 or keys[index - 1] != key]
+        assert len(set(runs)) == len(runs), "rows of one version must be contiguous"
+
+    def run(self, max_steps: int = 2000) -> list[str]:
+        for _ in range(max_steps):
+            if not self.scheduler.has_requests:
+                return self.order
+            self.step()
+        raise AssertionError("requests starve")
+
+    def assert_empty(self) -> None:
+        assert self.pool.num_used == 0
+        assert self.memory.slots.num_leases == 0
+        assert (self.scheduler.num_running, self.scheduler.num_waiting) == (0, 0)
+
+
+_LIVES = st.lists(
+    st.tuples(
+        st.integers(1, 30),
+        st.integers(1, 12),
+        st.lists(st.sampled_from("abc"), max_size=2, unique=True),
+        st.integers(0, 20),
+        st.one_of(st.none(), st.integers(0, 25)),
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    lives=_LIVES,
+    num_blocks=st.integers(12, 30),
+    slots=st.integers(2, 4),
+    delay=st.integers(0, 5),
+    starvation=st.integers(1, 10),
+)
+def test_every_request_ends_and_everything_is_returned(
+    lives: list[tuple[int, int, list[str], int, int | None]],
+    num_blocks: int,
+    slots: int,
+    delay: int,
+    starvation: int,
+) -> None:
+    harness = Harness(num_blocks, FakeMemory(slots, delay), starvation_steps=starvation)
+    aborted = set()
+    for step in range(30):
+        for index, (length, count, names, arrival, abort) in enumerate(lives):
+            if arrival == step:
+                harness.submit(request(f"r{index}", length, count, *names))
+            active = harness.scheduler.get(f"r{index}")
+            if abort == step and active:
+                harness.scheduler.finish(active)
+                aborted.add(f"r{index}")
+        harness.step()
+    finished = harness.run()
+    assert set(finished) | aborted == {f"r{index}" for index in range(len(lives))}
+    harness.assert_empty()
+
+
+def test_decoding_requests_are_served_before_prefill_chunks() -> None:
+    harness = Harness(max_batched_tokens=8)
+    harness.submit(request("short", 3, 10))
+    harness.step()
+    harness.submit(request("long", 40, 1))
+    for _ in range(4):
+        plan = harness.step()
+        counts = {item.request.id: item.count for item in plan.items}
+        assert counts == {"short": 1, "long": 7}
+
+
+def test_a_prompt_longer_than_the_budget_is_prefilled_in_chunks() -> None:
+    harness = Harness(max_batched_tokens=8)
+    harness.submit(request("long", 20, 1))
+    plans = [harness.step() for _ in range(3)]
+    assert [plan.num_tokens for plan in plans] == [8, 8, 4]
+    assert [plan.items[0].samples for plan in plans] == [False, False, True]
+
+
+def test_a_shared_prefix_is_computed_once_per_version() -> None:
+    harness = Harness()
+    prompt = tuple(range(14))
+
+    def same_prompt(id: str, *names: str) -> GenerationRequest:
+        shares = tuple(AdapterShare(name) for name in names)
+        sampling = SamplingParams(max_tokens=1)
+        return GenerationRequest(id=id, prompt=prompt, sampling=sampling, adapters=shares)
+
+    counts = {}
+    for id, names in (("base", ()), ("again", ()), ("a", ("a",)), ("a again", ("a",))):
+        harness.submit(same_prompt(id, *names))
+        counts[id] = harness.step().num_tokens
+    assert counts == {"base": 14, "again": 2, "a": 14, "a again": 2}
+
+
+def test_a_prompt_of_whole_blocks_still_computes_its_last_token() -> None:
+    harness = Harness()
+    for id in ("first", "second"):
+        harness.submit(
+            GenerationRequest(id=id, prompt=tuple(range(8)), sampling=SamplingParams(max_tokens=1))
+        )
+        plan = harness.step()
+    assert plan.num_tokens == BLOCK
+
+
+def test_the_request_admitted_last_is_preempted_first() -> None:
+    harness = Harness(num_blocks=9)
+    harness.submit(request("first", 12, 18), request("second", 8, 18))
+    assert harness.run() == ["first", "second"]
+    assert harness.scheduler.num_preemptions > 0
+    harness.assert_empty()
+
+
+def test_a_loading_version_stalls_nobody() -> None:
+    harness = Harness(memory=FakeMemory(delay=40), starvation_steps=3)
+    harness.submit(request("slow", 5, 2, "a"), *(request(f"base{i}", 5, 4) for i in range(6)))
+    finished = harness.run()
+    assert finished[-1] == "slow"
+    assert len(finished) == 7
+
+
+def test_a_version_waiting_for_room_gets_it_within_the_bound() -> None:
+    harness = Harness(memory=FakeMemory(capacity=1), starvation_steps=5)
+    harness.submit(request("b", 4, 2, "b"))
+    for index in range(40):
+        harness.submit(request(f"a{index}", 4, 3, "a"))
+    steps = 0
+    harness.submit(request("late b", 4, 2, "b"))
+    while "late b" not in harness.order:
+        harness.step()
+        steps += 1
+        assert steps < 40
+    assert steps <= 5 + 3 + 3 + 2
+
+
+def test_a_busy_adapter_does_not_crowd_out_a_quiet_one() -> None:
+    harness = Harness(max_num_requests=2)
+    harness.submit(*(request(f"hot{i}", 6, 6, "hot") for i in range(30)))
+    for _ in range(10):
+        harness.step()
+    harness.submit(request("cold", 6, 6, "cold"))
+    finished_before = len(harness.order)
+    harness.run()
+    assert harness.order.index("cold") - finished_before <= 4
+
+
+def test_a_broken_version_rejects_its_requests_only() -> None:
+    harness = Harness()
+    harness.memory.broken.add("bad")
+    harness.submit(request("bad", 5, 2, "bad"), request("good", 5, 2, "good"))
+    assert harness.run() == ["good"]
+    assert harness.rejected == ["bad"]
+    harness.assert_empty()
+
+
+def test_stop_tokens_end_a_request() -> None:
+    harness = Harness()
+    sampling = SamplingParams(max_tokens=9, stop_token_ids=(7,))
+    harness.submit(GenerationRequest(id="r", prompt=(1, 2), sampling=sampling))
+    plan = harness.scheduler.schedule()
+    assert harness.scheduler.commit(plan.items[0], 7) is FinishReason.STOP
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("max_tokens", 0), ("temperature", 2.5), ("top_p", 0.0), ("min_p", 1.5), ("top_k", -2)],
+)
+def test_sampling_limits_name_the_value_and_the_rule(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{field} is {value}"):
+        SamplingParams(**{"max_tokens": 1, field: value})
