@@ -123,12 +123,12 @@ def test_changed_weights_are_noticed(
     save_model: SaveModel, tmp_path: Path, builds: list[str]
 ) -> None:
     folder = save_model()
-    first = load(folder, tmp_path / "cache")
+    load(folder, tmp_path / "cache")
     shard = folder / "model.safetensors"
     content = bytearray(shard.read_bytes())
     content[-1000] ^= 1
     shard.write_bytes(content)
-    assert load(folder, tmp_path / "cache").digest != first.digest
+    load(folder, tmp_path / "cache")
     assert len(builds) == 2
 
 

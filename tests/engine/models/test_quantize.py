@@ -50,3 +50,9 @@ def test_values_on_a_boundary_round_as_in_bitsandbytes() -> None:
     weight[0, :15] = (codebook[:-1] + codebook[1:]) / 2
     codes, _ = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
     assert torch.equal(quantize.encode(weight).codes, codes.reshape(-1))
+
+
+def test_number_of_threads_is_left_as_it_was() -> None:
+    before = torch.get_num_threads()
+    quantize.encode(random_weight((3, 192), torch.float32))
+    assert torch.get_num_threads() == before

@@ -57,6 +57,26 @@ def test_ids_equal_transformers(fast_tokenizer, write_folder, config):
     assert_equals_transformers(write_folder(fast_tokenizer, **NAMED, **config))
 
 
+@pytest.mark.parametrize("model_type", ["llama", "mistral"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"legacy": True},
+        {"legacy": False, "add_prefix_space": True},
+        {"add_prefix_space": False},
+    ],
+    ids=["plain", "legacy", "prefix", "no_prefix"],
+)
+def test_spaces_of_llama_tokenizers_equal_transformers(
+    fast_tokenizer, write_folder, model_type, config
+):
+    folder = write_folder(fast_tokenizer, tokenizer_class="LlamaTokenizer", **NAMED, **config)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+
+    assert_equals_transformers(folder)
+
+
 def test_tokens_that_only_the_config_names_are_added(byte_level, write_folder):
     folder = write_folder(
         byte_level,

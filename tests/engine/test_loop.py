@@ -1,0 +1,190 @@
+"""The loop keeps its promises whatever is thrown at it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from multiflora.engine.config import CacheConfig, SchedulerConfig
+from multiflora.engine.messages import (
+    Abort,
+    GetStats,
+    LoadVersion,
+    Stats,
+    Submit,
+    UnloadVersion,
+    VersionFailed,
+    VersionLoaded,
+)
+from multiflora.engine.request import AdapterShare, FinishReason
+from multiflora.engine.scheduler import StepPlan
+
+PROMPT = list(range(10, 40))
+
+
+def assert_idle(bench: Any) -> None:
+    stats = bench.loop.stats()
+    assert (stats.num_running, stats.num_waiting) == (0, 0)
+    assert (stats.kv_blocks_used, stats.adapter_leases) == (0, 0)
+
+
+def test_an_abort_frees_everything_within_one_turn(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench()
+    bench.send(Submit(bench.request("rank-3", PROMPT, id="r", max_tokens=400)))
+    while not bench.answers.get("r"):
+        bench.turn()
+    assert bench.loop.stats().kv_blocks_used > 0
+    bench.send(Abort("r"))
+    bench.turn()
+    assert bench.reasons["r"] is FinishReason.ABORT
+    assert_idle(bench)
+
+
+def test_aborting_while_waiting_or_loading_or_twice_is_harmless(
+    make_bench: Callable[..., Any],
+) -> None:
+    bench = make_bench(scheduler=SchedulerConfig(max_num_requests=1))
+    requests = [bench.request(n, PROMPT, id=str(i)) for i, n in enumerate((None, "rank-1", None))]
+    bench.send(*(Submit(r) for r in requests), Abort("1"), Abort("1"), Abort("nobody"))
+    bench.turn()
+    assert bench.reasons["1"] is FinishReason.ABORT
+    bench.send(Abort("2"))
+    while "0" not in bench.reasons:
+        bench.turn()
+    assert bench.reasons["0"] is FinishReason.LENGTH
+    assert_idle(bench)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"prompt": ()}, "invalid_request"),
+        ({"prompt": (1, 384)}, "invalid_token"),
+        ({"prompt": (-1,)}, "invalid_token"),
+        ({"prompt": tuple([5] * 510)}, "context_length_exceeded"),
+        ({"adapters": (AdapterShare("0" * 64),)}, "unknown_version"),
+        ({"adapters": (AdapterShare("../../x"),)}, "unknown_version"),
+    ],
+)
+def test_a_request_that_cannot_run_ends_with_its_reason(
+    change: dict[str, Any], code: str, make_bench: Callable[..., Any]
+) -> None:
+    bench = make_bench()
+    bench.run([replace(bench.request(None, PROMPT, id="bad"), **change)])
+    assert bench.reasons["bad"] is FinishReason.ERROR
+    assert bench.errors["bad"].error_code == code
+    bench.run([bench.request(None, PROMPT, id="good")])
+    assert bench.reasons["good"] is FinishReason.LENGTH
+    assert_idle(bench)
+
+
+def test_a_full_queue_refuses_and_recovers(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench(scheduler=SchedulerConfig(max_num_requests=1, max_queued_requests=2))
+    bench.run([bench.request(None, PROMPT, id=str(i)) for i in range(6)])
+    codes = [event.error_code for event in bench.errors.values()]
+    assert codes == ["queue_full"] * 4
+    assert_idle(bench)
+
+
+def test_the_models_end_token_stops_unless_ignored(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench()
+    free = bench.request(None, PROMPT, id="free", max_tokens=10)
+    bench.run([free])
+    end = bench.answers["free"][4]
+    first = bench.answers["free"].index(end)
+    bench.loop._eos_token_ids = (end,)
+    bench.run([bench.request(None, PROMPT, id="stop", max_tokens=10, ignore_eos=False)])
+    assert bench.answers["stop"] == bench.answers["free"][: first + 1]
+    assert bench.reasons["stop"] is FinishReason.STOP
+    bench.run([bench.request(None, PROMPT, id="go", max_tokens=10)])
+    assert bench.answers["go"] == bench.answers["free"]
+
+
+def test_seeded_sampling_is_the_same_among_neighbours(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench()
+    sampling = {"temperature": 1.0, "top_p": 0.9, "seed": 11, "max_tokens": 12}
+    bench.run([bench.request("rank-3", PROMPT, id="alone", **sampling)])
+    neighbours = [bench.request(n, PROMPT[:9], id=f"n{n}") for n in ("rank-1", None)]
+    bench.run([*neighbours, bench.request("rank-3", PROMPT, id="mixed", **sampling)])
+    assert bench.answers["mixed"] == bench.answers["alone"]
+    bench.run([bench.request("rank-3", PROMPT, id="other", **{**sampling, "seed": 12})])
+    assert bench.answers["other"] != bench.answers["alone"]
+
+
+def test_a_request_that_breaks_the_step_ends_alone(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench()
+    requests = [bench.request(None, PROMPT[i:], id=str(i), max_tokens=6) for i in range(3)]
+    bench.run(requests)
+    expected = dict(bench.answers)
+    bench.answers.clear()
+    bench.reasons.clear()
+    compute = bench.loop._runner.logits
+
+    def fragile(plan: StepPlan) -> torch.Tensor:
+        for item in plan.items:
+            if item.request.id == "1" and item.request.num_generated == 2:
+                raise RuntimeError("a kernel of this request fails at /some/path")
+        return compute(plan)
+
+    bench.loop._runner.logits = fragile
+    bench.run(requests)
+    assert bench.answers["0"] == expected["0"]
+    assert bench.answers["2"] == expected["2"]
+    assert bench.reasons["1"] is FinishReason.ERROR
+    assert "/some/path" not in (bench.errors["1"].error or "")
+    assert_idle(bench)
+
+
+def test_a_row_that_is_not_finite_ends_alone(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench()
+    compute = bench.loop._runner.logits
+
+    def poisoned(plan: StepPlan) -> torch.Tensor:
+        rows = compute(plan).clone()
+        for index, item in enumerate(item for item in plan.items if item.samples):
+            if item.request.id == "bad":
+                rows[index, 3] = float("nan")
+        return rows
+
+    bench.loop._runner.logits = poisoned
+    bench.run([bench.request(None, PROMPT, id=name) for name in ("bad", "good")])
+    assert bench.reasons == {"bad": FinishReason.ERROR, "good": FinishReason.LENGTH}
+    assert "not finite" in (bench.errors["bad"].error or "")
+
+
+def test_versions_load_ahead_and_unload_when_idle(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench()
+    digest = bench.digests["rank-3"]
+    bench.send(LoadVersion(digest), LoadVersion("0" * 64))
+    found: list[Any] = []
+    for _ in range(500):
+        bench.loop.turn()
+        found += [r for r in bench.reports if isinstance(r, VersionLoaded | VersionFailed)]
+        bench.reports.clear()
+        if len(found) == 2:
+            break
+    assert VersionLoaded(digest) in found
+    assert [r.code for r in found if isinstance(r, VersionFailed)] == ["unknown_version"]
+    assert bench.loop.stats().resident_versions == (digest,)
+    bench.send(UnloadVersion(digest))
+    bench.turn()
+    assert bench.loop.stats().resident_versions == ()
+    bench.run([bench.request("rank-3", PROMPT, id="again")])
+    assert bench.reasons["again"] is FinishReason.LENGTH
+
+
+def test_counters_add_up(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench(cache=CacheConfig(memory_bytes=8 << 20))
+    bench.run([bench.request(None, PROMPT, id="a"), bench.request("rank-1", PROMPT, id="b")])
+    bench.run([bench.request(None, PROMPT, id="c")])
+    bench.send(GetStats())
+    bench.loop.turn()
+    (stats,) = [r.stats for r in bench.reports if isinstance(r, Stats)]
+    assert stats.generated_tokens == 3 * 8
+    assert stats.cached_prompt_tokens == 16
+    assert stats.prompt_tokens == 3 * len(PROMPT) - 16
+    assert stats.requests_finished == {"length": 3}
+    assert stats.steps > 0
+    assert stats.step_seconds > 0
