@@ -13,11 +13,12 @@ install: $(STAMP)
 # pulling a build with several GB of CUDA packages. CUDA users install their own torch beforehand:
 # make install TORCH=torch
 TORCH ?= torch
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt kernels/cpu_ops/core.cpp
 	@$(PYTHON) -c 'import sys; sys.exit("multiflora needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt $(TORCH)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m multiflora.kernels.cpu_ops.build
 	touch $(STAMP)
 
 run: install

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from multiflora.adapters.residency import Residency
 from multiflora.adapters.store import AdapterStore
 from multiflora.kernels.choose import choose_ops
+from multiflora.kernels.cpu_ops import has_fast_bfloat16
 from multiflora.kernels.ops import Ops
 
 from .config import EngineConfig
@@ -68,10 +69,8 @@ def _choose_place(config: EngineConfig, model: ModelConfig) -> _Place:
         ops = choose_ops(config.kernels, device.type)
     except ValueError as error:
         raise StartupError(str(error)) from error
-    from multiflora.kernels.cpu_ops.nf4 import has_fast_bfloat16
-
-    fast = device.type == "cuda" or has_fast_bfloat16()
-    dtype = getattr(torch, resolve_dtype(config, model, has_fast_bfloat16=fast))
+    config = replace(config, device=device.type)
+    dtype = getattr(torch, resolve_dtype(config, model, has_fast_bfloat16=has_fast_bfloat16()))
     return _Place(device, dtype, ops)
 
 
@@ -87,7 +86,13 @@ def _plan_memory(
     config: EngineConfig, model: ModelConfig, place: _Place, folder: Path
 ) -> MemoryPlan:
     available = torch.cuda.mem_get_info()[0] if place.device.type == "cuda" else None
-    return plan_memory(config, model, checkpoint=folder, available_bytes=available)
+    return plan_memory(
+        config,
+        model,
+        checkpoint=folder,
+        available_bytes=available,
+        dtype=str(place.dtype).removeprefix("torch."),
+    )
 
 
 def _connect(

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from enum import StrEnum
 from typing import Any, Self
 
@@ -121,7 +121,7 @@ class EngineClient:
             self._restarting.cancel()
         await self.transport.stop()
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent]:
         """Submit and receive events. Closing the iterator early aborts the request.
 
         Raises ``EngineUnavailable`` (``EngineOverloaded`` if the queue is full) when it cannot be

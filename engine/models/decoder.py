@@ -1,4 +1,4 @@
-"""One pre-norm decoder for every family: grouped-query attention, gated MLP, flags in `ModelConfig`.
+"""One pre-norm decoder for every family: grouped-query attention, gated MLP, a few flags.
 
 Everything a layer needs arrives as an argument; there is no global forward context.
 """

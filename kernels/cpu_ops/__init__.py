@@ -1,7 +1,8 @@
 """The CPU backend: batch-invariant, so a request's bits never depend on its neighbours.
 
-Matmuls run in row blocks of one fixed size; attention runs one query token per batch item, over a
-key range that depends on that token's own position alone.
+Every output of a matmul is one fixed sum, by a compiled core or by row blocks of one fixed size.
+Attention runs one query token per batch item, over a key range that depends on that token's own
+position alone.
 """
 
 from ..torch_ops.kv_cache import write_kv

@@ -1,66 +1,52 @@
-"""Matmul with segmented LoRA in row blocks of one fixed size.
+"""The projection op on CPU: the compiled core where it can, packed bf16 or row blocks elsewhere."""
 
-BLAS picks its kernel, and so its rounding, by the number of rows. Every call here has exactly
-``ROWS`` rows, short blocks being padded; a row's result then depends on nothing but that row.
-"""
+from torch import Tensor, float32
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
-from ..ops import DenseWeight, LoraFactors, LoraInput, Nf4Weight, Weight
-from .nf4 import PACKED_LAYOUT, has_fast_bfloat16, packed_matmul, unpack_nf4
-
-ROWS = 16
+from ..ops import DenseWeight, LoraInput, Nf4Weight, Weight
+from . import row_block
+from .core import Core, load_core
+from .nf4 import PACKED_LAYOUT, WORDS_LAYOUT, has_fast_bfloat16, packed_matmul, unpack_nf4
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None, lora: LoraInput | None) -> Tensor:
-    # The tail lets a block that starts at any row reach ROWS rows; what it computes is dropped.
-    padded = functional.pad(x, (0, 0, 0, 2 * ROWS))
-    y = _matmul(x, padded, weight)
+    x = x.contiguous()
+    core = load_core()
+    y = _matmul(x, weight, core)
     if bias is not None:
         y += bias
     if lora is not None:
-        for segment in lora.segments:
-            factors = lora.table[segment.slot]
-            if factors is not None:
-                _add_delta(y, padded, factors, segment.start, segment.stop, segment.weight)
+        _add_deltas(y, x, lora, core if x.dtype == float32 else None)
     return y
 
 
-def _matmul(x: Tensor, padded: Tensor, weight: Weight) -> Tensor:
+def _matmul(x: Tensor, weight: Weight, core: Core | None) -> Tensor:
     if isinstance(weight, Nf4Weight) and weight.layout == PACKED_LAYOUT:
         return packed_matmul(x, weight)
-    dtype = _compute_dtype(x.dtype)
-    dense = weight.data.to(dtype) if isinstance(weight, DenseWeight) else unpack_nf4(weight, dtype)
-    return _blocked(padded.to(dtype), dense, x.shape[0]).to(x.dtype)
+    if isinstance(weight, DenseWeight) and x.dtype != float32 and has_fast_bfloat16():
+        return row_block.matmul(row_block.pad_rows(x), weight.data, x.shape[0])
+    # float32 inside: without bf16 units it is five times faster than bf16, and more exact.
+    return _matmul_float32(x.float(), weight, core).to(x.dtype)
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 where the processor has no bf16 units: 5 times faster there, and more exact."""
-    return dtype if dtype == torch.bfloat16 and has_fast_bfloat16() else torch.float32
+def _matmul_float32(x: Tensor, weight: Weight, core: Core | None) -> Tensor:
+    if isinstance(weight, Nf4Weight) and weight.layout == WORDS_LAYOUT:
+        assert core is not None
+        return core.nf4_matmul(x, weight.tensors["words"], weight.tensors["absmax"])
+    is_dense = isinstance(weight, DenseWeight)
+    dense = weight.data.float() if is_dense else unpack_nf4(weight, float32)
+    if core is not None:
+        return core.dense_matmul(x, dense.contiguous())
+    return row_block.matmul(row_block.pad_rows(x), dense, x.shape[0])
 
 
-def _blocked(padded: Tensor, dense: Tensor, num_rows: int) -> Tensor:
-    if num_rows <= ROWS:
-        return functional.linear(padded[:ROWS], dense)[:num_rows]
-    num_blocks = -(-num_rows // ROWS)
-    y = padded.new_empty(num_blocks * ROWS, dense.shape[0])
-    for start in range(0, num_rows, ROWS):
-        rows = slice(start, start + ROWS)
-        torch.mm(padded[rows], dense.T, out=y[rows])
-    return y[:num_rows]
-
-
-def _add_delta(
-    y: Tensor, padded: Tensor, factors: LoraFactors, start: int, stop: int, weight: float
-) -> None:
-    """Add one segment's delta in place, only to rows ``[start, stop)``."""
-    for first in range(start, stop, ROWS):
-        last = min(first + ROWS, stop)
-        shrunk = functional.linear(padded[first : first + ROWS], factors.a)  # [ROWS, sum of R]
-        for part in factors.parts:
-            rank, width = part.b.shape
-            delta = shrunk[:, part.first_rank : part.first_rank + rank] @ part.b  # [ROWS, N_slice]
-            target = y[first:last, part.first_column : part.first_column + width]
-            target.add_(delta[: last - first], alpha=weight * part.scale)
+def _add_deltas(y: Tensor, x: Tensor, lora: LoraInput, core: Core | None) -> None:
+    padded = None if core else row_block.pad_rows(x)
+    for segment in lora.segments:
+        factors = lora.table[segment.slot]
+        if factors is None:
+            continue
+        rows = (segment.start, segment.stop)
+        if core is not None:
+            core.add_delta(y, x, factors, *rows, segment.weight)
+        elif padded is not None:
+            row_block.add_delta(y, padded, factors, *rows, segment.weight)

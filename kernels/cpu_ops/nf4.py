@@ -1,6 +1,10 @@
-"""NF4 on CPU through bitsandbytes: its packed AVX-512-BF16 matmul, or its dequantize kernel.
+"""NF4 layouts on CPU, best first:
 
-bitsandbytes' unpacked 4-bit matmul is 10 to 45 times slower than the packed one and is never used.
+    packed      bitsandbytes' AVX-512-BF16 matmul, for bf16 activations
+    words       the compiled core's own, for everything else
+    canonical   decoded once per step by bitsandbytes' dequantize kernel
+
+bitsandbytes' unpacked 4-bit matmul is 10 to 45 times slower than its packed one and is never used.
 """
 
 from functools import cache
@@ -11,9 +15,12 @@ from torch import Tensor
 from ..nf4 import BLOCK_SIZE, CODEBOOK, Nf4Tensor
 from ..ops import Nf4Weight
 from ..torch_ops import nf4 as canonical_nf4
+from .core import load_core
 
 PACKED_LAYOUT = "bitsandbytes-avx512bf16"
+WORDS_LAYOUT = "words-16"
 _ROWS_PER_BLOCK = 32
+_ROWS_PER_TILE = 16
 
 
 @cache
@@ -25,23 +32,25 @@ def has_fast_bfloat16() -> bool:
 
 
 def pack_nf4(weight: Nf4Tensor, dtype: torch.dtype) -> Nf4Weight:
-    """Use the packed layout for bf16 where the processor and the shape allow it, else canonical.
+    """Bring ``weight`` into the best layout that the processor, the build and the shape allow.
 
     float32 never takes the packed path: it rounds activations and scales to bf16.
     """
-    if dtype != torch.bfloat16 or not has_fast_bfloat16() or weight.out_features % _ROWS_PER_BLOCK:
+    if dtype == torch.bfloat16 and has_fast_bfloat16() and not weight.out_features % 32:
+        layout, tensors = PACKED_LAYOUT, _pack(weight)
+    elif load_core() is not None and not weight.out_features % _ROWS_PER_TILE:
+        layout, tensors = WORDS_LAYOUT, _to_words(weight)
+    else:
         return canonical_nf4.pack_nf4(weight, dtype)
-    tensors = {
-        "codes": _interleave(weight),
-        "absmax": _by_block(weight).T.to(torch.bfloat16).contiguous(),  # [K / 64, N]
-    }
-    return Nf4Weight(PACKED_LAYOUT, tensors, weight.out_features, weight.in_features, dtype)
+    return Nf4Weight(layout, tensors, weight.out_features, weight.in_features, dtype)
 
 
 def unpack_nf4(weight: Nf4Weight, dtype: torch.dtype) -> Tensor:
-    """Decode to [N, K]; bit-exact for the canonical layout, with bf16 scales for the packed one."""
+    """Decode to [N, K]; bit-exact but for the packed layout, which holds its scales in bf16."""
     if weight.layout == PACKED_LAYOUT:
-        return canonical_nf4.unpack_nf4(_to_canonical(weight), dtype)
+        weight = _from_packed(weight)
+    elif weight.layout == WORDS_LAYOUT:
+        weight = _from_words(weight)
     from bitsandbytes import functional as _registers_the_op  # noqa: F401
 
     dense = torch.ops.bitsandbytes.dequantize_4bit(
@@ -72,27 +81,66 @@ def _codebook() -> Tensor:
     return torch.tensor(CODEBOOK)
 
 
-def _by_block(weight: Nf4Tensor) -> Tensor:
-    return weight.absmax.view(weight.out_features, weight.in_features // BLOCK_SIZE)
+def _pack(weight: Nf4Tensor) -> dict[str, Tensor]:
+    absmax = weight.absmax.view(weight.out_features, weight.in_features // BLOCK_SIZE)
+    return {
+        "codes": _interleave(weight),
+        "absmax": absmax.T.to(torch.bfloat16).contiguous(),  # [K / 64, N]
+    }
 
 
 def _interleave(weight: Nf4Tensor) -> Tensor:
     """bitsandbytes' order [N / 32, K / 2, 32]; low nibbles hold the first 32 of 64 codes."""
     num_rows, num_columns = weight.out_features, weight.in_features
-    codes = weight.codes.view(num_rows, num_columns // 2)
-    pairs = torch.stack((codes >> 4, codes & 0xF), dim=-1)  # [N, K / 2, 2]
+    pairs = _split(weight.codes).view(num_rows, num_columns // 2, 2)
     tiles = pairs.view(num_rows // _ROWS_PER_BLOCK, _ROWS_PER_BLOCK, num_columns // 2, 2)
     runs = tiles.transpose(1, 2).reshape(-1, 2, _ROWS_PER_BLOCK)  # [N * K / 64, 2, 32]
     return ((runs[:, 1] << 4) | runs[:, 0]).view(num_rows, num_columns // 2)
 
 
-def _to_canonical(weight: Nf4Weight) -> Nf4Weight:
+def _from_packed(weight: Nf4Weight) -> Nf4Weight:
     num_rows, num_columns = weight.out_features, weight.in_features
     packed = weight.tensors["codes"].view(-1, _ROWS_PER_BLOCK)
     runs = torch.stack((packed & 0xF, packed >> 4), dim=1)  # [N * K / 64, 2, 32]
     tiles = runs.view(num_rows // _ROWS_PER_BLOCK, num_columns // 2, _ROWS_PER_BLOCK, 2)
-    pairs = tiles.transpose(1, 2).reshape(-1, 2)
-    codes = (pairs[:, 0] << 4) | pairs[:, 1]
+    codes = _join(tiles.transpose(1, 2).reshape(-1, 2))
     absmax = weight.tensors["absmax"].float().T.contiguous().view(-1)
-    tensors = {"codes": codes, "absmax": absmax}
-    return Nf4Weight(canonical_nf4.LAYOUT, tensors, num_rows, num_columns, weight.dtype)
+    return _canonical(weight, codes, absmax)
+
+
+def _to_words(weight: Nf4Tensor) -> dict[str, Tensor]:
+    """The core's order: words int32 [N / 16, K, 2] of eight rows' codes, the first row lowest."""
+    num_tiles, num_columns = weight.out_features // _ROWS_PER_TILE, weight.in_features
+    codes = _split(weight.codes).view(num_tiles, 2, 4, 2, num_columns)  # [.., byte, nibble, K]
+    octets = codes[:, :, :, 0] | (codes[:, :, :, 1] << 4)  # uint8 [N / 16, 2, 4, K]
+    words = octets.permute(0, 3, 1, 2).contiguous().view(torch.int32).view(num_tiles, -1, 2)
+    absmax = weight.absmax.view(num_tiles, _ROWS_PER_TILE, num_columns // BLOCK_SIZE)
+    return {"words": words, "absmax": absmax.transpose(1, 2).contiguous()}
+
+
+def _from_words(weight: Nf4Weight) -> Nf4Weight:
+    num_tiles, num_columns = weight.out_features // _ROWS_PER_TILE, weight.in_features
+    octets = weight.tensors["words"].view(torch.uint8).view(num_tiles, num_columns, 2, 4)
+    codes = torch.stack((octets & 0xF, octets >> 4), dim=-1)  # [N / 16, K, 2, 4, 2]
+    rows = codes.permute(0, 2, 3, 4, 1).reshape(-1, 2)  # pairs along K
+    absmax = weight.tensors["absmax"].transpose(1, 2).contiguous().view(-1)
+    return _canonical(weight, _join(rows), absmax)
+
+
+def _split(codes: Tensor) -> Tensor:
+    """Bytes to nibbles [.., 2], the high one, which comes first, in front."""
+    return torch.stack((codes >> 4, codes & 0xF), dim=-1)
+
+
+def _join(pairs: Tensor) -> Tensor:
+    return (pairs[:, 0] << 4) | pairs[:, 1]
+
+
+def _canonical(weight: Nf4Weight, codes: Tensor, absmax: Tensor) -> Nf4Weight:
+    return Nf4Weight(
+        canonical_nf4.LAYOUT,
+        {"codes": codes, "absmax": absmax},
+        weight.out_features,
+        weight.in_features,
+        weight.dtype,
+    )

@@ -1,6 +1,7 @@
 """Draws follow the distribution that was asked for, and nothing but seed and position."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def make_request(prompt: tuple[int, ...] = (1,), answer: tuple[int, ...] = (), *
     return active
 
 
-def distribution(logits: torch.Tensor, count: int = 4000, **sampling: float) -> dict[int, float]:
+def distribution(logits: torch.Tensor, count: int = 4000, **sampling: Any) -> dict[int, float]:
     draws = Counter(sample(logits, make_request(seed=seed, **sampling)) for seed in range(count))
     return {token: number / count for token, number in draws.items()}
 
@@ -62,9 +63,10 @@ def test_filters_equal_those_of_transformers() -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(30):
         logits = 3 * torch.randn(50, generator=generator)
-        scores = TopKLogitsWarper(20)(torch.tensor([[0]]), logits[None])
-        scores = TopPLogitsWarper(0.8)(torch.tensor([[0]]), scores)
-        scores = MinPLogitsWarper(0.05)(torch.tensor([[0]]), scores)
+        ids: Any = torch.tensor([[0]])
+        scores: Any = TopKLogitsWarper(20)(ids, logits[None])  # type: ignore[arg-type]
+        scores = TopPLogitsWarper(0.8)(ids, scores)
+        scores = MinPLogitsWarper(0.05)(ids, scores)
         wanted = {index for index, value in enumerate(scores[0]) if torch.isfinite(value)}
         found = distribution(logits, 300, top_k=20, top_p=0.8, min_p=0.05)
         assert set(found) <= wanted
@@ -106,10 +108,9 @@ def test_repetition_penalty_equals_that_of_transformers(
 ) -> None:
     from transformers import RepetitionPenaltyLogitsProcessor
 
-    logits = torch.randn(10, generator=torch.Generator().manual_seed(len(prompt)))
-    scores = RepetitionPenaltyLogitsProcessor(penalty)(
-        torch.tensor([prompt + answer]), logits[None]
-    )
+    logits: Any = torch.randn(10, generator=torch.Generator().manual_seed(len(prompt)))
+    ids: Any = torch.tensor([prompt + answer])
+    scores = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits[None])
     request = make_request(tuple(prompt), tuple(answer), temperature=0, repetition_penalty=penalty)
     assert sample(logits, request) == int(scores[0].argmax())
 

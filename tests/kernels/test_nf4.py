@@ -63,16 +63,16 @@ def test_interleaved_codes_equal_bitsandbytes_packing(shape: tuple[int, int]) ->
         *shape,
         torch.bfloat16,
     )
-    assert torch.equal(cpu_nf4._to_canonical(packed).tensors["codes"], canonical.codes)
+    assert torch.equal(cpu_nf4._from_packed(packed).tensors["codes"], canonical.codes)
 
 
 def test_float32_never_takes_the_packed_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_nf4, "has_fast_bfloat16", lambda: True)
     canonical = nf4.quantize(random_weight((64, 64)))
-    assert cpu_nf4.pack_nf4(canonical, torch.float32).layout == "canonical"
+    assert cpu_nf4.pack_nf4(canonical, torch.float32).layout != cpu_nf4.PACKED_LAYOUT
     assert cpu_nf4.pack_nf4(canonical, torch.bfloat16).layout == cpu_nf4.PACKED_LAYOUT
-    narrow = nf4.quantize(random_weight((33, 64)))
-    assert cpu_nf4.pack_nf4(narrow, torch.bfloat16).layout == "canonical"
+    odd = nf4.quantize(random_weight((33, 64)))
+    assert cpu_nf4.pack_nf4(odd, torch.bfloat16).layout == "canonical"
 
 
 @pytest.mark.skipif(not cpu_ops.has_fast_bfloat16(), reason="needs AVX-512-BF16")

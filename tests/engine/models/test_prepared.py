@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from multiflora.engine.config import BaseConfig
+from multiflora.engine.errors import StartupError
 from multiflora.engine.models import load as load_module
 from multiflora.engine.models.load import load_base
 from multiflora.engine.models.registry import load_model_config
@@ -220,3 +221,20 @@ def test_full_disk_costs_only_the_prepared_form(
         load(folder, cache)
     assert "No space left" in caplog.text
     assert not any("safetensors" in path.name for path in cache.iterdir())
+
+
+def test_cache_folder_that_cannot_be_made_is_a_clear_error(
+    save_model: SaveModel, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StartupError, match="choose --data-dir"):
+        load(save_model(), tmp_path / "file" / "cache")
+
+
+def test_file_memory_that_cannot_be_written_stops_nothing(
+    save_model: SaveModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache" / "files.json").mkdir(parents=True)
+    with caplog.at_level(logging.WARNING):
+        load(save_model(), tmp_path / "cache")
+    assert "could not be written" in caplog.text

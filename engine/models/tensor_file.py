@@ -1,0 +1,111 @@
+"""Tensors in safetensors files: read one, map all, write all; holds no more than it is asked for.
+
+The safetensors package reads through a mapping whose touched pages stay resident until the file is
+closed; plain reads keep the peak of a load at one tensor, whatever the order of the shards.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidCheckpoint
+from .shard import Shard, TensorEntry
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# Wide vector loads and cache lines; also a multiple of every item size.
+ALIGNMENT = 64
+
+
+def read_tensor(shard: Shard, name: str) -> Tensor:
+    """Read one tensor into memory of its own."""
+    entry = shard.entries[name]
+    buffer = torch.empty(entry.num_bytes, dtype=torch.uint8)
+    with shard.path.open("rb", buffering=0) as file:
+        file.seek(entry.start)
+        view = memoryview(buffer.numpy().data)
+        while view:
+            count = file.readinto(view)
+            if not count:
+                raise InvalidCheckpoint(f"{shard.path} is truncated inside tensor {name}")
+            view = view[count:]
+    return _shape(buffer, entry)
+
+
+def map_tensors(shard: Shard) -> dict[str, Tensor]:
+    """Map the file privately and view every tensor: nothing is read until it is used."""
+    size = shard.path.stat().st_size
+    data = torch.from_file(str(shard.path), shared=False, size=size, dtype=torch.uint8)
+    return {
+        name: _shape(data[entry.start : entry.start + entry.num_bytes], entry)
+        for name, entry in shard.entries.items()
+    }
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file tensor by tensor and sync it; CPU copies are made one at a time.
+
+    Tensors that fill whole 64-byte lines come first, so that each of them starts on one.
+    """
+    names = sorted(tensors, key=lambda name: (num_bytes(tensors[name]) % ALIGNMENT != 0, name))
+    header = _header(names, tensors, metadata)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little"))
+        file.write(header)
+        for name in names:
+            file.write(byte_view(tensors[name]))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def num_bytes(tensor: Tensor) -> int:
+    """Size of a tensor's values."""
+    return tensor.numel() * tensor.element_size()
+
+
+def byte_view(tensor: Tensor) -> memoryview:
+    """A tensor's values as bytes, without a copy if it is contiguous on the CPU."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy().data)
+
+
+def _shape(raw: Tensor, entry: TensorEntry) -> Tensor:
+    dtype = DTYPES[entry.dtype]
+    if not entry.num_bytes:
+        return torch.empty(entry.shape, dtype=dtype)
+    if raw.storage_offset() % dtype.itemsize:
+        raw = raw.clone()
+    return raw.view(dtype).reshape(entry.shape)
+
+
+def _header(names: list[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name in names:
+        tensor = tensors[name]
+        entries[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + num_bytes(tensor)],
+        }
+        offset += num_bytes(tensor)
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    padding = -(8 + len(header)) % ALIGNMENT
+    return header + b" " * padding

@@ -1,0 +1,67 @@
+"""Compiles ``core.cpp`` with the system compiler, once, at install time: never during a start.
+
+Run as ``python -m multiflora.kernels.cpu_ops.build``.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parent / "core.cpp"
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-Wall")
+
+
+class CompilerMissing(RuntimeError):
+    """No C++ compiler; the torch fallback works without the core, only slower."""
+
+
+def library_path() -> Path:
+    """Where the compiled core for this source and platform is, or would be.
+
+    Beside the source where that can be written (an editable install), else in the user's cache.
+    """
+    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    name = f"core-{sysconfig.get_platform()}-{key}.so"
+    beside = SOURCE.parent / name
+    if beside.exists() or os.access(SOURCE.parent, os.W_OK):
+        return beside
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "multiflora" / name
+
+
+def build() -> Path:
+    """Compile the core unless that is done; returns the library. Raises ``CompilerMissing``."""
+    target = library_path()
+    if target.exists():
+        return target
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    if compiler is None:
+        raise CompilerMissing("no C++ compiler found; install g++ and run `make install` again")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        made = Path(scratch) / target.name
+        command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
+        os.replace(made, target)
+    return target
+
+
+def main() -> None:
+    if platform.machine() not in ("x86_64", "AMD64"):
+        print(f"CPU core: not built, {platform.machine()} is served by torch")
+        return
+    try:
+        print(f"CPU core: {build()}")
+    except CompilerMissing as error:
+        print(f"CPU core: not built, {error}; torch serves instead, slower", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Puts routes, limits and error mapping together around a `Service`."""
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+import multiflora
+
+from .edge import EdgeMiddleware
+from .errors import add_error_handlers
+from .limits import RequestLimitMiddleware
+from .openapi import describe_bodies
+from .routes import chat, completions, health, models
+from .schemas.chat import ChatBody
+from .schemas.completion import CompletionBody
+from .service import Service
+
+
+def create_app(service: Service) -> FastAPI:
+    """The ASGI app; the engine is started and stopped by whoever made the service."""
+    app = FastAPI(
+        title="multiflora",
+        version=multiflora.__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=[
+            Middleware(EdgeMiddleware),
+            Middleware(RequestLimitMiddleware, limits=service.limits),
+        ],
+    )
+    app.state.service = service
+    for module in (chat, completions, models, health):
+        app.include_router(module.router)
+    describe_bodies(app, ChatBody, CompletionBody)
+    add_error_handlers(app)
+    return app

@@ -1,0 +1,136 @@
+"""The command line: `multiflora serve` and `multiflora version`."""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import multiflora
+from multiflora.adapters.error import AdapterRejected
+from multiflora.engine.errors import StartupError
+
+from .settings import ServeSettings
+from .settings_source import PREFIX, convert, read_settings
+
+EXIT_STARTUP: Final = 1
+EXIT_USAGE: Final = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit. A user's mistake is one line on stderr, never a traceback."""
+    options = vars(_parser().parse_args(arguments))
+    if options.pop("command") == "version":
+        print(f"multiflora {multiflora.__version__}")
+        return
+    sys.exit(_serve(options))
+
+
+def _serve(options: dict[str, Any]) -> int:
+    try:
+        settings = _settings(options)
+    except ValueError as error:
+        return _complain(error, EXIT_USAGE)
+    # Imported late: usage errors and --help answer before the server is loaded.
+    from .serve import serve
+
+    try:
+        return serve(settings)
+    except (StartupError, AdapterRejected) as error:
+        return _complain(error, EXIT_STARTUP)
+    except ValueError as error:
+        return _complain(error, EXIT_USAGE)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _settings(options: dict[str, Any]) -> ServeSettings:
+    config = options.pop("config", None)
+    flags = {name: convert(name, value, source=_flag(name)) for name, value in options.items()}
+    return read_settings(flags, os.environ, config=config)
+
+
+def _complain(error: Exception, code: int) -> int:
+    print(f"multiflora: error: {error}", file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line, with the nearest flag where there is one."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"multiflora: error: {message}{self._hint(message)}\n")
+
+    def _hint(self, message: str) -> str:
+        if not message.startswith("unrecognized arguments: --"):
+            return f"; see {self.prog} --help"
+        given = message.split()[2].partition("=")[0]
+        known = [flag for action in _actions(self) for flag in action.option_strings]
+        near = difflib.get_close_matches(given, known, n=1)
+        return f"; did you mean {near[0]}?" if near else f"; see {self.prog} --help"
+
+
+def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    nested = [
+        inner
+        for action in parser._actions
+        if isinstance(action.choices, dict)
+        for choice in action.choices.values()
+        for inner in choice._actions
+    ]
+    return [*parser._actions, *nested]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="multiflora", description=multiflora.__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("version", help="print the version", allow_abbrev=False)
+    serve = commands.add_parser(
+        "serve",
+        help="serve a base and its adapters over HTTP",
+        epilog=f"Flags win over {PREFIX}<NAME> variables, these over --config, that over defaults.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    serve.add_argument("--config", type=Path, metavar="FILE", help="settings as .yaml or .toml")
+    for setting in fields(ServeSettings):
+        _add_setting(serve, setting)
+    return parser
+
+
+def _add_setting(parser: argparse.ArgumentParser, setting: "Field[Any]") -> None:
+    about = setting.metadata["help"]
+    metavar = setting.metadata["metavar"] or setting.name.rpartition("_")[2].upper()
+    if setting.name == "model":
+        parser.add_argument("model", nargs="?", metavar="MODEL", help=about)
+    elif setting.name == "adapters":
+        _add_adapters(parser, about, metavar)
+    elif setting.type in (bool, "bool"):
+        parser.add_argument(_flag(setting.name), action=argparse.BooleanOptionalAction, help=about)
+    else:
+        parser.add_argument(_flag(setting.name), metavar=metavar, help=_with_default(setting))
+
+
+def _add_adapters(parser: argparse.ArgumentParser, about: str, metavar: str) -> None:
+    parser.add_argument("--adapter", action="append", dest="adapters", metavar=metavar, help=about)
+    parser.add_argument(
+        "--lora-modules",
+        action="extend",
+        nargs="+",
+        dest="adapters",
+        metavar=metavar,
+        help="several adapters at once, as vLLM spells it",
+    )
+
+
+def _with_default(setting: "Field[Any]") -> str:
+    about = setting.metadata["help"].replace("%", "%%")
+    has_default = setting.default is not MISSING and setting.default is not None
+    return f"{about} (default: {setting.default})" if has_default else about
+
+
+def _flag(name: str) -> str:
+    return "--adapter" if name == "adapters" else f"--{name.replace('_', '-')}"

@@ -1,0 +1,52 @@
+"""The outermost layer: request ids, and the last resort for what nobody expected."""
+
+import logging
+import re
+import uuid
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import error_response
+
+logger = logging.getLogger(__name__)
+
+_HARMLESS: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class EdgeMiddleware:
+    """Puts an ``x-request-id`` on every answer: the client's own where it is harmless.
+
+    An exception that no handler knows is logged once with that id and answered with a 500;
+    Starlette's own last resort sits outside all middleware and would lose the id.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(Headers(scope=scope))
+        is_started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal is_started
+            if message["type"] == "http.response.start":
+                is_started = True
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            logger.exception("request %s failed", request_id)
+            if not is_started:
+                await error_response(error)(scope, receive, send_with_id)
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get("x-request-id", "")
+    return given if _HARMLESS.fullmatch(given) else uuid.uuid4().hex

@@ -1,0 +1,89 @@
+"""Bounds on what a client may send, enforced before a request is read."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import HeaderTooLarge, RequestTooLarge, error_response
+
+_KIB = 1024
+_MIB = 1024 * _KIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """All bounds of the HTTP side."""
+
+    max_body_bytes: int = 8 * _MIB
+    max_header_bytes: int = 64 * _KIB
+    max_headers: int = 100
+    max_sequences: int = 256
+    # Bodies above this are parsed and tokenized in a thread: 64 KiB take about 10 ms.
+    inline_body_bytes: int = 64 * _KIB
+
+
+class RequestLimitMiddleware:
+    """Answers 413 and 431 in the API's own envelope.
+
+    Starlette's ``max_body_size`` replaces any answer to an oversized request by plain text.
+    """
+
+    def __init__(self, app: ASGIApp, *, limits: Limits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check_headers(scope["headers"])
+        except (HeaderTooLarge, RequestTooLarge) as error:
+            await _skip_body(receive, limit=8 * self._limits.max_body_bytes)
+            response = error_response(error)
+            response.headers["connection"] = "close"
+            await response(scope, receive, send)
+            return
+        await self._app(scope, self._bounded(receive), send)
+
+    def _check_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        headers = list(headers)
+        size = sum(len(name) + len(value) for name, value in headers)
+        if size > self._limits.max_header_bytes or len(headers) > self._limits.max_headers:
+            raise HeaderTooLarge(
+                f"the headers have {size} bytes in {len(headers)} lines; at most "
+                f"{self._limits.max_header_bytes} bytes in {self._limits.max_headers} are accepted"
+            )
+        declared = dict(headers).get(b"content-length", b"0")
+        if declared.isdigit():
+            self._check_size(int(declared))
+
+    def _bounded(self, receive: Receive) -> Receive:
+        received = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            self._check_size(received)
+            return message
+
+        return receive_bounded
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.max_body_bytes:
+            raise RequestTooLarge(
+                f"the request body has {size} bytes or more; at most "
+                f"{self._limits.max_body_bytes} are accepted"
+            )
+
+
+async def _skip_body(receive: Receive, *, limit: int) -> None:
+    """Read on, up to a bound: a client that is still sending would miss the answer."""
+    skipped = 0
+    while skipped <= limit:
+        message = await receive()
+        skipped += len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return

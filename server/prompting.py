@@ -1,0 +1,60 @@
+"""Prompts as token ids."""
+
+from collections.abc import Sequence
+
+from multiflora.engine.errors import PromptTooLong, RequestRejected
+from multiflora.engine.text.chat_template import ChatTemplate
+from multiflora.engine.text.tokenizer import Tokenizer
+
+from .schemas.chat import ChatBody
+from .schemas.completion import Prompt
+
+
+def tokenize_prompts(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt], *, max_model_len: int
+) -> list[Sequence[int]]:
+    """Encode texts as the tokenizer's post-processor says; ids stay as given, no BOS is added."""
+    tokens: list[Sequence[int]] = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            _check_length(tokenizer, prompt, max_model_len=max_model_len, param="prompt")
+            tokens.append(tokenizer.encode(prompt))
+        else:
+            tokens.append(prompt)
+    return tokens
+
+
+def tokenize_chat(
+    tokenizer: Tokenizer, template: ChatTemplate, body: ChatBody, *, max_model_len: int
+) -> list[Sequence[int]]:
+    """Render a conversation and encode it.
+
+    The template writes BOS where the model wants one. Special tokens in what users wrote are
+    ordinary text, so that no message can begin another turn.
+    """
+    try:
+        text = _render(tokenizer, template, body)
+    except RecursionError:
+        raise RequestRejected("the messages are nested too deeply", param="messages") from None
+    _check_length(tokenizer, text, max_model_len=max_model_len, param="messages")
+    return [tokenizer.encode_chat(text)]
+
+
+def _render(tokenizer: Tokenizer, template: ChatTemplate, body: ChatBody) -> str:
+    return template.render(
+        tokenizer.quote([message.for_template() for message in body.messages]),
+        documents=tokenizer.quote(body.documents),
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        extra=tokenizer.quote(body.chat_template_kwargs),
+    )
+
+
+def _check_length(tokenizer: Tokenizer, text: str, *, max_model_len: int, param: str) -> None:
+    """Refuse what cannot fit before seconds are spent on encoding it."""
+    least = len(text) // tokenizer.longest_token_chars
+    if least > max_model_len:
+        raise PromptTooLong(
+            f"the context holds {max_model_len} tokens, but the prompt has at least {least}",
+            param=param,
+        )

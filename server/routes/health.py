@@ -1,0 +1,43 @@
+"""Probes, version and metrics: public, without secrets."""
+
+from fastapi import APIRouter, Request, Response
+
+import multiflora
+from multiflora.engine.client import EngineState
+from multiflora.engine.errors import EngineUnavailable
+
+from ..errors import Draining
+from ..metrics import CONTENT_TYPE
+from ..service import service_of
+
+router = APIRouter()
+
+
+@router.get("/live")
+async def live() -> dict[str, str]:
+    """Say that the API process runs."""
+    return {"status": "live"}
+
+
+@router.get("/ready")
+@router.get("/health")
+async def ready(request: Request) -> dict[str, str]:
+    """Say whether inference requests would be taken; 503 otherwise."""
+    service = service_of(request)
+    if service.drain.is_draining:
+        raise Draining("the server is shutting down")
+    if service.client.state is not EngineState.READY:
+        raise EngineUnavailable(f"the engine is {service.client.state}")
+    return {"status": "ready"}
+
+
+@router.get("/version")
+async def version() -> dict[str, str]:
+    return {"version": multiflora.__version__}
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Everything in Prometheus' text format."""
+    content = await service_of(request).metrics.render()
+    return Response(content, media_type=CONTENT_TYPE)

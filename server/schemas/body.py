@@ -1,0 +1,102 @@
+"""From the bytes of a request body to a checked model, or to one clear error."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from multiflora.engine.errors import RequestRejected
+
+from ..errors import UnknownParameter, UnsupportedParameter
+
+_MAX_NAME_CHARS: Final = 64
+
+
+class MalformedBody(RequestRejected):
+    """A body that is not a JSON object."""
+
+    code = "invalid_json"
+
+
+class RequestBody(BaseModel):
+    """A request of OpenAI's API.
+
+    ``IGNORED`` fields change nothing about the answer. ``UNSUPPORTED`` fields are accepted with the
+    values given here, which ask for nothing.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset()
+    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+
+Body = TypeVar("Body", bound=RequestBody)
+
+
+def parse_body(raw: bytes, kind: type[Body]) -> Body:
+    """Parse and check a body. Raises ``RequestRejected`` naming the first offending field."""
+    fields = _json_object(raw)
+    known = {
+        name: value
+        for name, value in fields.items()
+        if value is not None and _is_wanted(name, value, fields, kind)
+    }
+    try:
+        return kind.model_validate(known)
+    except ValidationError as error:
+        raise _first_error(error) from None
+
+
+def _json_object(raw: bytes) -> dict[str, Any]:
+    try:
+        fields = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise MalformedBody(f"the request body is not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise MalformedBody("the request body must be a JSON object")
+    return fields
+
+
+def _is_wanted(
+    name: str, value: object, fields: Mapping[str, object], kind: type[RequestBody]
+) -> bool:
+    if name in kind.model_fields:
+        return True
+    if name in kind.IGNORED:
+        return False
+    if name not in kind.UNSUPPORTED:
+        raise _unknown(name, kind)
+    if not _asks_for_nothing(name, value, fields, kind):
+        raise UnsupportedParameter(f"{name} is not supported yet; leave it out", param=name)
+    return False
+
+
+def _asks_for_nothing(
+    name: str, value: object, fields: Mapping[str, object], kind: type[RequestBody]
+) -> bool:
+    if name == "best_of":
+        return value == fields.get("n", 1)
+    # bool is an int: without the types, 0 would pass for false.
+    neutral = [(type(item), item) for item in kind.UNSUPPORTED[name]]
+    return (type(value), value) in neutral
+
+
+def _unknown(name: str, kind: type[RequestBody]) -> UnknownParameter:
+    candidates = [*kind.model_fields, *kind.IGNORED, *kind.UNSUPPORTED]
+    shown = name[:_MAX_NAME_CHARS]
+    near = difflib.get_close_matches(shown, candidates, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return UnknownParameter(f"unknown field {shown!r}{hint}", param=shown)
+
+
+def _first_error(error: ValidationError) -> RequestRejected:
+    """Only the first: a crafted body can make pydantic list millions."""
+    num_errors = error.error_count()
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    param = ".".join(str(part) for part in first["loc"])[:200] or None
+    message = first["msg"].removeprefix("Value error, ")
+    others = f" (and {num_errors - 1} more)" if num_errors > 1 else ""
+    return RequestRejected(f"{param or 'the body'}: {message}{others}"[:500], param=param)

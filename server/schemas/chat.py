@@ -1,0 +1,116 @@
+"""``POST /v1/chat/completions``."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from .sampling import SamplingBody
+
+_TEXT_KINDS: Final = ("text", "input_text", "refusal")
+
+
+def read_content(value: object) -> object:
+    """Join a list of text parts, with a newline between them as vLLM does."""
+    if not isinstance(value, list):
+        return value
+    return "\n".join(_part_text(place, part) for place, part in enumerate(value))
+
+
+def _part_text(place: int, part: object) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind not in _TEXT_KINDS:
+        shown = repr(kind)[:50] if isinstance(part, dict) else f"a {type(part).__name__}"
+        raise ValueError(f"part {place} is {shown}; only text parts are supported")
+    assert isinstance(part, dict)
+    text = part.get("refusal" if kind == "refusal" else "text")
+    if not isinstance(text, str):
+        raise ValueError(f"part {place} has no text")
+    return text
+
+
+class ChatMessage(BaseModel):
+    """One turn. Fields of answers that clients send back unchanged are accepted."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    role: Literal["developer", "system", "user", "assistant", "tool"]
+    content: Annotated[str | None, BeforeValidator(read_content)] = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    audio: None = None
+    function_call: None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> "ChatMessage":
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError("the message has no content")
+        return self
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as chat templates know it."""
+        message: dict[str, Any] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": self.content or "",
+        }
+        for name in ("name", "tool_calls", "tool_call_id", "reasoning_content"):
+            if (value := getattr(self, name)) is not None:
+                message[name] = value
+        return message
+
+
+class ChatBody(SamplingBody):
+    """A conversation to answer."""
+
+    IGNORED: ClassVar[frozenset[str]] = SamplingBody.IGNORED | {
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "safety_identifier",
+    }
+    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **SamplingBody.UNSUPPORTED,
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "prompt_logprobs": (),
+        "best_of": (),
+        "echo": (False,),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "modalities": (["text"],),
+        "audio": (),
+        "prediction": (),
+        "reasoning_effort": ("none",),
+        "verbosity": ("medium",),
+        "web_search_options": (),
+        "chat_template": (),
+    }
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    documents: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] = Field({})
+
+    @field_validator("continue_final_message")
+    @classmethod
+    def _continues_or_answers(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("add_generation_prompt"):
+            raise ValueError(
+                "this needs add_generation_prompt=false: a message is either continued or answered"
+            )
+        return value

@@ -1,0 +1,50 @@
+"""Everything that the routes work with, put together once by whoever starts the server."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar, cast
+
+from fastapi import Request
+
+from multiflora.engine.client import EngineClient
+from multiflora.engine.text.chat_template import ChatTemplate
+from multiflora.engine.text.tokenizer import Tokenizer
+
+from .catalog import Catalog
+from .drain import Drain
+from .limits import Limits
+from .metrics import Metrics
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """``end_tokens`` are the base's end-of-turn ids, whose text is never part of an answer."""
+
+    client: EngineClient
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate
+    catalog: Catalog
+    metrics: Metrics
+    end_tokens: frozenset[int] = frozenset()
+    limits: Limits = field(default_factory=Limits)
+    drain: Drain = field(default_factory=Drain)
+
+
+def service_of(request: Request) -> Service:
+    return cast(Service, request.app.state.service)
+
+
+async def off_loop(
+    is_large: bool,
+    work: Callable[_Parameters, _Result],
+    *args: _Parameters.args,
+    **kwargs: _Parameters.kwargs,
+) -> _Result:
+    """Call ``work``, in a thread if the input is large, so that other requests go on."""
+    if is_large:
+        return await asyncio.to_thread(work, *args, **kwargs)
+    return work(*args, **kwargs)

@@ -1,0 +1,213 @@
+"""`ServeSettings`: everything `multiflora serve` can be told, in one place.
+
+Flags, environment variables and config keys are all made from its fields.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from multiflora.engine.config import (
+    AdapterConfig,
+    BaseConfig,
+    CacheConfig,
+    Device,
+    Dtype,
+    EngineConfig,
+    Kernels,
+    Quantization,
+    SchedulerConfig,
+)
+
+from .size import parse_size
+
+_NAME_PART: Final = "[A-Za-z0-9][A-Za-z0-9._:-]*"
+_ADAPTER_NAME: Final = re.compile(f"(?=.{{1,200}}$){_NAME_PART}(/{_NAME_PART})*")
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSource:
+    """An adapter to publish at the start: its name and its folder."""
+
+    name: str
+    path: Path
+
+
+def parse_adapter(text: str) -> AdapterSource:
+    """Read ``NAME=PATH``. Raises ``ValueError``."""
+    name, separator, path = text.partition("=")
+    if not separator or not name.strip() or not path.strip():
+        raise ValueError(f"{text!r} is not NAME=PATH")
+    if not _ADAPTER_NAME.fullmatch(name.strip()):
+        raise ValueError(
+            f"{name.strip()!r} cannot be an adapter's name; use letters, digits, '.', '_', '-', "
+            "':' and '/' between them, 200 characters at most"
+        )
+    return AdapterSource(name.strip(), Path(path.strip()).expanduser())
+
+
+def parse_adapters(value: object) -> tuple[AdapterSource, ...]:
+    """Read a mapping, a list of ``NAME=PATH`` or one text with commas."""
+    if isinstance(value, dict):
+        items = [f"{name}={path}" for name, path in value.items()]
+    elif isinstance(value, list):
+        items = [str(item) for item in value]
+    else:
+        items = [item for item in str(value).split(",") if item.strip()]
+    return tuple(parse_adapter(item) for item in items)
+
+
+def parse_bool(text: str) -> bool:
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in words:
+        raise ValueError(f"{text!r} is neither true nor false")
+    return words[text.lower()]
+
+
+def parse_int(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a whole number") from None
+
+
+def parse_float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
+
+
+def parse_path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"{text!r} is none of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _about(
+    help: str, parse: Callable[[str], object] = str, *, metavar: str | None = None
+) -> dict[str, object]:
+    return {"help": help, "parse": parse, "metavar": metavar}
+
+
+def _choice(kind: Any, help: str) -> dict[str, object]:
+    choices = get_args(kind)
+    return _about(help, _one_of(*choices), metavar="|".join(choices))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """Settings of one server. ``model`` None is the embedded demo base with its adapters."""
+
+    model: str | None = field(
+        default=None,
+        metadata=_about("folder or hub id of the base; without it, the embedded demo is served"),
+    )
+    adapters: tuple[AdapterSource, ...] = field(
+        default=(),
+        metadata=_about("publish the PEFT folder PATH as NAME; repeatable", metavar="NAME=PATH"),
+    )
+    served_model_name: str | None = field(
+        default=None,
+        metadata=_about("name of the base in the API; default: the hub id or the folder's name"),
+    )
+    host: str = field(default="127.0.0.1", metadata=_about("address to listen on"))
+    port: int = field(
+        default=8000, metadata=_about("port to listen on; 0 picks a free one", parse_int)
+    )
+    data_dir: Path = field(
+        default=Path.home() / ".multiflora",
+        metadata=_about("where adapters and prepared weights are kept", parse_path),
+    )
+    device: Device = field(default="auto", metadata=_choice(Device, "where the base lives"))
+    dtype: Dtype = field(
+        default="auto", metadata=_choice(Dtype, "type of activations and unquantized weights")
+    )
+    kernels: Kernels = field(default="auto", metadata=_choice(Kernels, "implementation of the ops"))
+    quantization: Quantization = field(
+        default="nf4", metadata=_choice(Quantization, "form of the base's linears")
+    )
+    quantize_head: bool = field(
+        default=False, metadata=_about("make the output head NF4 too", parse_bool)
+    )
+    revision: str | None = field(default=None, metadata=_about("branch, tag or commit of a hub id"))
+    max_model_len: int | None = field(
+        default=None,
+        metadata=_about(
+            "tokens of prompt plus answer; default: what model and memory allow", parse_int
+        ),
+    )
+    kv_cache_memory: int | None = field(
+        default=None,
+        metadata=_about("memory of the KV cache, such as 4GiB", parse_size, metavar="SIZE"),
+    )
+    adapter_memory: int | None = field(
+        default=None,
+        metadata=_about("memory of resident adapters, such as 500MB", parse_size, metavar="SIZE"),
+    )
+    max_num_requests: int = field(
+        default=64, metadata=_about("most requests in one step", parse_int)
+    )
+    max_batched_tokens: int = field(
+        default=512, metadata=_about("most tokens in one step", parse_int)
+    )
+    threads: int | None = field(
+        default=None, metadata=_about("CPU threads of the engine", parse_int)
+    )
+    drain_timeout: float = field(
+        default=30.0,
+        metadata=_about(
+            "time that running requests get after SIGTERM", parse_float, metavar="SECONDS"
+        ),
+    )
+    log_level: LogLevel = field(
+        default="info", metadata=_choice(LogLevel, "least level of log lines")
+    )
+    dry_run: bool = field(
+        default=False, metadata=_about("print the memory plan and exit", parse_bool)
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"--port is {self.port}; it must be between 0 and 65535")
+        if not 0 <= self.drain_timeout < float("inf"):
+            raise ValueError(f"--drain-timeout is {self.drain_timeout}; it must be 0 or more")
+        _check_names([adapter.name for adapter in self.adapters])
+
+    def engine_config(self, model: Path) -> EngineConfig:
+        """Settings of the engine for the base in the folder ``model``. Raises ``ValueError``."""
+        return EngineConfig(
+            base=BaseConfig(
+                model=str(model),
+                dtype=self.dtype,
+                quantization=self.quantization,
+                quantize_head=self.quantize_head,
+            ),
+            device=self.device,
+            kernels=self.kernels,
+            threads=self.threads,
+            max_model_len=self.max_model_len,
+            data_dir=str(self.data_dir),
+            cache=CacheConfig(memory_bytes=self.kv_cache_memory),
+            scheduler=SchedulerConfig(
+                max_num_requests=self.max_num_requests,
+                max_batched_tokens=self.max_batched_tokens,
+            ),
+            adapter=AdapterConfig(memory_bytes=self.adapter_memory),
+        )
+
+
+def _check_names(names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the adapter name {name!r} is given twice; names must differ")

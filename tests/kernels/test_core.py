@@ -1,0 +1,144 @@
+"""The compiled core equals torch, keeps its bits, and its absence is only slower."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multiflora.kernels import cpu_ops, nf4
+from multiflora.kernels.cpu_ops import build, lora_linear
+from multiflora.kernels.cpu_ops import core as core_module
+from multiflora.kernels.cpu_ops import nf4 as cpu_nf4
+from multiflora.kernels.ops import DenseWeight, LoraFactors, LoraInput, LoraPart, Segment
+
+CORE = core_module.load_core()
+needs_core = pytest.mark.skipif(CORE is None, reason="the core is not built or not supported here")
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lora(num_columns: int, num_features: int, num_rows: int) -> LoraInput:
+    parts = (
+        LoraPart(random(3, num_features - 8, seed=5), 0, 0, 0.5),
+        LoraPart(random(5, 7, seed=6), 3, num_features - 7, 2.0),
+    )
+    factors = LoraFactors(random(8, num_columns, seed=4), parts)
+    return LoraInput([factors], [Segment(0, (num_rows + 1) // 2, 0, 0.75)])
+
+
+@needs_core
+@settings(max_examples=60, deadline=None)
+@given(
+    num_rows=st.integers(1, 140),
+    num_tiles=st.integers(1, 5),
+    num_blocks=st.integers(1, 4),
+)
+def test_nf4_matmul_equals_the_decoded_matrix(
+    num_rows: int, num_tiles: int, num_blocks: int
+) -> None:
+    x = random(num_rows, 64 * num_blocks)
+    canonical = nf4.quantize(random(16 * num_tiles, 64 * num_blocks, seed=1))
+    packed = cpu_nf4.pack_nf4(canonical, torch.float32)
+    assert packed.layout == cpu_nf4.WORDS_LAYOUT
+    expected = x.double() @ nf4.dequantize(canonical).double().T
+    torch.testing.assert_close(
+        cpu_ops.linear(x, packed, None, None).double(), expected, atol=1e-4, rtol=1e-5
+    )
+
+
+@needs_core
+@pytest.mark.parametrize("num_features", [1, 2, 7, 33])
+@pytest.mark.parametrize("num_columns", [1, 7, 8, 67, 128])
+@pytest.mark.parametrize("num_rows", [1, 3, 4, 9])
+def test_dense_matmul_and_deltas_take_any_shape(
+    num_rows: int, num_columns: int, num_features: int
+) -> None:
+    x, weight = random(num_rows, num_columns), random(num_features + 8, num_columns, seed=1)
+    adapters = lora(num_columns, num_features + 8, num_rows)
+    found = cpu_ops.linear(x, DenseWeight(weight), None, adapters)
+    from multiflora.kernels import torch_ops
+
+    expected = torch_ops.linear(x, DenseWeight(weight), None, adapters)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@needs_core
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_row_keeps_its_bits_for_any_number_of_rows_and_threads(threads: int) -> None:
+    x = random(97, 192)
+    canonical = nf4.quantize(random(64, 192, seed=1))
+    weights = [cpu_nf4.pack_nf4(canonical, torch.float32), DenseWeight(random(37, 192, seed=2))]
+    before = torch.get_num_threads()
+    whole = [cpu_ops.linear(x, weight, None, None) for weight in weights]
+    torch.set_num_threads(threads)
+    try:
+        for start, stop in ((0, 1), (5, 8), (63, 97), (96, 97)):
+            for weight, expected in zip(weights, whole, strict=True):
+                part = cpu_ops.linear(x[start:stop], weight, None, None)
+                assert torch.equal(part, expected[start:stop])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+@pytest.mark.parametrize("num_rows", [1, 16, 40])
+def test_without_the_core_torch_computes_the_same(
+    quantized: bool, num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = random(num_rows, 128)
+    canonical = nf4.quantize(random(48, 128, seed=1))
+    dense = DenseWeight(nf4.dequantize(canonical))
+    adapters = lora(128, 48, num_rows)
+    with_core = cpu_ops.linear(x, dense, None, adapters)
+    for module in (lora_linear, cpu_nf4):
+        monkeypatch.setattr(module, "load_core", lambda: None)
+    weight = cpu_nf4.pack_nf4(canonical, torch.float32) if quantized else dense
+    without = cpu_ops.linear(x, weight, None, adapters)
+    torch.testing.assert_close(without, with_core, atol=1e-4, rtol=1e-4)
+    for rows in (slice(0, 1), slice(0, (num_rows + 1) // 2)):
+        count = rows.stop
+        alone = LoraInput(adapters.table, [Segment(0, count, 0, 0.75)])
+        assert torch.equal(cpu_ops.linear(x[rows], weight, None, alone), without[rows])
+
+
+def test_the_core_is_rebuilt_when_its_source_changes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = tmp_path / "core.cpp"
+    source.write_text(build.SOURCE.read_text())
+    monkeypatch.setattr(build, "SOURCE", source)
+    first = build.library_path()
+    source.write_text(source.read_text() + "\n// changed\n")
+    assert build.library_path() != first
+    assert build.library_path().parent == tmp_path
+
+
+def test_a_missing_compiler_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "library_path", lambda: tmp_path / "core.so")
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    build.main()
+    message = capsys.readouterr().err
+    assert "no C++ compiler found; install g++" in message
+    assert message.count("\n") == 1
+
+
+def test_loading_never_compiles(tmp_path: Path) -> None:
+    script = (
+        "import subprocess, sys\n"
+        "def refuse(*a, **k): raise SystemExit('compiled during a start')\n"
+        "subprocess.run = subprocess.Popen = refuse\n"
+        "from multiflora.kernels.cpu_ops import build, core\n"
+        "from pathlib import Path\n"
+        f"core.library_path = lambda: Path({str(tmp_path)!r}) / 'none.so'\n"
+        "assert core.load_core() is None"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,283 @@
+"""A server around a scripted engine, in process."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import pytest
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from multiflora.adapters.registry import Registry
+from multiflora.engine.client import EngineClient, EngineState
+from multiflora.engine.errors import EngineUnavailable
+from multiflora.engine.request import (
+    EngineInfo,
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    TokenEvent,
+)
+from multiflora.engine.text.chat_template import ChatTemplate, chat_template_of
+from multiflora.engine.text.tokenizer import Tokenizer, load_tokenizer
+from multiflora.server.app import create_app
+from multiflora.server.catalog import Catalog
+from multiflora.server.http_server import HttpServer
+from multiflora.server.listener import bind, url_of
+from multiflora.server.metrics import Metrics
+from multiflora.server.service import Service
+
+MAX_MODEL_LEN = 256
+CHAT_TEMPLATE = (
+    "<s>{% for message in messages %}<|{{ message.role }}|>{{ message.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+MODEL_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+}
+DIGESTS = {"json": "a" * 64, "loud/one": "b" * 64}
+Event = TokenEvent | Exception | float
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@dataclass
+class FakeEngine:
+    """Answers every request with ``script``: events, errors to raise, and seconds to wait."""
+
+    tokenizer: Tokenizer
+    state: EngineState = EngineState.READY
+    text: str = "hello world"
+    script: Callable[[GenerationRequest], Sequence[Event]] | None = None
+    requests: list[GenerationRequest] = field(default_factory=list)
+    running: set[str] = field(default_factory=set)
+    closed_early: list[str] = field(default_factory=list)
+    num_stops: int = 0
+
+    @property
+    def info(self) -> EngineInfo:
+        if self.state is EngineState.STARTING:
+            raise EngineUnavailable("the engine is starting")
+        return EngineInfo(
+            model="fake",
+            family="fake",
+            base_digest="c" * 64,
+            max_model_len=MAX_MODEL_LEN,
+            vocab_size=self.tokenizer.vocab_size,
+            device="cpu",
+            kernels="torch",
+            dtype="float32",
+            quantization="nf4",
+            num_kv_blocks=8,
+            block_size=16,
+            base_bytes=1,
+            kv_cache_bytes=1,
+            adapter_bytes=1,
+            load_seconds=0.0,
+        )
+
+    async def start(self) -> EngineInfo:
+        self.state = EngineState.READY
+        return self.info
+
+    async def stop(self) -> None:
+        self.num_stops += 1
+        self.state = EngineState.STOPPED
+
+    async def load_version(self, digest: str) -> None: ...
+
+    async def unload_version(self, digest: str) -> None: ...
+
+    async def stats(self) -> EngineStats:
+        return EngineStats(steps=7, num_running=len(self.running), requests_finished={"stop": 3})
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent]:
+        self.requests.append(request)
+        self.running.add(request.id)
+        is_finished = False
+        try:
+            for event in (self.script or self.say)(request):
+                if isinstance(event, float | int):
+                    await asyncio.sleep(event)
+                    continue
+                if isinstance(event, Exception):
+                    raise event
+                is_finished = event.finish_reason is not None
+                yield event
+                await asyncio.sleep(0)
+        finally:
+            self.running.discard(request.id)
+            if not is_finished:
+                self.closed_early.append(request.id)
+
+    def say(self, request: GenerationRequest) -> list[Event]:
+        """The fixed text, a token per event, cut at ``max_tokens``."""
+        tokens = self.tokenizer.encode(self.text)[: request.sampling.max_tokens]
+        is_cut = len(tokens) == request.sampling.max_tokens
+        reason = FinishReason.LENGTH if is_cut else FinishReason.STOP
+        events = [self.event(request, [token]) for token in tokens]
+        return [*events, self.event(request, [], reason=reason)]
+
+    def event(
+        self,
+        request: GenerationRequest,
+        tokens: Sequence[int],
+        *,
+        reason: FinishReason | None = None,
+        error: str | None = None,
+        code: str | None = None,
+    ) -> TokenEvent:
+        return TokenEvent(
+            request_id=request.id,
+            tokens=tuple(tokens),
+            finish_reason=reason,
+            cached_tokens=2,
+            error=error,
+            error_code=code,
+        )
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Byte-level BPE with a chat template."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder: Path) -> Tokenizer:
+    return load_tokenizer(tokenizer_folder)
+
+
+def write_tokenizer(folder: Path) -> None:
+    fast = FastTokenizer(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    roles = [f"<|{role}|>" for role in ("system", "user", "assistant", "tool")]
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<s>", "</s>", *roles],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    fast.train_from_iterator(["hello world, how are you today?"] * 4, trainer)
+    fast.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": CHAT_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture
+def model(tmp_path: Path, tokenizer_folder: Path) -> Path:
+    """A model folder that is fine but for its weights."""
+    folder = tmp_path / "model"
+    shutil.copytree(tokenizer_folder, folder)
+    (folder / "config.json").write_text(json.dumps(MODEL_CONFIG))
+    (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    return folder
+
+
+@pytest.fixture
+def chat_template(tokenizer: Tokenizer) -> ChatTemplate:
+    return chat_template_of(tokenizer.folder)
+
+
+@pytest.fixture
+def engine(tokenizer: Tokenizer) -> FakeEngine:
+    return FakeEngine(tokenizer)
+
+
+@pytest.fixture
+def registry() -> Registry:
+    registry = Registry()
+    for name, digest in DIGESTS.items():
+        registry.publish(name, digest)
+    return registry
+
+
+@pytest.fixture
+def service(
+    engine: FakeEngine, tokenizer: Tokenizer, chat_template: ChatTemplate, registry: Registry
+) -> Service:
+    end = tokenizer.token_id("</s>")
+    assert end is not None
+    return Service(
+        client=cast(EngineClient, engine),
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        catalog=Catalog("base", registry, created=1_700_000_000),
+        metrics=Metrics(cast(EngineClient, engine)),
+        end_tokens=frozenset({end}),
+    )
+
+
+@pytest.fixture
+async def client(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app=create_app(service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        yield client
+
+
+@pytest.fixture
+async def url(service: Service, engine: FakeEngine) -> AsyncIterator[str]:
+    """A real server on a loopback port."""
+    listener = bind("127.0.0.1", 0)
+    server = HttpServer(
+        create_app(service), drain=service.drain, drain_timeout_seconds=1, stop_engine=engine.stop
+    )
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield url_of(listener)
+    server.close_gently()
+    await serving
+
+
+@pytest.fixture
+def complete(client: httpx.AsyncClient) -> Callable[..., Any]:
+    """POST /v1/completions with the usual fields filled in."""
+
+    async def post(**fields: Any) -> httpx.Response:
+        return await client.post(
+            "/v1/completions", json={"model": "base", "prompt": "hi", **fields}
+        )
+
+    return post
+
+
+@pytest.fixture
+def chat(client: httpx.AsyncClient) -> Callable[..., Any]:
+    """POST /v1/chat/completions with the usual fields filled in."""
+
+    async def post(**fields: Any) -> httpx.Response:
+        body = {"model": "base", "messages": [{"role": "user", "content": "hi"}], **fields}
+        return await client.post("/v1/chat/completions", json=body)
+
+    return post
+
+
+@pytest.fixture
+def read_events() -> Callable[[httpx.Response], list[Any]]:
+    """The events of a stream; the closing mark is the string itself."""
+
+    def read(response: httpx.Response) -> list[Any]:
+        lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+        return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+    return read

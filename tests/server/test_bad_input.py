@@ -1,0 +1,221 @@
+"""Every bad request gets one clear error, and the server keeps serving."""
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+async def still_serves(complete):
+    yield
+    assert (await complete()).status_code == 200
+
+
+async def post(client, content, path="/v1/completions"):
+    response = await client.post(path, content=content)
+    return response, response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b'{"model": "base",}',
+        b"[1]",
+        b'"x"',
+        b"\xff\xfe",
+        b'{"a": "\\ud800"}',
+        b"[" * 9999,
+    ],
+    ids=["empty", "cut", "comma", "list", "string", "not_utf8", "surrogate", "deep"],
+)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_malformed_json(client, content, path):
+    response, error = await post(client, content, path)
+
+    assert response.status_code == 400
+    assert error["code"] == "invalid_json"
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+async def test_numbers_that_are_none(client, number):
+    content = f'{{"model": "base", "prompt": "x", "temperature": {number}}}'
+
+    response, error = await post(client, content.encode())
+
+    assert response.status_code == 400
+    assert error["code"] in ("invalid_json", "invalid_request")
+
+
+async def test_malformed_json_names_the_position(client):
+    _, error = await post(client, b'{"model": NaN}')
+
+    assert "line 1 column 11" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": 3}, "model"),
+        ({"model": None}, "model"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 2}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"frequency_penalty": 3}, "frequency_penalty"),
+        ({"n": 0}, "n"),
+        ({"n": 1_000_000}, "n"),
+        ({"n": 1.5}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": "9"}, "max_tokens"),
+        ({"seed": 2**63}, "seed"),
+        ({"stop": [1]}, "stop.0"),
+        ({"stop": ""}, "stop.0"),
+        ({"stop": "x" * 257}, "stop.0"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"usage": True}}, "stream_options.usage"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
+        ({"stop_token_ids": [10**6]}, "stop_token_ids"),
+        ({"echo": True}, "echo"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"best_of": 2}, "best_of"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"suffix": "end"}, "suffix"),
+        ({"store": True}, "store"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_wrong_values_are_refused_by_name(complete, fields, param):
+    response = await complete(**fields)
+
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["", [], [[]], ["a", ""], [[1], []], None, 5, {"a": 1}, [1, "a"], ["a", 1], [1.5], [True]],
+    ids=repr,
+)
+async def test_prompts_of_no_or_of_wrong_form(complete, prompt):
+    response = await complete(prompt=prompt)
+
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "prompt"
+
+
+@pytest.mark.parametrize("token", [-1, 10**6, 2**62], ids=str)
+async def test_token_ids_out_of_range(complete, engine, token):
+    error = (await complete(prompt=[5, token])).json()["error"]
+
+    assert error["code"] == "invalid_token"
+    assert str(token) in error["message"]
+    assert str(engine.info.vocab_size) in error["message"]
+
+
+async def test_more_sequences_than_fit(complete):
+    assert (await complete(prompt=["x"] * 100, n=16)).status_code == 400
+
+
+async def test_an_unknown_field_gets_a_suggestion(complete):
+    error = (await complete(temprature=1)).json()["error"]
+
+    assert error["param"] == "temprature"
+    assert error["code"] == "unknown_parameter"
+    assert "did you mean 'temperature'?" in error["message"]
+
+
+async def test_a_prompt_of_ten_megabytes(complete):
+    response = await complete(prompt="x" * 10_000_000)
+
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "request_too_large"
+
+
+async def test_a_body_of_unknown_length_is_cut_off(client):
+    async def chunks():
+        for _ in range(20):
+            yield b"x" * 500_000
+
+    response = await client.post("/v1/completions", content=chunks())
+
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "request_too_large"
+
+
+async def test_headers_beyond_the_limit(client):
+    response = await client.get("/v1/models", headers={"x-long": "x" * 70_000})
+
+    assert response.status_code == 431
+    assert response.json()["error"]["code"] == "header_too_large"
+
+
+async def test_a_large_prompt_that_cannot_fit_is_refused_without_tokenizing(complete, engine):
+    error = (await complete(prompt="x" * 1_000_000)).json()["error"]
+
+    assert error["code"] == "context_length_exceeded"
+    assert str(engine.info.max_model_len) in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "numbers"),
+    [({"prompt": [5] * 256}, ("256",)), ({"prompt": [5] * 200, "max_tokens": 57}, ("200", "57"))],
+    ids=["prompt", "prompt_and_answer"],
+)
+async def test_too_long_for_the_context_names_the_numbers(complete, fields, numbers):
+    response = await complete(**fields)
+
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert error["code"] == "context_length_exceeded"
+    assert all(number in error["message"] for number in numbers)
+
+
+async def test_error_messages_stay_small(client):
+    fields = {"model": "base", "prompt": [[["x" * 100] * 1000] * 20], "k" * 100_000: 1}
+
+    response, error = await post(client, json.dumps(fields).encode())
+
+    assert response.status_code == 400
+    assert len(response.content) < 2000
+    assert len(error["message"]) <= 1000
+
+
+@pytest.mark.parametrize("name", ["nobody", "", "BASE", "json ", "../base", "x" * 5000], ids=str)
+async def test_an_unknown_model_is_never_the_base(complete, engine, name):
+    response = await complete(model=name)
+
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+    assert engine.requests == []
+
+
+async def test_unexpected_errors_are_500_without_details(complete, engine, client, caplog):
+    engine.script = lambda request: [ZeroDivisionError("secret")]
+
+    response = await complete()
+
+    engine.script = None
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal_error"
+    assert "secret" not in response.text
+    assert response.headers["x-request-id"] in caplog.text
+
+
+@pytest.mark.parametrize("depth", [400, 900, 5000])
+async def test_deeply_nested_data(client, depth):
+    nested = "[" * depth + "]" * depth
+    messages = '[{"role": "user", "content": "x"}]'
+    content = f'{{"model": "base", "messages": {messages}, "documents": [{{"a": {nested}}}]}}'
+
+    response = await client.post("/v1/chat/completions", content=content)
+
+    assert response.status_code in (200, 400)

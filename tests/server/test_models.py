@@ -1,0 +1,33 @@
+"""GET /v1/models: the base first, then the adapters by name."""
+
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_base_comes_first_then_adapters_by_name(client, registry):
+    registry.publish("abc", "e" * 64)
+
+    answer = (await client.get("/v1/models")).json()
+
+    assert answer["object"] == "list"
+    assert [card["id"] for card in answer["data"]] == ["base", "abc", "json", "loud/one"]
+    assert [card["parent"] for card in answer["data"]] == [None, "base", "base", "base"]
+    assert {card["root"] for card in answer["data"]} == {"base"}
+    assert {card["max_model_len"] for card in answer["data"]} == {256}
+    assert all(card["object"] == "model" and card["created"] > 0 for card in answer["data"])
+
+
+async def test_one_model_by_id_even_with_a_slash(client):
+    card = (await client.get("/v1/models/loud/one")).json()
+
+    assert card["id"] == "loud/one"
+    assert card["adapter"] == {"revision": "b" * 12}
+
+
+async def test_an_unknown_id_is_404(client):
+    response = await client.get("/v1/models/nobody")
+
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+    assert response.json()["error"]["param"] == "model"
