@@ -134,3 +134,7 @@ def _with_default(setting: "Field[Any]") -> str:
 
 def _flag(name: str) -> str:
     return "--adapter" if name == "adapters" else f"--{name.replace('_', '-')}"
+
+
+if __name__ == "__main__":
+    main()

@@ -17,6 +17,9 @@ namespace {
 constexpr int64_t kColumns = 16;   // output features of one NF4 tile
 constexpr int64_t kBlock = 64;     // weights that share one absmax
 constexpr int64_t kRowBlock = 64;  // rows that share one decoded tile
+// Multiply-adds below which waking the other threads costs more than it saves; on a busy host a
+// barrier can cost milliseconds.
+constexpr int64_t kSerial = 1 << 20;
 
 constexpr float kCodebook[16] = {
     -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
@@ -163,7 +166,7 @@ AVX2 void multiflora_nf4_matmul(const float* x, const uint32_t* words, const flo
                                 float* y, int64_t num_rows, int64_t num_features,
                                 int64_t num_columns) {
   const int64_t num_tiles = num_features / kColumns, num_blocks = num_columns / kBlock;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (num_rows * num_features * num_columns > kSerial)
   for (int64_t tile = 0; tile < num_tiles; ++tile) {
     const uint32_t* tile_words = words + tile * num_columns * 2;
     const float* tile_absmax = absmax + tile * num_blocks * kColumns;
@@ -178,7 +181,7 @@ AVX2 void multiflora_nf4_matmul(const float* x, const uint32_t* words, const flo
 AVX2 void multiflora_dense_matmul(const float* x, const float* w, float* y, int64_t num_rows,
                                   int64_t num_features, int64_t num_columns) {
   const int64_t num_pairs = (num_features + 1) / 2;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (num_rows * num_features * num_columns > kSerial)
   for (int64_t pair = 0; pair < num_pairs; ++pair) {
     const int64_t n = 2 * pair;
     const float* weights = w + n * num_columns;
@@ -192,7 +195,7 @@ AVX2 void multiflora_dense_matmul(const float* x, const float* w, float* y, int6
 // v[row][rank] = x[row] . a[rank] for rows [start, stop); a [ranks][K], v [rows][ranks].
 AVX2 void multiflora_lora_shrink(const float* x, const float* a, float* v, int64_t num_rows,
                                  int64_t num_ranks, int64_t num_columns) {
-#pragma omp parallel for schedule(static) if (num_rows * num_ranks * num_columns > 65536)
+#pragma omp parallel for schedule(static) if (num_rows * num_ranks * num_columns > kSerial)
   for (int64_t rank = 0; rank < num_ranks; ++rank)
     dense_rows<1>(x, a + rank * num_columns, v + rank, num_rows, num_columns, num_ranks);
 }
@@ -203,7 +206,7 @@ AVX2 void multiflora_lora_expand(const float* v, int64_t v_stride, const float* 
                                  int64_t num_columns) {
   constexpr int64_t kChunk = 512;
   const int64_t num_chunks = (num_columns + kChunk - 1) / kChunk;
-#pragma omp parallel for collapse(2) schedule(static) if (num_rows * rank * num_columns > 65536)
+#pragma omp parallel for collapse(2) schedule(static) if (num_rows * rank * num_columns > kSerial)
   for (int64_t row = 0; row < num_rows; ++row)
     for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
       const int64_t n = chunk * kChunk;
