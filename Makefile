@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt kernels/cpu_ops/core.cpp
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt $(TORCH)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m multiflora.kernels.cpu_ops.build
+	$(BIN)/python kernels/cpu_ops/build.py
 	touch $(STAMP)
 
 run: install

@@ -79,7 +79,23 @@ class Residency:
         if any(digest in self._loads for digest in wanted):
             return Readiness.LOADING
         placed = [self._place(digest, keep=wanted) for digest in wanted if digest in self._loaded]
-        return Readiness.READY if all(placed) else Readiness.NO_ROOM
+        if all(placed):
+            return Readiness.READY
+        self._check_fit(wanted)
+        return Readiness.NO_ROOM
+
+    def _check_fit(self, wanted: Collection[str]) -> None:
+        """Refuse a blend whose parents can never be resident together."""
+        needed = sum(
+            self._loaded[d].num_bytes if d in self._loaded else self.slots.bytes_of(d)
+            for d in wanted
+        )
+        if needed > self.slots.capacity_bytes:
+            raise AdapterRejected(
+                "adapter_too_large",
+                f"the blend's versions need {needed} bytes together, --adapter-memory is "
+                f"{self.slots.capacity_bytes}",
+            )
 
     def start_load(self, digest: str) -> None:
         """Begin loading unless that is done or under way; forgets an earlier failure."""
@@ -143,10 +159,11 @@ class Residency:
             self._errors[digest] = AdapterRejected("load_failed", f"{digest[:12]}: {error}")
         else:
             self._loaded[digest] = version
-            self._place(digest)
+            # Evict nobody for it yet: the request that needs it knows which others must stay.
+            self._place(digest, keep=self.slots.digests())
         return LoadResult(digest, self._errors.get(digest))
 
-    def _place(self, digest: str, *, keep: Collection[str] = ()) -> bool:
+    def _place(self, digest: str, *, keep: Collection[str]) -> bool:
         version = self._loaded[digest]
         placement = self.slots.place(digest, version.num_bytes, keep=keep)
         if placement is None:

@@ -49,6 +49,9 @@ class SlotTable:
     def slot_of(self, digest: str) -> int:
         return self._occupants[digest].slot
 
+    def bytes_of(self, digest: str) -> int:
+        return self._occupants[digest].num_bytes
+
     def digests(self) -> tuple[str, ...]:
         return tuple(self._occupants)
 

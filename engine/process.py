@@ -10,13 +10,14 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 
 import msgspec
 
 from .errors import StartupError
 from .frame import read_frame, write_frame
 from .loop import EngineLoop
-from .messages import Command, Configure, Report, Shutdown, StartFailed
+from .messages import Command, Configure, Ready, Report, StartFailed
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +45,8 @@ def main(descriptor: int) -> None:
         logger.info("the API process is gone")
 
 
-def _build(first: Configure, report) -> EngineLoop | None:
+def _build(first: Configure, report: Callable[[Report], None]) -> EngineLoop | None:
     from .assembly import build_engine
-    from .messages import Ready
 
     try:
         loop = build_engine(first.config, report)
@@ -62,8 +62,7 @@ def _read(
 ) -> None:
     while frame := read_frame(connection):
         loop.inbox.put(decoder.decode(frame))
-    # Nobody is left to answer to; a step under way may still run for long.
-    loop.inbox.put(Shutdown())
+    # Nobody is left to answer to, and a step under way may still run for long.
     os._exit(0)
 
 

@@ -62,30 +62,6 @@ class Nf4Tensor:
         return self.codes.numel() + 4 * self.absmax.numel()
 
 
-def quantize(weight: Tensor, *, double_quantize: bool = True) -> Nf4Tensor:
-    """Quantize ``weight`` [N, K] as bitsandbytes does, keeping what its round trip keeps.
-
-    With ``double_quantize`` the scales pass through bitsandbytes' 8-bit nested form, so the result
-    equals a ``bnb_4bit_use_double_quant`` checkpoint bit for bit.
-    """
-    from bitsandbytes import functional
-
-    num_rows, num_columns = weight.shape
-    codes, state = functional.quantize_4bit(
-        weight.contiguous(),
-        blocksize=BLOCK_SIZE,
-        compress_statistics=double_quantize,
-        quant_type="nf4",
-    )
-    absmax = state.absmax
-    if double_quantize:
-        nested, offset = state.state2, state.offset
-        assert nested is not None
-        assert offset is not None
-        absmax = expand_absmax(absmax, nested.code, nested.absmax, offset)
-    return Nf4Tensor(codes.reshape(-1), absmax.float().reshape(-1), num_rows, num_columns)
-
-
 def expand_absmax(quantized: Tensor, code: Tensor, scales: Tensor, offset: Tensor) -> Tensor:
     """Undo double quantization: ``code[q[b]] * scales[b // 256] + offset`` in float32."""
     blocks = code.float()[quantized.reshape(-1).long()]  # [N * K / 64]

@@ -9,6 +9,7 @@ from torch import Tensor
 from multiflora.adapters.target import Projection, TargetModule
 from multiflora.kernels import nf4
 from multiflora.kernels.ops import DenseWeight, Ops, Weight
+from multiflora.kernels.quantize import double_quantize, encode
 
 from ..config import BaseConfig
 from ..errors import InvalidCheckpoint, UnsupportedModel
@@ -16,7 +17,6 @@ from .bnb_format import is_quantized, take_nf4
 from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .digest import TensorDigest
-from .quantize import double_quantize, encode
 from .weights import BaseWeights, LayerWeights
 
 EMBEDDING = "model.embed_tokens.weight"

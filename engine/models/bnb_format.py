@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from multiflora.kernels.nf4 import BLOCK_SIZE, CODEBOOK, Nf4Tensor, expand_absmax
+from multiflora.kernels.quantize import NESTED_BLOCK_SIZE
 
 from ..errors import InvalidCheckpoint, UnsupportedModel
 from .checkpoint import Checkpoint
-from .quantize import NESTED_BLOCK_SIZE
 
 STATE_PREFIX = "quant_state.bitsandbytes__"
 

@@ -1,6 +1,6 @@
 """Compiles ``core.cpp`` with the system compiler, once, at install time: never during a start.
 
-Run as ``python -m multiflora.kernels.cpu_ops.build``.
+Run as a script: ``python kernels/cpu_ops/build.py``. It imports nothing of the project.
 """
 
 import hashlib

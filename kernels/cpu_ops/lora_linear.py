@@ -3,9 +3,9 @@
 from torch import Tensor, float32
 
 from ..ops import DenseWeight, LoraInput, Nf4Weight, Weight
-from . import row_block
 from .core import Core, load_core
 from .nf4 import PACKED_LAYOUT, WORDS_LAYOUT, has_fast_bfloat16, packed_matmul, unpack_nf4
+from .row_block import add_block_delta, block_matmul, pad_rows
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None, lora: LoraInput | None) -> Tensor:
@@ -23,7 +23,7 @@ def _matmul(x: Tensor, weight: Weight, core: Core | None) -> Tensor:
     if isinstance(weight, Nf4Weight) and weight.layout == PACKED_LAYOUT:
         return packed_matmul(x, weight)
     if isinstance(weight, DenseWeight) and x.dtype != float32 and has_fast_bfloat16():
-        return row_block.matmul(row_block.pad_rows(x), weight.data, x.shape[0])
+        return block_matmul(pad_rows(x), weight.data, x.shape[0])
     # float32 inside: without bf16 units it is five times faster than bf16, and more exact.
     return _matmul_float32(x.float(), weight, core).to(x.dtype)
 
@@ -36,11 +36,11 @@ def _matmul_float32(x: Tensor, weight: Weight, core: Core | None) -> Tensor:
     dense = weight.data.float() if is_dense else unpack_nf4(weight, float32)
     if core is not None:
         return core.dense_matmul(x, dense.contiguous())
-    return row_block.matmul(row_block.pad_rows(x), dense, x.shape[0])
+    return block_matmul(pad_rows(x), dense, x.shape[0])
 
 
 def _add_deltas(y: Tensor, x: Tensor, lora: LoraInput, core: Core | None) -> None:
-    padded = None if core else row_block.pad_rows(x)
+    padded = None if core else pad_rows(x)
     for segment in lora.segments:
         factors = lora.table[segment.slot]
         if factors is None:
@@ -49,4 +49,4 @@ def _add_deltas(y: Tensor, x: Tensor, lora: LoraInput, core: Core | None) -> Non
         if core is not None:
             core.add_delta(y, x, factors, *rows, segment.weight)
         elif padded is not None:
-            row_block.add_delta(y, padded, factors, *rows, segment.weight)
+            add_block_delta(y, padded, factors, *rows, segment.weight)

@@ -18,7 +18,7 @@ def pad_rows(x: Tensor) -> Tensor:
     return functional.pad(x, (0, 0, 0, 2 * ROWS))
 
 
-def matmul(padded: Tensor, dense: Tensor, num_rows: int) -> Tensor:
+def block_matmul(padded: Tensor, dense: Tensor, num_rows: int) -> Tensor:
     """``padded[:num_rows] @ dense.T`` -> [num_rows, N]."""
     if num_rows <= ROWS:
         return functional.linear(padded[:ROWS], dense)[:num_rows]
@@ -30,7 +30,7 @@ def matmul(padded: Tensor, dense: Tensor, num_rows: int) -> Tensor:
     return y[:num_rows]
 
 
-def add_delta(
+def add_block_delta(
     y: Tensor, padded: Tensor, factors: LoraFactors, start: int, stop: int, weight: float
 ) -> None:
     """Add one segment's delta in place, only to rows ``[start, stop)``."""

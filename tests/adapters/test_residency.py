@@ -105,6 +105,16 @@ def test_a_version_larger_than_the_memory_is_refused_with_both_numbers(
         settle(residency, digests[0])
 
 
+def test_a_blend_that_never_fits_together_is_refused(
+    make_residency: Callable[[int], Residency], digests: list[str]
+) -> None:
+    probe = make_residency(1 << 20)
+    settle(probe, *digests[:2])
+    residency = make_residency(probe.slots.used_bytes - 1)
+    with pytest.raises(AdapterRejected, match="the blend's versions need"):
+        settle(residency, *digests[:2])
+
+
 def test_a_version_that_is_not_stored_fails_and_can_be_tried_again(
     make_residency: Callable[[int], Residency],
 ) -> None:

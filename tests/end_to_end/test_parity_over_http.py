@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from multiflora.kernels import nf4
+from multiflora.kernels.quantize import quantize
 
 PROMPTS = [list(range(20, 57)), list(range(100, 111))]
 COUNT = 14
@@ -27,7 +28,7 @@ def expected(
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
-            module.weight.data = nf4.dequantize(nf4.quantize(module.weight.data))
+            module.weight.data = nf4.dequantize(quantize(module.weight.data))
     texts = {("base", i): _greedy(model, prompt, tokenizer) for i, prompt in enumerate(PROMPTS)}
     peft_model: Any = None
     for index, (name, path) in enumerate(adapters.items()):

@@ -11,6 +11,7 @@ from multiflora.adapters.folder import AdapterFolder
 from multiflora.engine.active_request import ActiveRequest
 from multiflora.engine.scheduler import ScheduledRequest, StepPlan
 from multiflora.kernels import nf4
+from multiflora.kernels.quantize import quantize
 
 PROMPTS = [list(range(5, 5 + length)) for length in (1, 7, 16, 33, 40, 90)]
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -28,7 +29,7 @@ def quantize_reference(model: Any) -> Any:
     """Replace every linear but the head by its NF4 round trip."""
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and not name.endswith("lm_head"):
-            module.weight.data = nf4.dequantize(nf4.quantize(module.weight.data))
+            module.weight.data = nf4.dequantize(quantize(module.weight.data))
     return model
 
 

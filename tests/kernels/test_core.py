@@ -14,6 +14,7 @@ from multiflora.kernels.cpu_ops import build, lora_linear
 from multiflora.kernels.cpu_ops import core as core_module
 from multiflora.kernels.cpu_ops import nf4 as cpu_nf4
 from multiflora.kernels.ops import DenseWeight, LoraFactors, LoraInput, LoraPart, Segment
+from multiflora.kernels.quantize import quantize
 
 CORE = core_module.load_core()
 needs_core = pytest.mark.skipif(CORE is None, reason="the core is not built or not supported here")
@@ -43,7 +44,7 @@ def test_nf4_matmul_equals_the_decoded_matrix(
     num_rows: int, num_tiles: int, num_blocks: int
 ) -> None:
     x = random(num_rows, 64 * num_blocks)
-    canonical = nf4.quantize(random(16 * num_tiles, 64 * num_blocks, seed=1))
+    canonical = quantize(random(16 * num_tiles, 64 * num_blocks, seed=1))
     packed = cpu_nf4.pack_nf4(canonical, torch.float32)
     assert packed.layout == cpu_nf4.WORDS_LAYOUT
     expected = x.double() @ nf4.dequantize(canonical).double().T
@@ -72,7 +73,7 @@ def test_dense_matmul_and_deltas_take_any_shape(
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_row_keeps_its_bits_for_any_number_of_rows_and_threads(threads: int) -> None:
     x = random(97, 192)
-    canonical = nf4.quantize(random(64, 192, seed=1))
+    canonical = quantize(random(64, 192, seed=1))
     weights = [cpu_nf4.pack_nf4(canonical, torch.float32), DenseWeight(random(37, 192, seed=2))]
     before = torch.get_num_threads()
     whole = [cpu_ops.linear(x, weight, None, None) for weight in weights]
@@ -92,7 +93,7 @@ def test_without_the_core_torch_computes_the_same(
     quantized: bool, num_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = random(num_rows, 128)
-    canonical = nf4.quantize(random(48, 128, seed=1))
+    canonical = quantize(random(48, 128, seed=1))
     dense = DenseWeight(nf4.dequantize(canonical))
     adapters = lora(128, 48, num_rows)
     with_core = cpu_ops.linear(x, dense, None, adapters)

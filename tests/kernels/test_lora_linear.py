@@ -16,6 +16,7 @@ from multiflora.kernels.ops import (
     LoraPart,
     Segment,
 )
+from multiflora.kernels.quantize import quantize
 
 K, WIDTHS = 128, (96, 32, 64)
 N = sum(WIDTHS)
@@ -74,7 +75,7 @@ def test_equals_the_definition(
     ops: ModuleType, num_rows: int, quantized: bool, dtype: torch.dtype
 ) -> None:
     x, bias = random(num_rows, K, seed=1).to(dtype), random(N, seed=2).to(dtype)
-    canonical = nf4.quantize(random(N, K, seed=3))
+    canonical = quantize(random(N, K, seed=3))
     dense = nf4.dequantize(canonical)
     weight = ops.pack_nf4(canonical, dtype) if quantized else DenseWeight(dense.to(dtype))
     table = [make_factors(ranks, seed, dtype) for seed, ranks in enumerate(TABLE_RANKS)]
@@ -130,7 +131,7 @@ def test_cpu_rows_have_the_same_bits_alone_and_in_any_batch(
         for length, stop, slot in zip(lengths, stops, slots, strict=False)
     ]
     x = random(stops[-1], K, seed=sum(lengths))
-    weight = cpu_ops.pack_nf4(nf4.quantize(random(N, K, seed=1)), torch.float32)
+    weight = cpu_ops.pack_nf4(quantize(random(N, K, seed=1)), torch.float32)
     table = [make_factors(ranks, seed, torch.float32) for seed, ranks in enumerate(TABLE_RANKS)]
     batch = cpu_ops.linear(x, weight, None, LoraInput(table, segments))
     rows = slice(segments[own].start, segments[own].stop)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from multiflora.kernels import cpu_ops, nf4, torch_ops
 from multiflora.kernels.cpu_ops import nf4 as cpu_nf4
+from multiflora.kernels.quantize import quantize
 
 SHAPES = [(1, 64), (32, 64), (96, 320), (257, 128), (64, 1024)]
 
@@ -23,7 +24,7 @@ def test_quantize_equals_bitsandbytes(shape: tuple[int, int], double: bool) -> N
     codes, state = bnb.quantize_4bit(
         weight, blocksize=64, compress_statistics=double, quant_type="nf4"
     )
-    ours = nf4.quantize(weight, double_quantize=double)
+    ours = quantize(weight, double=double)
     assert torch.equal(ours.codes, codes.reshape(-1))
     assert torch.equal(nf4.dequantize(ours), bnb.dequantize_4bit(codes, state))
 
@@ -37,7 +38,7 @@ def test_the_codebook_is_that_of_bitsandbytes() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("ops", [torch_ops, cpu_ops], ids=lambda module: module.NAME)
 def test_pack_and_unpack_lose_nothing(ops, shape, dtype) -> None:
-    canonical = nf4.quantize(random_weight(shape))
+    canonical = quantize(random_weight(shape))
     packed = ops.pack_nf4(canonical, dtype)
     if packed.layout == cpu_nf4.PACKED_LAYOUT:
         pytest.skip("this layout keeps scales in bf16; see the interleave test")
@@ -46,7 +47,7 @@ def test_pack_and_unpack_lose_nothing(ops, shape, dtype) -> None:
 
 @pytest.mark.parametrize("shape", [(32, 64), (96, 320)])
 def test_interleaved_codes_equal_bitsandbytes_packing(shape: tuple[int, int]) -> None:
-    canonical = nf4.quantize(random_weight(shape), double_quantize=False)
+    canonical = quantize(random_weight(shape), double=False)
     state = bnb.QuantState(
         absmax=canonical.absmax.clone(),
         shape=torch.Size(shape),
@@ -68,17 +69,17 @@ def test_interleaved_codes_equal_bitsandbytes_packing(shape: tuple[int, int]) ->
 
 def test_float32_never_takes_the_packed_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_nf4, "has_fast_bfloat16", lambda: True)
-    canonical = nf4.quantize(random_weight((64, 64)))
+    canonical = quantize(random_weight((64, 64)))
     assert cpu_nf4.pack_nf4(canonical, torch.float32).layout != cpu_nf4.PACKED_LAYOUT
     assert cpu_nf4.pack_nf4(canonical, torch.bfloat16).layout == cpu_nf4.PACKED_LAYOUT
-    odd = nf4.quantize(random_weight((33, 64)))
+    odd = quantize(random_weight((33, 64)))
     assert cpu_nf4.pack_nf4(odd, torch.bfloat16).layout == "canonical"
 
 
 @pytest.mark.skipif(not cpu_ops.has_fast_bfloat16(), reason="needs AVX-512-BF16")
 @pytest.mark.parametrize("num_rows", [1, 2, 5, 33])
 def test_packed_matmul_is_close_and_batch_invariant(num_rows: int) -> None:
-    canonical = nf4.quantize(random_weight((96, 320)))
+    canonical = quantize(random_weight((96, 320)))
     packed = cpu_ops.pack_nf4(canonical, torch.bfloat16)
     x = torch.randn(num_rows, 320).bfloat16()
     y = cpu_ops.linear(x, packed, None, None)
@@ -89,7 +90,7 @@ def test_packed_matmul_is_close_and_batch_invariant(num_rows: int) -> None:
 
 def test_concatenation_is_exact() -> None:
     parts = [random_weight((n, 128)) for n in (32, 64, 7)]
-    quantized = [nf4.quantize(part) for part in parts]
+    quantized = [quantize(part) for part in parts]
     stacked = nf4.dequantize(nf4.concatenate(quantized))
     assert torch.equal(stacked, torch.cat([nf4.dequantize(q) for q in quantized]))
 

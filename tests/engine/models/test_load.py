@@ -15,6 +15,7 @@ from multiflora.engine.models.registry import load_model_config
 from multiflora.engine.models.weights import BaseWeights
 from multiflora.kernels import nf4, torch_ops
 from multiflora.kernels.ops import DenseWeight, Nf4Weight, Weight
+from multiflora.kernels.quantize import quantize
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
@@ -47,7 +48,7 @@ def dense(weight: Weight) -> torch.Tensor:
 
 
 def round_trip(weight: torch.Tensor) -> torch.Tensor:
-    return nf4.dequantize(nf4.quantize(weight), weight.dtype)
+    return nf4.dequantize(quantize(weight), weight.dtype)
 
 
 def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -189,7 +190,7 @@ def test_modules_left_dense_in_a_prequantized_checkpoint_stay_dense(
 
 
 def round_trip_unless_dense(weight: torch.Tensor, *, is_dense: bool) -> torch.Tensor:
-    return weight if is_dense else nf4.dequantize(nf4.quantize(weight, double_quantize=False))
+    return weight if is_dense else nf4.dequantize(quantize(weight, double=False))
 
 
 def test_prequantized_checkpoint_cannot_be_served_unquantized(

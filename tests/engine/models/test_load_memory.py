@@ -18,7 +18,7 @@ import torch
 from multiflora.engine.config import BaseConfig
 from multiflora.engine.models.load import load_base
 from multiflora.engine.models.registry import load_model_config
-from multiflora.engine.models.quantize import double_quantize, encode
+from multiflora.kernels.quantize import double_quantize, encode
 from multiflora.kernels import torch_ops
 
 def status(key):

@@ -8,14 +8,24 @@ too.
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from multiflora.kernels.nf4 import BLOCK_SIZE, CODEBOOK, Nf4Tensor, expand_absmax
+from .nf4 import BLOCK_SIZE, CODEBOOK, Nf4Tensor, expand_absmax
 
 PIECE_WEIGHTS = {"cpu": 1 << 17, "cuda": 1 << 25}
 NESTED_BLOCK_SIZE = 256
+
+
+def quantize(weight: Tensor, *, double: bool = True) -> Nf4Tensor:
+    """Quantize ``weight`` [N, K] as bitsandbytes does.
+
+    ``double`` passes the scales through its nested 8-bit form, as ``bnb_4bit_use_double_quant``.
+    """
+    plain = encode(weight)
+    return replace(plain, absmax=double_quantize(plain.absmax)) if double else plain
 
 
 def encode(weight: Tensor) -> Nf4Tensor:
