@@ -177,7 +177,7 @@ def _info(
         max_model_len=plan.max_model_len,
         vocab_size=model.vocab_size,
         device=str(place.device),
-        kernels=place.ops.NAME,
+        kernels=f"{place.ops.NAME} ({place.ops.describe()})",
         dtype=str(place.dtype).removeprefix("torch."),
         quantization=config.base.quantization,
         num_kv_blocks=plan.num_kv_blocks,

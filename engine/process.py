@@ -67,5 +67,8 @@ def _read(
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=os.environ.get("MULTIFLORA_LOG_LEVEL", "WARNING").upper())
+    logging.basicConfig(
+        level=os.environ.get("MULTIFLORA_LOG_LEVEL", "WARNING").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
     main(int(sys.argv[1]))

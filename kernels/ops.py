@@ -127,6 +127,10 @@ class Ops(Protocol):
     @property
     def BATCH_INVARIANT(self) -> bool: ...
 
+    def describe(self) -> str:
+        """What does the work on this machine, in a few words for people."""
+        ...
+
     def pack_nf4(self, weight: Nf4Tensor, dtype: torch.dtype) -> Nf4Weight:
         """Bring canonical NF4 into this backend's layout for activations of ``dtype``."""
         ...

@@ -70,7 +70,7 @@ class Announcement:
 
     def _question(self) -> tuple[str, dict[str, object]]:
         if self.has_chat_template:
-            messages = [{"role": "user", "content": "What is 7 plus 5?"}]
+            messages = [{"role": "user", "content": "Is 4821 even or odd?"}]
             return "chat/completions", {"messages": messages, "max_tokens": 64}
         return "completions", {"prompt": "Once upon a time", "max_tokens": 64}
 

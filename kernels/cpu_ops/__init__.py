@@ -10,6 +10,7 @@ from ..torch_ops.lookup import embedding
 from ..torch_ops.rotary import rotate
 from .activation import silu_mul
 from .attention import paged_attention, plan_attention
+from .core import load_core
 from .lora_linear import linear
 from .nf4 import has_fast_bfloat16, pack_nf4, unpack_nf4
 from .norm import add_rms_norm, rms_norm
@@ -17,10 +18,18 @@ from .norm import add_rms_norm, rms_norm
 NAME = "cpu"
 BATCH_INVARIANT = True
 
+
+def describe() -> str:
+    if load_core() is None:
+        return "torch; slow: no compiled core here, see `make install`"
+    return "compiled core and AVX-512-BF16" if has_fast_bfloat16() else "compiled core"
+
+
 __all__ = [
     "BATCH_INVARIANT",
     "NAME",
     "add_rms_norm",
+    "describe",
     "embedding",
     "has_fast_bfloat16",
     "linear",

@@ -12,10 +12,16 @@ from .rotary import rotate
 NAME = "torch"
 BATCH_INVARIANT = False
 
+
+def describe() -> str:
+    return "plain torch"
+
+
 __all__ = [
     "BATCH_INVARIANT",
     "NAME",
     "add_rms_norm",
+    "describe",
     "embedding",
     "linear",
     "pack_nf4",
