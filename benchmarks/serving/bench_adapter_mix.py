@@ -147,7 +147,7 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=16, help="new tokens per request")
+    parser.add_argument("--tokens", type=int, default=32, help="new tokens per request")
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--work", help="keep the random model here and use it again")
