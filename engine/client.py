@@ -11,6 +11,7 @@ from multiflora.adapters.error import AdapterRejected
 
 from .config import EngineConfig
 from .errors import (
+    BaseNotFound,
     EngineOverloaded,
     EngineUnavailable,
     InvalidCheckpoint,
@@ -40,7 +41,8 @@ from .transport import ProcessTransport, ThreadTransport, Transport
 logger = logging.getLogger(__name__)
 
 _STARTUP_ERRORS = {
-    error.code: error for error in (UnsupportedModel, InvalidCheckpoint, NotEnoughMemory)
+    error.code: error
+    for error in (BaseNotFound, UnsupportedModel, InvalidCheckpoint, NotEnoughMemory)
 }
 _FIRST_RESTART_SECONDS = 0.1
 _LAST_RESTART_SECONDS = 30.0

@@ -8,6 +8,7 @@
     |  `- EngineOverloaded
     |- RequestFailed                the engine gave up on an admitted request
     `- StartupError                 the server cannot start
+       |- BaseNotFound
        |- UnsupportedModel
        |- InvalidCheckpoint
        `- NotEnoughMemory
@@ -70,6 +71,12 @@ class StartupError(EngineError):
     """The server cannot start; the message says what to change."""
 
     code = "startup_error"
+
+
+class BaseNotFound(StartupError):
+    """Neither a folder nor a hub id that can be had."""
+
+    code = "base_not_found"
 
 
 class UnsupportedModel(StartupError):

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from ..errors import InvalidCheckpoint, StartupError
+from ..errors import BaseNotFound, InvalidCheckpoint
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "merges.txt", "vocab.*"]
@@ -11,28 +11,22 @@ WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "merges.txt"
 UNWANTED_FILES = ["consolidated*", "original/*", "onnx/*", "*.bin", "*.bin.index.json"]
 
 
-class ModelNotFound(StartupError):
-    """The base is neither a folder here nor a repository that the hub (or its cache) has."""
-
-    code = "base_not_found"
-
-
 def resolve_model(model: str, revision: str | None) -> Path:
     """Return the folder of ``model``, downloading a hub id unless it is cached.
 
     Only safetensors, JSON, templates and tokenizer files are fetched; ``HF_HUB_OFFLINE`` and the
-    hub's own cache are respected. Raises `ModelNotFound`, or `InvalidCheckpoint` for a folder
+    hub's own cache are respected. Raises `BaseNotFound`, or `InvalidCheckpoint` for a folder
     without config.json or safetensors.
     """
     path = Path(model).expanduser()
     if path.is_dir():
         if revision is not None:
-            raise ModelNotFound(f"{model} is a local folder; it has no revision {revision!r}")
+            raise BaseNotFound(f"{model} is a local folder; it has no revision {revision!r}")
         return _check_folder(path)
     if path.is_file():
-        raise ModelNotFound(f"{model} is a file; give the folder that holds it and config.json")
+        raise BaseNotFound(f"{model} is a file; give the folder that holds it and config.json")
     if not HUB_ID.fullmatch(model) or model.startswith("."):
-        raise ModelNotFound(f"{model} is neither an existing folder nor a hub id like owner/name")
+        raise BaseNotFound(f"{model} is neither an existing folder nor a hub id like owner/name")
     return _check_folder(_download(model, revision))
 
 
@@ -69,22 +63,22 @@ def _download(model: str, revision: str | None) -> Path:
             ignore_patterns=UNWANTED_FILES,
         )
     except GatedRepoError as error:
-        raise ModelNotFound(
+        raise BaseNotFound(
             f"{model} is gated: accept its licence on the hub and set HF_TOKEN"
         ) from error
     except RevisionNotFoundError as error:
-        raise ModelNotFound(f"{model} has no revision {revision!r}") from error
+        raise BaseNotFound(f"{model} has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
-        raise ModelNotFound(
+        raise BaseNotFound(
             f"{model} is neither an existing folder nor a hub repository this token can see"
         ) from error
     except LocalEntryNotFoundError as error:
-        raise ModelNotFound(
+        raise BaseNotFound(
             f"{model} is not in the local hub cache and the hub cannot be reached "
             "(offline mode or no network); give a local folder instead"
         ) from error
     except HFValidationError as error:
-        raise ModelNotFound(f"{model} is not a valid hub id: {error}") from error
+        raise BaseNotFound(f"{model} is not a valid hub id: {error}") from error
     except HfHubHTTPError as error:
-        raise ModelNotFound(f"the hub refused {model}: {error}") from error
+        raise BaseNotFound(f"the hub refused {model}: {error}") from error
     return Path(folder)

@@ -5,8 +5,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from multiflora.engine.errors import InvalidCheckpoint
-from multiflora.engine.models.source import ModelNotFound, resolve_model
+from multiflora.engine.errors import BaseNotFound, InvalidCheckpoint
+from multiflora.engine.models.source import resolve_model
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_local_folder_is_used_as_it_is(folder: Path) -> None:
 
 
 def test_local_folder_has_no_revision(folder: Path) -> None:
-    with pytest.raises(ModelNotFound, match="no revision 'main'"):
+    with pytest.raises(BaseNotFound, match="no revision 'main'"):
         resolve_model(str(folder), "main")
 
 
@@ -44,13 +44,13 @@ def test_adapter_folder_is_recognized(folder: Path) -> None:
 
 
 def test_file_is_refused(folder: Path) -> None:
-    with pytest.raises(ModelNotFound, match="is a file"):
+    with pytest.raises(BaseNotFound, match="is a file"):
         resolve_model(str(folder / "model.safetensors"), None)
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "./missing", "name", "a/b/c", "../x", ""])
 def test_what_is_neither_folder_nor_hub_id_is_refused(model: str) -> None:
-    with pytest.raises((ModelNotFound, InvalidCheckpoint), match=r"neither|has no"):
+    with pytest.raises((BaseNotFound, InvalidCheckpoint), match=r"neither|has no"):
         resolve_model(model, None)
 
 
@@ -81,11 +81,11 @@ def test_hub_errors_say_what_to_do(
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(ModelNotFound, match=message):
+    with pytest.raises(BaseNotFound, match=message):
         resolve_model("owner/name", None)
 
 
 def test_offline_hub_id_outside_the_cache_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelNotFound):
+    with pytest.raises(BaseNotFound):
         resolve_model("no-such-owner/no-such-model", None)
