@@ -15,6 +15,18 @@ QWEN_0_5B: dict[str, Any] = {
     "use_sliding_window": False,
 }
 
+LLAMA_1B: dict[str, Any] = {
+    "vocab_size": 128_256,
+    "hidden_size": 2_048,
+    "intermediate_size": 8_192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 4_096,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+}
+
 
 def build_base(folder: Path, shape: dict[str, Any], *, seed: int = 0) -> Path:
     """Save a random Qwen2 of ``shape`` in bfloat16; an existing folder is used as it is."""
