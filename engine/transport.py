@@ -20,6 +20,7 @@ from .messages import Command, Configure, Ready, Report, Shutdown, StartFailed
 logger = logging.getLogger(__name__)
 
 _STOP_SECONDS = 10
+_REAP_SECONDS = 2
 
 
 class Transport(Protocol):
@@ -86,9 +87,12 @@ class ProcessTransport:
             writer.close()
         process, self._process = self._process, None
         if process:
-            with contextlib.suppress(ProcessLookupError):
+            # Its socket is closed, so it is on its way out; one that is not gets no choice.
+            try:
+                code = await asyncio.wait_for(process.wait(), _REAP_SECONDS)
+            except TimeoutError:
                 process.kill()
-            code = await process.wait()
+                code = await process.wait()
             logger.info("engine process %d ended with %d", process.pid, code)
 
     def send(self, command: Command) -> None:
