@@ -21,7 +21,7 @@ class CompilerMissing(RuntimeError):
     """No C++ compiler; the torch fallback works without the core, only slower."""
 
 
-def library_path() -> Path:
+def core_path() -> Path:
     """Where the compiled core for this source and platform is, or would be.
 
     Beside the source where that can be written (an editable install), else in the user's cache.
@@ -36,7 +36,7 @@ def library_path() -> Path:
 
 def build() -> Path:
     """Compile the core unless that is done; returns the library. Raises ``CompilerMissing``."""
-    target = library_path()
+    target = core_path()
     if target.exists():
         return target
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..ops import LoraFactors
-from .build import library_path
+from .build import core_path
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
@@ -81,7 +81,7 @@ def _declare(library: ctypes.CDLL, name: str, arguments: list[type]) -> "ctypes.
 @cache
 def load_core() -> Core | None:
     """The compiled core, or None: then torch's own matmuls serve."""
-    path = library_path()
+    path = core_path()
     if not path.exists():
         return None
     # torch is loaded by now, so the core shares its OpenMP runtime and its thread count.

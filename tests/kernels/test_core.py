@@ -114,16 +114,16 @@ def test_the_core_is_rebuilt_when_its_source_changes(
     source = tmp_path / "core.cpp"
     source.write_text(build.SOURCE.read_text())
     monkeypatch.setattr(build, "SOURCE", source)
-    first = build.library_path()
+    first = build.core_path()
     source.write_text(source.read_text() + "\n// changed\n")
-    assert build.library_path() != first
-    assert build.library_path().parent == tmp_path
+    assert build.core_path() != first
+    assert build.core_path().parent == tmp_path
 
 
 def test_a_missing_compiler_is_one_clear_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(build, "library_path", lambda: tmp_path / "core.so")
+    monkeypatch.setattr(build, "core_path", lambda: tmp_path / "core.so")
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     build.main()
     message = capsys.readouterr().err
@@ -138,7 +138,7 @@ def test_loading_never_compiles(tmp_path: Path) -> None:
         "subprocess.run = subprocess.Popen = refuse\n"
         "from multiflora.kernels.cpu_ops import build, core\n"
         "from pathlib import Path\n"
-        f"core.library_path = lambda: Path({str(tmp_path)!r}) / 'none.so'\n"
+        f"core.core_path = lambda: Path({str(tmp_path)!r}) / 'none.so'\n"
         "assert core.load_core() is None"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
