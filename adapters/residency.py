@@ -97,12 +97,14 @@ class Residency:
                 f"{self.slots.capacity_bytes}",
             )
 
-    def start_load(self, digest: str) -> None:
-        """Begin loading unless that is done or under way; forgets an earlier failure."""
+    def start_load(self, digest: str) -> bool:
+        """Begin loading, or report that there is nothing to load; forgets an earlier failure."""
         self._errors.pop(digest, None)
-        if digest in self.slots or digest in self._loads or digest in self._loaded:
-            return
-        self._loads[digest] = self._loader.submit(self._load, digest)
+        if digest in self.slots or digest in self._loaded:
+            return False
+        if digest not in self._loads:
+            self._loads[digest] = self._loader.submit(self._load, digest)
+        return True
 
     def poll(self) -> list[LoadResult]:
         """Take in finished loads; called between steps."""
@@ -125,6 +127,8 @@ class Residency:
         """Free an idle version's memory; False while it is leased."""
         self._loaded.pop(digest, None)
         self._errors.pop(digest, None)
+        if digest in self._loads:
+            return False
         if digest not in self.slots:
             return True
         if not self.slots.is_idle(digest):
@@ -158,10 +162,18 @@ class Residency:
         except Exception as error:  # the loader thread's outer edge
             self._errors[digest] = AdapterRejected("load_failed", f"{digest[:12]}: {error}")
         else:
-            self._loaded[digest] = version
+            self._keep(digest, version)
             # Evict nobody for it yet: the request that needs it knows which others must stay.
             self._place(digest, keep=self.slots.digests())
         return LoadResult(digest, self._errors.get(digest))
+
+    def _keep(self, digest: str, version: _HostVersion) -> None:
+        """Hold a version on the host until it is placed; the oldest beyond the budget go."""
+        self._loaded[digest] = version
+        held = sum(other.num_bytes for other in self._loaded.values())
+        while held > self.slots.capacity_bytes:
+            oldest = next(iter(self._loaded))
+            held -= self._loaded.pop(oldest).num_bytes
 
     def _place(self, digest: str, *, keep: Collection[str]) -> bool:
         version = self._loaded[digest]

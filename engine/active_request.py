@@ -19,7 +19,10 @@ class ActiveRequest:
     blocks: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     num_computed: int = 0
-    num_cached: int = 0
+    # Prompt tokens found in the prefix cache at the first admission; None before it.
+    num_cached: int | None = None
+    # Prompt tokens counted so far: a recomputed one is not a new one.
+    num_counted: int = 0
     waiting_since: int = 0
 
     def __post_init__(self) -> None:
@@ -34,9 +37,9 @@ class ActiveRequest:
         return tuple(share.digest for share in self.request.adapters)
 
     @property
-    def fairness_key(self) -> str:
-        """Requests with the same first version share one queue; the base has its own."""
-        return self.digests[0] if self.digests else ""
+    def fairness_key(self) -> tuple[str, ...]:
+        """Requests with the same versions share one queue; the base has its own."""
+        return self.digests
 
     @property
     def num_prompt(self) -> int:

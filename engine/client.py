@@ -112,9 +112,7 @@ class EngineClient:
     async def _launch(self) -> EngineInfo:
         self._started = asyncio.get_running_loop().create_future()
         await self.transport.start(self._on_report, self._on_end)
-        self._info = await self._started
-        self._state = EngineState.READY
-        return self._info
+        return await self._started
 
     async def stop(self) -> None:
         """Stop the engine; open streams end with an error."""
@@ -158,8 +156,12 @@ class EngineClient:
         if waiting is None:
             waiting = self._versions[digest] = asyncio.get_running_loop().create_future()
             self.transport.send(LoadVersion(digest))
-        await asyncio.shield(waiting)
         self._kept_versions[digest] = None
+        try:
+            await asyncio.shield(waiting)
+        except AdapterRejected:
+            self._kept_versions.pop(digest, None)
+            raise
 
     async def unload_version(self, digest: str) -> None:
         """Free a version's memory once no request uses it."""
@@ -186,6 +188,9 @@ class EngineClient:
                     if stream := self._streams.get(event.request_id):
                         stream.put_nowait(event)
             case Ready(info):
+                self._info = info
+                if self._state is not EngineState.STOPPED:
+                    self._state = EngineState.READY
                 self._settle_start(info)
             case StartFailed(code, message):
                 self._settle_start(_STARTUP_ERRORS.get(code, StartupError)(message))
@@ -228,7 +233,7 @@ class EngineClient:
             pause = min(2 * pause, _LAST_RESTART_SECONDS)
             try:
                 await self._launch()
-            except StartupError:
+            except (StartupError, EngineUnavailable, OSError):
                 logger.exception("the engine did not restart")
         self.num_restarts += 1
         for digest in list(self._kept_versions):

@@ -16,8 +16,8 @@ class FairQueue:
     """First-in first-out within an adapter, lowest counter first between adapters."""
 
     def __init__(self) -> None:
-        self._queues: dict[str, deque[ActiveRequest]] = {}
-        self._counters: defaultdict[str, float] = defaultdict(float)
+        self._queues: dict[tuple[str, ...], deque[ActiveRequest]] = {}
+        self._counters: defaultdict[tuple[str, ...], float] = defaultdict(float)
         self._size = 0
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class FairQueue:
         heads = (queue[0] for queue in self._queues.values())
         return min(heads, key=lambda request: request.waiting_since, default=None)
 
-    def _lift(self, key: str) -> None:
+    def _lift(self, key: tuple[str, ...]) -> None:
         busy = [self._counters[other] for other in self._queues if other != key]
         if busy:
             self._counters[key] = max(self._counters[key], min(busy))

@@ -151,11 +151,9 @@ class EngineLoop:
             self._end(request_id, FinishReason.ABORT)
 
     def _load(self, digest: str) -> None:
-        if digest in self._residency.slots:
+        self._unloads.discard(digest)
+        if not self._residency.start_load(digest):
             self._report(VersionLoaded(digest))
-        else:
-            self._unloads.discard(digest)
-            self._residency.start_load(digest)
 
     def _take_loads(self) -> None:
         for result in self._residency.poll():
@@ -198,6 +196,8 @@ class EngineLoop:
         for item, draw in zip(plan.items, draws, strict=True):
             request = item.request
             if draw is not None and draw.error is not None:
+                if not isinstance(draw.error, ArithmeticError):
+                    logger.error("request %s failed", request.id, exc_info=draw.error)
                 self._scheduler.finish(request)
                 self._fail(request.id, "engine_error", _public_message(draw.error))
                 continue
@@ -206,17 +206,20 @@ class EngineLoop:
             reason = self._scheduler.commit(item, token)
             self._count(item, token)
             if token is not None:
-                cached = request.num_cached if is_first else 0
+                cached = (request.num_cached or 0) if is_first else 0
                 self._emit(request.id, token, reason, cached)
             if reason:
                 self._scheduler.finish(request)
 
     def _count(self, item: ScheduledRequest, token: int | None) -> None:
+        request = item.request
         self._counts["generated_tokens"] += token is not None
-        if item.start < item.request.num_prompt:
-            self._counts["prompt_tokens"] += item.count
-        if item.start == item.request.num_cached and item.start < item.request.num_prompt:
-            self._counts["cached_prompt_tokens"] += item.request.num_cached
+        if not request.num_counted:
+            self._counts["cached_prompt_tokens"] += request.num_cached or 0
+            request.num_counted = request.num_cached or 0
+        reached = min(item.start + item.count, request.num_prompt)
+        self._counts["prompt_tokens"] += max(0, reached - request.num_counted)
+        request.num_counted = max(reached, request.num_counted)
 
     def _emit(self, request_id: str, token: int, reason: FinishReason | None, cached: int) -> None:
         event = TokenEvent(

@@ -98,7 +98,8 @@ def plan_memory(
     num_blocks = _num_blocks(config, wanted_len, kv_limit, block_bytes)
     plan = MemoryPlan(
         dtype=dtype,
-        max_model_len=min(wanted_len, num_blocks * config.cache.block_size),
+        # The null block holds no tokens.
+        max_model_len=min(wanted_len, (num_blocks - 1) * config.cache.block_size),
         block_size=config.cache.block_size,
         num_kv_blocks=num_blocks,
         linear_bytes=sizes.linears,
@@ -188,7 +189,7 @@ def _num_blocks(config: EngineConfig, length: int, kv_limit: int, block_bytes: i
     if config.cache.memory_bytes is not None:
         return config.cache.memory_bytes // block_bytes
     per_request = math.ceil(length / config.cache.block_size)
-    return min(per_request * config.scheduler.max_num_requests, kv_limit // block_bytes)
+    return min(per_request * config.scheduler.max_num_requests + 1, kv_limit // block_bytes)
 
 
 def _wanted_length(config: EngineConfig, model: ModelConfig) -> int:
@@ -209,7 +210,7 @@ def _check(plan: MemoryPlan, config: EngineConfig, block_bytes: int) -> None:
             f"available:\n{plan.render()}\n"
             "lower --kv-cache-memory, --adapter-memory or --max-model-len"
         )
-    needed = math.ceil((config.max_model_len or 1) / plan.block_size) * block_bytes
+    needed = (math.ceil((config.max_model_len or 1) / plan.block_size) + 1) * block_bytes
     if plan.kv_cache_bytes < needed:
         raise NotEnoughMemory(
             f"one request of {config.max_model_len or 1} tokens needs {_size(needed)} of KV cache, "

@@ -43,7 +43,7 @@ class SamplingParams:
         _check("top_k", self.top_k, self.top_k >= 0, "at least 0 (0 is off)")
         _check("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1")
         repetition = self.repetition_penalty
-        _check("repetition_penalty", repetition, 0 < repetition <= 10, "above 0 and at most 10")
+        _check("repetition_penalty", repetition, 0.01 <= repetition <= 10, "between 0.01 and 10")
         for name in ("frequency_penalty", "presence_penalty"):
             _check(name, getattr(self, name), -2 <= getattr(self, name) <= 2, "between -2 and 2")
         _check("seed", self.seed, -(2**63) <= self.seed < 2**63, "a 64-bit integer")

@@ -32,6 +32,8 @@ def sample(logits: Tensor, request: ActiveRequest) -> int:
     if not bool(torch.isfinite(logits).all()):
         raise NonFiniteLogits(f"request {request.id}: the model's output is not finite")
     logits = _penalize(logits, request)
+    # With the best logit at zero, the smallest temperature overflows to -inf only, never to NaN.
+    logits = (logits - logits.max()).clamp(min=torch.finfo(logits.dtype).min)
     if request.num_generated < sampling.min_tokens and sampling.stop_token_ids:
         logits = logits.clone()
         logits[list(sampling.stop_token_ids)] = float("-inf")

@@ -187,7 +187,7 @@ class Scheduler:
         self._memory.release(request.digests)
 
     def _admit(self, budget: int, counts: dict[str, int]) -> None:
-        blocked: dict[str, Readiness] = {}
+        blocked: dict[tuple[str, ...], Readiness] = {}
         while budget > 0 and len(self._running) < self._config.max_num_requests:
             request = self._next(blocked)
             if request is None:
@@ -203,7 +203,7 @@ class Scheduler:
             counts[request.id] = count
             budget -= count
 
-    def _next(self, blocked: dict[str, Readiness]) -> ActiveRequest | None:
+    def _next(self, blocked: dict[tuple[str, ...], Readiness]) -> ActiveRequest | None:
         """The next request to admit; one that has waited too long for room excludes all others."""
         oldest = self._waiting.oldest()
         if oldest and self._step - oldest.waiting_since > self._config.starvation_steps:
@@ -230,7 +230,7 @@ class Scheduler:
             return False
         request.blocks = cached
         request.num_computed = len(cached) * self._pool.block_size
-        if not request.num_generated:
+        if request.num_cached is None:
             request.num_cached = request.num_computed
         self._memory.lease(request.digests)
         self._waiting.remove(request)

@@ -54,6 +54,9 @@ class ProcessTransport:
         return self._process.pid if self._process else None
 
     async def start(self, on_report: Callable[[Report], None], on_end: Callable[[], None]) -> None:
+        if self._reading:
+            # A predecessor reports its end before its successor begins.
+            await asyncio.wait([self._reading])
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
@@ -119,6 +122,7 @@ class ThreadTransport:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._inbox: Callable[[Command], None] | None = None
+        self._is_stopped = False
 
     async def start(self, on_report: Callable[[Report], None], on_end: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -138,6 +142,8 @@ class ThreadTransport:
         else:
             self._inbox = engine.inbox.put
             report(Ready(engine.info))
+            if self._is_stopped:
+                engine.inbox.put(Shutdown())
             engine.run()
         finally:
             self._inbox = None
@@ -149,13 +155,15 @@ class ThreadTransport:
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def send(self, command: Command) -> None:
-        if self._inbox is None:
+        inbox = self._inbox
+        if inbox is None:
             raise EngineUnavailable("the engine is not running")
-        self._inbox(command)
+        inbox(command)
 
     async def stop(self) -> None:
         if self._thread is None:
             return
+        self._is_stopped = True
         with contextlib.suppress(EngineUnavailable):
             self.send(Shutdown())
         await asyncio.to_thread(self._thread.join, _STOP_SECONDS)

@@ -137,3 +137,40 @@ def test_unloading_waits_for_the_last_lease(
     assert residency.unload(digests[0])
     assert all(table[slot] is None for table in residency.tables)
     assert residency.slots.used_bytes == 0
+
+
+def test_loads_ahead_of_room_are_held_within_the_budget(
+    make_residency: Callable[[int], Residency], digests: list[str]
+) -> None:
+    probe = make_residency(1 << 20)
+    settle(probe, digests[2])
+    residency = make_residency(probe.slots.used_bytes)
+    for digest in digests:
+        residency.start_load(digest)
+        while residency.is_loading:
+            residency.poll()
+    assert residency.slots.digests() == (digests[0],)
+    held = residency._loaded.values()
+    assert sum(version.num_bytes for version in held) <= residency.slots.capacity_bytes
+    for digest in (*digests, *digests):
+        assert settle(residency, digest) is Readiness.READY
+
+
+def test_a_version_that_is_held_needs_no_second_load(
+    make_residency: Callable[[int], Residency], digests: list[str]
+) -> None:
+    residency = make_residency(1 << 20)
+    assert residency.start_load(digests[0])
+    settle(residency, digests[0])
+    assert not residency.start_load(digests[0])
+
+
+def test_unloading_during_a_load_waits_for_its_end(
+    make_residency: Callable[[int], Residency], digests: list[str]
+) -> None:
+    residency = make_residency(1 << 20)
+    residency.start_load(digests[0])
+    assert not residency.unload(digests[0])
+    while residency.is_loading:
+        residency.poll()
+    assert residency.unload(digests[0])

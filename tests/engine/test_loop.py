@@ -188,3 +188,29 @@ def test_counters_add_up(make_bench: Callable[..., Any]) -> None:
     assert stats.requests_finished == {"length": 3}
     assert stats.steps > 0
     assert stats.step_seconds > 0
+
+
+@pytest.mark.parametrize(("num_prompt", "count"), [(255, 1), (1, 255), (120, 136)])
+def test_the_longest_legal_request_fits_the_smallest_cache(
+    num_prompt: int, count: int, make_bench: Callable[..., Any]
+) -> None:
+    bytes_per_block = 2 * 3 * 2 * 32 * 4 * 16
+    bench = make_bench(cache=CacheConfig(memory_bytes=17 * bytes_per_block))
+    assert bench.loop.info.max_model_len == 256
+    longest = bench.request(None, [5] * num_prompt, id="longest", max_tokens=count)
+    bench.run([longest, bench.request(None, PROMPT, id="next")], max_turns=1500)
+    assert bench.reasons == {"longest": FinishReason.LENGTH, "next": FinishReason.LENGTH}
+    assert len(bench.answers["longest"]) == count
+
+
+def test_loading_again_takes_an_unload_back(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench()
+    digest = bench.digests["rank-3"]
+    bench.send(Submit(bench.request("rank-3", PROMPT, id="r", max_tokens=30)))
+    while not bench.answers.get("r"):
+        bench.turn()
+    bench.send(UnloadVersion(digest), LoadVersion(digest))
+    while "r" not in bench.reasons:
+        bench.turn()
+    bench.turn()
+    assert bench.loop.stats().resident_versions == (digest,)

@@ -76,8 +76,8 @@ def test_host_cache_holds_every_request_at_full_length_if_that_is_little() -> No
     plan = plan_memory(
         config(max_model_len=100, scheduler=SchedulerConfig(max_num_requests=3)), model()
     )
-    assert plan.num_kv_blocks == 3 * 7
-    assert plan.kv_cache_bytes == 3 * 7 * 16 * (2 * 8 * 256 * 2)
+    assert plan.num_kv_blocks == 3 * 7 + 1
+    assert plan.kv_cache_bytes == (3 * 7 + 1) * 16 * (2 * 8 * 256 * 2)
 
 
 def test_host_cache_and_adapters_take_a_bounded_share(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,12 +119,12 @@ def test_context_defaults_to_the_declared_length() -> None:
 
 def test_default_context_shrinks_to_the_cache() -> None:
     plan = plan_memory(config(cache=CacheConfig(memory_bytes=MIB)), model())
-    assert plan.max_model_len == plan.num_kv_blocks * 16 < 4096
+    assert plan.max_model_len == (plan.num_kv_blocks - 1) * 16 < 4096
 
 
 def test_explicit_context_that_the_cache_cannot_hold_is_refused_with_numbers() -> None:
     settings = config(cache=CacheConfig(memory_bytes=MIB), max_model_len=1000)
-    with pytest.raises(NotEnoughMemory, match=r"1000 tokens.*lower --max-model-len to 128"):
+    with pytest.raises(NotEnoughMemory, match=r"1000 tokens.*lower --max-model-len to 112"):
         plan_memory(settings, model())
 
 

@@ -135,3 +135,16 @@ def test_stop_tokens_cannot_be_drawn_before_min_tokens() -> None:
 def test_non_finite_logits_are_an_error_of_that_request(poison: float) -> None:
     with pytest.raises(NonFiniteLogits, match="request r"):
         sample(torch.tensor([0.0, poison]), make_request())
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.5}])
+def test_the_smallest_temperature_is_as_good_as_greedy(filters: dict[str, float]) -> None:
+    logits = torch.tensor([1.0, 5.0, 4.9, -3.0])
+    for temperature in (1e-310, 1e-30, 1e-6):
+        assert sample(logits, make_request(temperature=temperature, **filters)) == 1
+
+
+def test_the_strongest_penalties_stay_finite() -> None:
+    logits = torch.tensor([1e30, 5.0, -1e30])
+    request = make_request((0, 2), repetition_penalty=0.01, temperature=1.0, top_p=0.5)
+    assert sample(logits, request) == 0
