@@ -1,4 +1,4 @@
-"""Versions on their way into device memory, and the tables that kernels read them from."""
+"""Versions on their way into device memory and into the tables that kernels read."""
 
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from multiflora.kernels.ops import LoraFactors
+from multiflora.kernels.ops import LoraTables
 
 from .error import AdapterRejected
 from .flat_buffer import factor_views, fill_buffer
@@ -48,14 +48,14 @@ class Residency:
         self,
         store: AdapterStore,
         projections: Sequence[Projection],
+        tables: LoraTables,
         *,
         dtype: torch.dtype,
         device: torch.device,
         capacity_bytes: int,
     ) -> None:
         self.slots = SlotTable(capacity_bytes)
-        # One table per projection, indexed by slot; the decoder holds references to these lists.
-        self.tables: list[list[LoraFactors | None]] = [[] for _ in projections]
+        self.tables = tables
         self._store = store
         self._projections = projections
         self._dtype = dtype
@@ -133,7 +133,7 @@ class Residency:
             return True
         if not self.slots.is_idle(digest):
             return False
-        self._clear(self.slots.slot_of(digest))
+        self.tables.clear(self.slots.slot_of(digest))
         self.slots.remove(digest)
         return True
 
@@ -181,13 +181,6 @@ class Residency:
         if placement is None:
             return False
         del self._loaded[digest]
-        self._clear(placement.slot)
         views = factor_views(version.layout, version.buffer.to(self._device))
-        for index, factors in views.items():
-            self.tables[index][placement.slot] = factors
+        self.tables.write(placement.slot, views)
         return True
-
-    def _clear(self, slot: int) -> None:
-        for table in self.tables:
-            table.extend([None] * (slot + 1 - len(table)))
-            table[slot] = None

@@ -11,7 +11,8 @@ from multiflora.adapters.residency import Residency
 from multiflora.adapters.store import AdapterStore
 from multiflora.kernels.choose import choose_ops
 from multiflora.kernels.cpu_ops import has_fast_bfloat16
-from multiflora.kernels.ops import Ops
+from multiflora.kernels.ops import LoraTables, Ops, RopeTable
+from multiflora.kernels.staging import DirectStaging
 
 from .config import EngineConfig
 from .errors import NotEnoughMemory, StartupError
@@ -104,9 +105,13 @@ def _connect(
     report: Callable[[Report], None],
     started: float,
 ) -> EngineLoop:
+    projections = model.projections()
+    widths = [[target.out_features for target in p.slices] for p in projections]
+    tables = place.ops.make_lora_tables(widths, place.device)
     residency = Residency(
         AdapterStore(Path(config.data_dir)),
-        model.projections(),
+        projections,
+        tables,
         dtype=place.dtype,
         device=place.device,
         capacity_bytes=plan.adapter_bytes,
@@ -120,7 +125,7 @@ def _connect(
         scheduler=Scheduler(config.scheduler, pool, residency),
         pool=pool,
         residency=residency,
-        runner=_build_runner(config, model, place, plan, weights, residency),
+        runner=_build_runner(config, model, place, plan, weights, residency, tables),
         report=report,
     )
 
@@ -132,19 +137,21 @@ def _build_runner(
     plan: MemoryPlan,
     weights: BaseWeights,
     residency: Residency,
+    tables: LoraTables,
 ) -> Runner:
+    cos, sin = rope_tables(
+        model.rope,
+        head_dim=model.head_dim,
+        max_len=plan.max_model_len,
+        max_position=model.max_position,
+    )
     builder = BatchBuilder(
         place.ops,
-        rope=rope_tables(
-            model.rope,
-            head_dim=model.head_dim,
-            max_len=plan.max_model_len,
-            max_position=model.max_position,
-        ),
+        rope=RopeTable(cos.to(place.device), sin.to(place.device)),
         block_size=config.cache.block_size,
         windows=model.windows or (None,),
         slot_of=residency.slots.slot_of,
-        device=place.device,
+        staging=DirectStaging(place.device),
     )
     try:
         caches = allocate_caches(
@@ -159,7 +166,7 @@ def _build_runner(
             f"the KV cache of {plan.kv_cache_bytes} bytes cannot be allocated; "
             "lower --kv-cache-memory or --max-model-len"
         ) from error
-    return Runner(Decoder(model, weights, place.ops, residency.tables), builder, caches)
+    return Runner(Decoder(model, weights, place.ops, tables), builder, caches)
 
 
 def _info(

@@ -4,26 +4,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from multiflora.adapters.batch import Blend, make_segments
-from multiflora.kernels.ops import AttentionRun, Ops, Segment
+from multiflora.kernels.ops import AttentionRun, Ops, RopeTable, Staging
 
 from .scheduler import ScheduledRequest, StepPlan
+
+# The cache row of a padding row: its key and value are not stored.
+NOWHERE = -1
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
     """Inputs of one forward pass over T rows."""
 
-    ids: Tensor  # int64 [T]
-    cos: Tensor  # float32 [T, D / 2]
-    sin: Tensor  # float32 [T, D / 2]
-    cache_rows: Tensor  # int64 [T], where each row's key and value go
-    segments: tuple[Segment, ...]
+    ids: Tensor  # [T]
+    positions: Tensor  # [T]
+    cache_rows: Tensor  # [T], where each row's key and value go
+    sample_rows: Tensor  # [B], rows whose logits are wanted
+    rope: RopeTable
+    lora: Any | None  # the backend's plan; None in a step without adapters
     attention: Mapping[int | None, Any]  # by window, the backend's plan
-    sample_rows: Tensor  # int64 [B], rows whose logits are wanted
 
 
 class BatchBuilder:
@@ -33,34 +35,63 @@ class BatchBuilder:
         self,
         ops: Ops,
         *,
-        rope: tuple[Tensor, Tensor],
+        rope: RopeTable,
         block_size: int,
         windows: Sequence[int | None],
         slot_of: Callable[[str], int],
-        device: torch.device,
+        staging: Staging,
     ) -> None:
         self._ops = ops
-        self._cos, self._sin = (table.to(device) for table in rope)
+        self._rope = rope
         self._block_size = block_size
         self._windows = tuple(dict.fromkeys(windows))
         self._slot_of = slot_of
-        self._device = device
+        self._staging = staging
 
-    def build(self, plan: StepPlan) -> ForwardBatch:
-        positions = self._int64([p for i in plan.items for p in range(i.start, i.start + i.count)])
-        runs = _attention_runs(plan.items)
+    def build(
+        self, plan: StepPlan, *, staging: Staging | None = None, num_rows: int | None = None
+    ) -> ForwardBatch:
+        """Inputs for ``plan``, padded to ``num_rows`` rows that read and write nothing."""
+        items = plan.items
+        staging = staging or self._staging
+        total = sum(item.count for item in items)
+        num_rows = num_rows or total
+        padding = num_rows - total
+        positions = [p for item in items for p in range(item.start, item.start + item.count)]
+        ids = [token for item in items for token in _tokens(item)]
+        samples = _sample_rows(items)
         return ForwardBatch(
-            ids=self._int64([token for item in plan.items for token in _tokens(item)]),
-            cos=self._cos[positions],
-            sin=self._sin[positions],
-            cache_rows=self._int64(self._cache_rows(plan.items)),
-            segments=make_segments((item.count, self._blend(item)) for item in plan.items),
-            attention={window: self._plan_attention(runs, window) for window in self._windows},
-            sample_rows=self._int64(_sample_rows(plan.items)),
+            ids=staging.place(ids + [0] * padding),
+            positions=staging.place(positions + [0] * padding),
+            cache_rows=staging.place(self._cache_rows(items) + [NOWHERE] * padding),
+            sample_rows=staging.place(samples + [0] * padding),
+            rope=self._rope,
+            lora=self._plan_lora(items, num_rows, staging),
+            attention=self._plan_attention(items, num_rows, staging),
         )
 
-    def _int64(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64).to(self._device)
+    def _plan_lora(
+        self, items: Sequence[ScheduledRequest], num_rows: int, staging: Staging
+    ) -> Any | None:
+        segments = make_segments((item.count, self._blend(item)) for item in items)
+        if not segments:
+            return None
+        return self._ops.plan_lora(segments, num_rows=num_rows, staging=staging)
+
+    def _plan_attention(
+        self, items: Sequence[ScheduledRequest], num_rows: int, staging: Staging
+    ) -> dict[int | None, Any]:
+        runs = _attention_runs(items)
+        return {
+            window: self._ops.plan_attention(
+                runs,
+                num_rows=num_rows,
+                block_size=self._block_size,
+                window=window,
+                staging=staging,
+            )
+            for window in self._windows
+        }
 
     def _blend(self, item: ScheduledRequest) -> Blend:
         shares = item.request.request.adapters
@@ -73,11 +104,6 @@ class BatchBuilder:
             for item in items
             for position in range(item.start, item.start + item.count)
         ]
-
-    def _plan_attention(self, runs: list[AttentionRun], window: int | None) -> Any:
-        return self._ops.plan_attention(
-            runs, block_size=self._block_size, window=window, device=self._device
-        )
 
 
 def _tokens(item: ScheduledRequest) -> list[int]:

@@ -7,7 +7,7 @@ Shape letters used in the whole repository:
     Q query heads            G kv heads        D head size         P block size (tokens)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -89,16 +89,33 @@ class Segment:
     weight: float = 1.0
 
 
-# One projection's factors by slot; None where the version does not touch this projection.
-LoraTable = Sequence[LoraFactors | None]
+class LoraTables(Protocol):
+    """The factors of all resident versions by projection and slot, where the backend reads them."""
+
+    def write(self, slot: int, factors: Mapping[int, LoraFactors]) -> None:
+        """Fill ``slot`` with a version's factors by projection; what it skips becomes empty.
+
+        Between steps only. The tensors stay alive and in place until the slot is written again.
+        """
+        ...
+
+    def clear(self, slot: int) -> None: ...
+
+    def projection(self, index: int) -> Any:
+        """The table of one projection, as ``linear`` takes it: valid for good, whatever is written
+        later."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class LoraInput:
-    """What a projection needs of the adapters in this batch."""
+    """What a projection needs of the adapters in this batch.
 
-    table: LoraTable
-    segments: Sequence[Segment]
+    ``table`` comes from ``LoraTables.projection``, ``plan`` from ``plan_lora``.
+    """
+
+    table: Any
+    plan: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +131,54 @@ class AttentionRun:
     block_table: Sequence[int]
 
 
+@dataclass(frozen=True, slots=True)
+class HeadShape:
+    """How the columns of a stacked qkv projection divide into heads."""
+
+    num_heads: int
+    num_kv_heads: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorm:
+    """RMS norms of each query and key head before rotation (Qwen3); weights are [D]."""
+
+    q: Tensor
+    k: Tensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class RopeTable:
+    """Rotary angles of every position that can occur: float32 [positions, D / 2] each."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class Staging(Protocol):
+    """Carries a step's integers to the device.
+
+    ``place`` returns where they will be when the step's kernels run: perhaps not yet. A static
+    staging gives every call of a step the same place as in the step before, so that a captured
+    graph finds new values under old addresses; values then fill at most ``capacity``.
+    """
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def is_static(self) -> bool: ...
+
+    def place(self, values: Sequence[int], *, capacity: int | None = None) -> Tensor:
+        """An integer tensor [capacity or the number of values]; what is beyond them is undefined
+        in a static staging."""
+        ...
+
+
 class Ops(Protocol):
-    """A backend: a module with these functions. Chosen once by ``choose_ops``.
+    """A backend: a module or an object with these functions. Chosen once by ``choose_ops``.
 
     Rows of T are independent in every op: a row's result never depends on the values of another
     row. A backend with ``BATCH_INVARIANT`` true promises more: nor on how many rows there are.
@@ -137,6 +200,17 @@ class Ops(Protocol):
 
     def unpack_nf4(self, weight: Nf4Weight, dtype: torch.dtype) -> Tensor:
         """Decode a packed weight to a dense [N, K] matrix of ``dtype``."""
+        ...
+
+    def make_lora_tables(self, widths: Sequence[Sequence[int]], device: torch.device) -> LoraTables:
+        """Empty tables; ``widths`` are the output columns of each projection's stacked slices."""
+        ...
+
+    def plan_lora(self, segments: Sequence[Segment], *, num_rows: int, staging: Staging) -> Any:
+        """Everything about this step's adapters that no projection changes; opaque to the caller.
+
+        ``num_rows`` is T; with a static staging it may exceed the rows that segments cover.
+        """
         ...
 
     def linear(
@@ -167,16 +241,22 @@ class Ops(Protocol):
         """gate_up [T, 2 * I] -> ``silu(gate) * up`` [T, I]."""
         ...
 
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotary embedding in the half-split form: x [T, heads, D]; cos, sin float32 [T, D / 2]."""
-        ...
+    def rotate_and_cache(
+        self,
+        qkv: Tensor,
+        heads: HeadShape,
+        norm: HeadNorm | None,
+        rope: RopeTable,
+        positions: Tensor,
+        cache: tuple[Tensor, Tensor],
+        cache_rows: Tensor,
+    ) -> Tensor:
+        """Split qkv [T, (Q + 2 G) * D], norm and rotate q and k, store k and v; returns q.
 
-    def write_kv(
-        self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Tensor
-    ) -> None:
-        """Store k, v [T, G, D] at flat rows int64 [T] (block * P + offset) of the caches.
-
-        Caches are [num_blocks, P, G, D]; written in place.
+        q is [T, Q, D]. Rotation is the half-split form at integer ``positions`` [T]. Keys and
+        values go to the flat rows ``cache_rows`` [T] (block * P + offset) of the caches
+        [num_blocks, P, G, D], in place; a negative row, which occurs with static staging only, is
+        not stored.
         """
         ...
 
@@ -184,14 +264,16 @@ class Ops(Protocol):
         self,
         runs: Sequence[AttentionRun],
         *,
+        num_rows: int,
         block_size: int,
         window: int | None,
-        device: torch.device,
+        staging: Staging,
     ) -> Any:
         """Everything about this step's attention that no layer changes; opaque to the caller.
 
         A query at position p sees positions ``max(0, p - window + 1) .. p``. Called once per step
-        for each distinct window of the model.
+        for each distinct window of the model. ``num_rows`` is T; rows of no run have no defined
+        result.
         """
         ...
 

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from multiflora.adapters.linear import AdaptedLinear
-from multiflora.kernels.ops import LoraTable, Ops
+from multiflora.kernels.ops import HeadNorm, HeadShape, LoraTables, Ops
 
 from ..forward_batch import ForwardBatch
 from .config import ModelConfig
 from .weights import BaseWeights, LayerWeights
 
+# qkv, o, gate_up and down, in the order of ``ModelConfig.projections``.
+PROJECTIONS_PER_LAYER = 4
 KvCache = tuple[Tensor, Tensor]  # keys and values of one layer, each [num_blocks, P, G, D]
 
 
@@ -21,14 +23,13 @@ class Decoder:
     """Token ids to hidden states to logits, through one backend."""
 
     def __init__(
-        self, config: ModelConfig, weights: BaseWeights, ops: Ops, tables: Sequence[LoraTable]
+        self, config: ModelConfig, weights: BaseWeights, ops: Ops, tables: LoraTables
     ) -> None:
         self._config = config
         self._weights = weights
         self._ops = ops
-        per_layer = len(tables) // config.num_layers
         self._layers = [
-            DecoderLayer(config, index, layer, ops, tables[index * per_layer :][:per_layer])
+            DecoderLayer(config, index, layer, ops, tables)
             for index, layer in enumerate(weights.layers)
         ]
 
@@ -61,7 +62,7 @@ class DecoderLayer:
         index: int,
         weights: LayerWeights,
         ops: Ops,
-        tables: Sequence[LoraTable],
+        tables: LoraTables,
     ) -> None:
         self.index = index
         self.input_norm = weights.input_norm
@@ -69,7 +70,16 @@ class DecoderLayer:
         self._ops = ops
         self._weights = weights
         self._window = config.windows[index] if config.windows else None
-        qkv, o, gate_up, down = tables
+        self._heads = HeadShape(config.num_heads, config.num_kv_heads, config.head_dim)
+        self._head_norm = (
+            HeadNorm(weights.q_norm, weights.k_norm, config.norm_eps)
+            if weights.q_norm is not None and weights.k_norm is not None
+            else None
+        )
+        qkv, o, gate_up, down = (
+            tables.projection(PROJECTIONS_PER_LAYER * index + place)
+            for place in range(PROJECTIONS_PER_LAYER)
+        )
         self._qkv = AdaptedLinear(ops, weights.qkv, weights.qkv_bias, qkv)
         self._o = AdaptedLinear(ops, weights.o, weights.o_bias, o)
         self._gate_up = AdaptedLinear(ops, weights.gate_up, weights.gate_up_bias, gate_up)
@@ -83,27 +93,19 @@ class DecoderLayer:
         x, residual = self._ops.add_rms_norm(
             attended, residual, self._weights.post_attention_norm, self._config.norm_eps
         )
-        gate_up = self._gate_up(x, batch.segments)
-        return self._down(self._ops.silu_mul(gate_up), batch.segments), residual
+        gate_up = self._gate_up(x, batch.lora)
+        return self._down(self._ops.silu_mul(gate_up), batch.lora), residual
 
     def _attend(self, x: Tensor, batch: ForwardBatch, cache: KvCache) -> Tensor:
-        config, ops = self._config, self._ops
-        q, k, v = self._split(self._qkv(x, batch.segments))
-        if self._weights.q_norm is not None and self._weights.k_norm is not None:
-            q = ops.rms_norm(q, self._weights.q_norm, config.norm_eps)
-            k = ops.rms_norm(k, self._weights.k_norm, config.norm_eps)
-        q, k = ops.rotate(q, batch.cos, batch.sin), ops.rotate(k, batch.cos, batch.sin)
-        ops.write_kv(k, v, *cache, batch.cache_rows)
-        plan = batch.attention[self._window]
-        attended = ops.paged_attention(q, *cache, plan, config.head_dim**-0.5)
-        return self._o(attended.flatten(1), batch.segments)
-
-    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        config = self._config
-        q, k, v = qkv.split((config.q_size, config.kv_size, config.kv_size), dim=-1)
-        heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_dim
-        return (
-            q.reshape(-1, heads, size),
-            k.reshape(-1, kv_heads, size),
-            v.reshape(-1, kv_heads, size),
+        q = self._ops.rotate_and_cache(
+            self._qkv(x, batch.lora),
+            self._heads,
+            self._head_norm,
+            batch.rope,
+            batch.positions,
+            cache,
+            batch.cache_rows,
         )
+        plan = batch.attention[self._window]
+        attended = self._ops.paged_attention(q, *cache, plan, self._heads.size**-0.5)
+        return self._o(attended.flatten(1), batch.lora)

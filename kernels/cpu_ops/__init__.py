@@ -5,15 +5,15 @@ Attention runs one query token per batch item, over a key range that depends on 
 position alone.
 """
 
-from ..torch_ops.kv_cache import write_kv
+from ..lora_tables import make_lora_tables, plan_lora
 from ..torch_ops.lookup import embedding
-from ..torch_ops.rotary import rotate
 from .activation import silu_mul
 from .attention import paged_attention, plan_attention
 from .core import load_core
 from .lora_linear import linear
 from .nf4 import has_fast_bfloat16, pack_nf4, unpack_nf4
 from .norm import add_rms_norm, rms_norm
+from .rotary import rotate_and_cache
 
 NAME = "cpu"
 BATCH_INVARIANT = True
@@ -33,12 +33,13 @@ __all__ = [
     "embedding",
     "has_fast_bfloat16",
     "linear",
+    "make_lora_tables",
     "pack_nf4",
     "paged_attention",
     "plan_attention",
+    "plan_lora",
     "rms_norm",
-    "rotate",
+    "rotate_and_cache",
     "silu_mul",
     "unpack_nf4",
-    "write_kv",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..ops import AttentionRun
+from ..ops import AttentionRun, Staging
 
 # Key ranges start at multiples of this and are powers of two of it: a multiple of every block size.
 TILE = 128
@@ -45,7 +45,12 @@ class AttentionGroup:
 
 
 def plan_attention(
-    runs: Sequence[AttentionRun], *, block_size: int, window: int | None, device: torch.device
+    runs: Sequence[AttentionRun],
+    *,
+    num_rows: int,
+    block_size: int,
+    window: int | None,
+    staging: Staging,
 ) -> list[AttentionGroup]:
     spans = [span for run in runs for span in _spans(run, window)]
     singles = sorted((s for s in spans if s.stop - s.start == 1), key=lambda s: s.num_keys)

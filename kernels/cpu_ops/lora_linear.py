@@ -41,7 +41,7 @@ def _matmul_float32(x: Tensor, weight: Weight, core: Core | None) -> Tensor:
 
 def _add_deltas(y: Tensor, x: Tensor, lora: LoraInput, core: Core | None) -> None:
     padded = None if core else pad_rows(x)
-    for segment in lora.segments:
+    for segment in lora.plan:
         factors = lora.table[segment.slot]
         if factors is None:
             continue

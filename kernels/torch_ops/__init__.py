@@ -1,13 +1,13 @@
 """The plain backend: readable PyTorch on any device, differentiable, the oracle of every test."""
 
+from ..lora_tables import make_lora_tables, plan_lora
 from .activation import silu_mul
 from .attention import paged_attention, plan_attention
-from .kv_cache import write_kv
 from .lookup import embedding
 from .lora_linear import linear
 from .nf4 import pack_nf4, unpack_nf4
 from .norm import add_rms_norm, rms_norm
-from .rotary import rotate
+from .rotary import rotate_and_cache
 
 NAME = "torch"
 BATCH_INVARIANT = False
@@ -24,12 +24,13 @@ __all__ = [
     "describe",
     "embedding",
     "linear",
+    "make_lora_tables",
     "pack_nf4",
     "paged_attention",
     "plan_attention",
+    "plan_lora",
     "rms_norm",
-    "rotate",
+    "rotate_and_cache",
     "silu_mul",
     "unpack_nf4",
-    "write_kv",
 ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops import AttentionRun
+from ..ops import AttentionRun, Staging
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +19,14 @@ class RunPlan:
 
 
 def plan_attention(
-    runs: Sequence[AttentionRun], *, block_size: int, window: int | None, device: torch.device
+    runs: Sequence[AttentionRun],
+    *,
+    num_rows: int,
+    block_size: int,
+    window: int | None,
+    staging: Staging,
 ) -> list[RunPlan]:
-    return [_plan_run(run, block_size, window, device) for run in runs]
+    return [_plan_run(run, block_size, window, staging.device) for run in runs]
 
 
 def _plan_run(

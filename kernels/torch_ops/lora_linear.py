@@ -13,7 +13,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None, lora: LoraInput | Non
     if lora is None:
         return y
     deltas: list[tuple[slice, slice, Tensor]] = []
-    for segment in lora.segments:
+    for segment in lora.plan:
         factors = lora.table[segment.slot]
         if factors is not None:
             rows = slice(segment.start, segment.stop)

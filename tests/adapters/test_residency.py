@@ -13,6 +13,8 @@ from multiflora.adapters.residency import Residency
 from multiflora.adapters.slots import Readiness
 from multiflora.adapters.store import AdapterStore
 from multiflora.adapters.target import Projection
+from multiflora.kernels.lora_tables import ListTables
+from multiflora.kernels.ops import LoraFactors
 
 
 @pytest.fixture
@@ -37,6 +39,7 @@ def make_residency(
             Residency(
                 AdapterStore(tmp_path),
                 projections,
+                ListTables(len(projections)),
                 dtype=torch.float32,
                 device=torch.device("cpu"),
                 capacity_bytes=capacity_bytes,
@@ -47,6 +50,11 @@ def make_residency(
     yield make
     for residency in made:
         residency.close()
+
+
+def in_slot(residency: Residency, slot: int) -> list[LoraFactors | None]:
+    """What each of the eight projections holds in ``slot``."""
+    return [residency.tables.projection(index)[slot] for index in range(8)]
 
 
 def settle(residency: Residency, *digests: str) -> Readiness:
@@ -67,7 +75,7 @@ def test_a_version_is_loading_first_and_ready_later(
     assert residency.prepare(digests[:1]) is Readiness.LOADING
     assert settle(residency, digests[0]) is Readiness.READY
     slot = residency.slots.slot_of(digests[0])
-    touched = [table[slot] is not None for table in residency.tables]
+    touched = [factors is not None for factors in in_slot(residency, slot)]
     assert touched == [True, False, False, True] * 2
 
 
@@ -135,7 +143,7 @@ def test_unloading_waits_for_the_last_lease(
     assert not residency.unload(digests[0])
     residency.release(digests[:1])
     assert residency.unload(digests[0])
-    assert all(table[slot] is None for table in residency.tables)
+    assert not any(in_slot(residency, slot))
     assert residency.slots.used_bytes == 0
 
 

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from multiflora.kernels import cpu_ops, torch_ops
+from multiflora.kernels import cpu_ops
 from multiflora.kernels.ops import AttentionRun
+from multiflora.kernels.staging import DirectStaging
+from multiflora.kernels.torch_ops.kv_cache import write_kv
 
 BLOCK = 16
+STAGING = DirectStaging(torch.device("cpu"))
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -33,7 +36,7 @@ class Pages:
         for index, table in enumerate(self.tables):
             positions = torch.arange(lengths[index])
             rows = torch.tensor(table)[positions // BLOCK] * BLOCK + positions % BLOCK
-            torch_ops.write_kv(self.k[index], self.v[index], self.k_cache, self.v_cache, rows)
+            write_kv(self.k[index], self.v[index], self.k_cache, self.v_cache, rows)
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, first: int, window: int | None) -> Tensor:
@@ -62,7 +65,7 @@ def test_equals_plain_causal_attention(
     for length, count, table in zip(lengths, new, pages.tables, strict=True):
         runs.append(AttentionRun(row, row + count, length - count, table))
         row += count
-    plan = ops.plan_attention(runs, block_size=BLOCK, window=window, device=q.device)
+    plan = ops.plan_attention(runs, num_rows=row, block_size=BLOCK, window=window, staging=STAGING)
     found = ops.paged_attention(q, pages.k_cache, pages.v_cache, plan, 32**-0.5)
     for index, run in enumerate(runs):
         expected = reference(
@@ -90,8 +93,10 @@ def test_cpu_decode_prefill_and_any_chunking_give_the_same_bits(
             position = (39, 599)[index]
             runs.append(AttentionRun(start, start + 1, position, pages.tables[1 + index]))
             rows.append(q[:1])
-        plan = cpu_ops.plan_attention(runs, block_size=BLOCK, window=window, device=q.device)
         stacked = torch.cat(rows)
+        plan = cpu_ops.plan_attention(
+            runs, num_rows=len(stacked), block_size=BLOCK, window=window, staging=STAGING
+        )
         out = cpu_ops.paged_attention(stacked, pages.k_cache, pages.v_cache, plan, 0.125)
         return out[: stop - first]
 
@@ -106,10 +111,10 @@ def test_masked_keys_of_another_request_do_not_count(ops: ModuleType) -> None:
     pages = Pages([20], 2, 32)
     q = random(1, 4, 32, seed=3)
     run = AttentionRun(0, 1, 9, pages.tables[0])
-    plan = ops.plan_attention([run], block_size=BLOCK, window=None, device=q.device)
+    plan = ops.plan_attention([run], num_rows=1, block_size=BLOCK, window=None, staging=STAGING)
     before = ops.paged_attention(q, pages.k_cache, pages.v_cache, plan, 0.2)
     rows = torch.tensor([pages.tables[0][0] * BLOCK + 12])
-    torch_ops.write_kv(
+    write_kv(
         torch.full((1, 2, 32), 1e4),
         torch.full((1, 2, 32), -1e4),
         pages.k_cache,

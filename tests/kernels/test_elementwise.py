@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from multiflora.kernels import cpu_ops, torch_ops
+from multiflora.kernels.ops import HeadNorm, HeadShape, RopeTable
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -50,20 +51,48 @@ def test_cpu_row_ops_do_not_depend_on_the_number_of_rows(threads: int) -> None:
         torch.set_num_threads(before)
 
 
-def test_rotation_keeps_norms_and_turns_by_relative_position(ops: ModuleType) -> None:
-    angles = torch.outer(torch.arange(50.0), 10000 ** -(torch.arange(0, 32, 2) / 32))
-    q, k = random(1, 2, 32).expand(50, -1, -1), random(1, 2, 32, seed=1).expand(50, -1, -1)
-    cos, sin = angles.cos(), angles.sin()
-    rotated_q, rotated_k = ops.rotate(q, cos, sin), ops.rotate(k, cos, sin)
-    torch.testing.assert_close(rotated_q.norm(dim=-1), q.norm(dim=-1))
-    products = torch.einsum("ihd,jhd->ijh", rotated_q, rotated_k)
+def rope_table(num_positions: int, size: int) -> RopeTable:
+    angles = torch.outer(
+        torch.arange(float(num_positions)), 10000 ** -(torch.arange(0, size, 2) / size)
+    )
+    return RopeTable(angles.cos(), angles.sin())
+
+
+def expected_rotation(x: torch.Tensor, angles: RopeTable, positions: torch.Tensor) -> torch.Tensor:
+    """Each pair (i, i + D / 2) of x [T, heads, D] turned as a complex number, in float64."""
+    first, second = x.double().chunk(2, -1)
+    turn = torch.complex(angles.cos.double(), angles.sin.double())[positions][:, None]
+    turned = torch.complex(first, second) * turn
+    return torch.cat((turned.real, turned.imag), -1)
+
+
+@pytest.mark.parametrize("with_norm", [False, True])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 2), (3, 1)])
+def test_heads_are_rotated_by_position_and_cached_in_their_rows_and_nowhere_else(
+    ops: ModuleType, num_heads: int, num_kv_heads: int, with_norm: bool
+) -> None:
+    heads, table = HeadShape(num_heads, num_kv_heads, 32), rope_table(50, 32)
+    qkv = random(3, (num_heads + 2 * num_kv_heads) * 32)
+    q, k, v = qkv.view(3, -1, 32).split((num_heads, num_kv_heads, num_kv_heads), 1)
+    norm = HeadNorm(random(32, seed=1), random(32, seed=2), 1e-6) if with_norm else None
+    if norm:
+        q, k = (torch_ops.rms_norm(x, w, 1e-6) for x, w in ((q, norm.q), (k, norm.k)))
+    positions, rows = torch.tensor([7, 0, 49]), torch.tensor([11, 5, 2])
+    cache = torch.zeros(3, 4, num_kv_heads, 32), torch.zeros(3, 4, num_kv_heads, 32)
+    found = ops.rotate_and_cache(qkv, heads, norm, table, positions, cache, rows)
+    close = {"atol": 1e-5, "rtol": 0}
+    torch.testing.assert_close(found.double(), expected_rotation(q, table, positions), **close)
+    keys = cache[0].flatten(0, 1)[rows].double()
+    torch.testing.assert_close(keys, expected_rotation(k, table, positions), **close)
+    assert torch.equal(cache[1].flatten(0, 1)[rows], v)
+    for pages in cache:
+        assert int((pages != 0).any(-1).any(-1).sum()) == 3
+
+
+def test_products_of_rotated_heads_depend_on_relative_position_only(ops: ModuleType) -> None:
+    qkv = random(1, 3 * 32).expand(50, -1).contiguous()
+    cache = torch.zeros(1, 64, 1, 32), torch.zeros(1, 64, 1, 32)
+    rows = torch.arange(50)
+    q = ops.rotate_and_cache(qkv, HeadShape(1, 1, 32), None, rope_table(50, 32), rows, cache, rows)
+    products = q[:, 0] @ cache[0][0, :50, 0].T
     torch.testing.assert_close(products[10, 3], products[47, 40], atol=1e-4, rtol=1e-4)
-
-
-def test_written_keys_land_in_their_rows_and_nowhere_else() -> None:
-    k_cache, v_cache = torch.zeros(3, 4, 2, 8), torch.zeros(3, 4, 2, 8)
-    k, v = random(2, 2, 8), random(2, 2, 8, seed=1)
-    torch_ops.write_kv(k, v, k_cache, v_cache, torch.tensor([11, 5]))
-    assert torch.equal(k_cache[2, 3], k[0])
-    assert torch.equal(v_cache[1, 1], v[1])
-    assert int((k_cache != 0).any(-1).any(-1).sum()) == 2

@@ -52,7 +52,7 @@ def expected(x: Tensor, dense: Tensor, bias: Tensor | None, lora: LoraInput | No
     y = x.double() @ dense.double().T
     if bias is not None:
         y += bias.double()
-    for segment in lora.segments if lora else ():
+    for segment in lora.plan if lora else ():
         factors = lora.table[segment.slot] if lora else None
         if factors is None:
             continue
