@@ -15,6 +15,7 @@ from .flat_buffer import factor_views, fill_buffer
 from .folder import WEIGHTS_NAME
 from .intake import inspect_adapter
 from .layout import FlatLayout, plan_layout
+from .peft_format import ModuleSpec
 from .slots import Readiness, SlotTable
 from .store import AdapterStore
 from .target import Projection
@@ -139,7 +140,9 @@ class Residency:
 
     def _load(self, digest: str) -> _HostVersion:
         folder = self._store.open(digest)
-        layout = plan_layout(self._projections, inspect_adapter(folder, self._projections))
+        modules = inspect_adapter(folder, self._projections)
+        _check_ranks(modules, self.tables.max_rank)
+        layout = plan_layout(self._projections, modules)
         with safe_open(folder.path / WEIGHTS_NAME, framework="pt") as tensors:
             buffer = fill_buffer(layout, tensors.get_tensor, self._dtype)
         if not torch.isfinite(buffer).all():
@@ -184,3 +187,13 @@ class Residency:
         views = factor_views(version.layout, version.buffer.to(self._device))
         self.tables.write(placement.slot, views)
         return True
+
+
+def _check_ranks(modules: Sequence[ModuleSpec], limit: int | None) -> None:
+    widest = max(modules, key=lambda module: module.rank)
+    if limit is not None and widest.rank > limit:
+        raise AdapterRejected(
+            "rank_too_large",
+            f"{widest.path} has rank {widest.rank}, these kernels take {limit} at most; "
+            "re-compress the adapter to a lower rank",
+        )

@@ -9,20 +9,21 @@ import torch
 
 from multiflora.adapters.residency import Residency
 from multiflora.adapters.store import AdapterStore
-from multiflora.kernels.choose import choose_ops
+from multiflora.kernels.choose import KernelsUnavailable, choose_ops
 from multiflora.kernels.cpu_ops import has_fast_bfloat16
 from multiflora.kernels.ops import LoraTables, Ops, RopeTable
-from multiflora.kernels.staging import DirectStaging
+from multiflora.kernels.staging import DirectStaging, PackedStaging
 
 from .config import EngineConfig
 from .errors import NotEnoughMemory, StartupError
 from .forward_batch import BatchBuilder
+from .graphs import CudaCapture, StepGraphs, eager_capacity
 from .kv_blocks import BlockPool
 from .loop import EngineLoop
 from .memory_plan import MemoryPlan, plan_memory, resolve_dtype
 from .messages import Progress, Report
 from .models.config import ModelConfig
-from .models.decoder import Decoder
+from .models.decoder import Decoder, KvCache
 from .models.load import load_base
 from .models.registry import load_model_config
 from .models.rope import rope_tables
@@ -66,12 +67,12 @@ def build_engine(config: EngineConfig, report: Callable[[Report], None]) -> Engi
 
 def _choose_place(config: EngineConfig, model: ModelConfig) -> _Place:
     device = torch.device(_device_type(config))
-    try:
-        ops = choose_ops(config.kernels, device.type)
-    except ValueError as error:
-        raise StartupError(str(error)) from error
     config = replace(config, device=device.type)
     dtype = getattr(torch, resolve_dtype(config, model, has_fast_bfloat16=has_fast_bfloat16()))
+    try:
+        ops = choose_ops(config.kernels, device, dtype, batch_invariant=config.batch_invariant)
+    except KernelsUnavailable as error:
+        raise StartupError(str(error)) from error
     return _Place(device, dtype, ops)
 
 
@@ -151,10 +152,47 @@ def _build_runner(
         block_size=config.cache.block_size,
         windows=model.windows or (None,),
         slot_of=residency.slots.slot_of,
-        staging=DirectStaging(place.device),
     )
+    caches = _allocate_caches(config, model, place, plan)
+    max_blocks = -(-plan.max_model_len // config.cache.block_size)
+    runner = Runner(
+        Decoder(model, weights, place.ops, tables),
+        builder,
+        caches,
+        _make_staging(config, place, max_blocks, builder.num_windows),
+        zeroes_blocks=not place.ops.MASKS_UNWRITTEN_KV,
+    )
+    if config.cuda_graphs and place.ops.NAME == "triton":
+        runner.graphs = StepGraphs(
+            builder,
+            runner.forward,
+            tables,
+            max_rows=config.scheduler.max_num_requests,
+            max_blocks=max_blocks,
+            device=place.device,
+            capture=CudaCapture(),
+        )
+        runner.graphs.warm_up()
+    return runner
+
+
+def _make_staging(
+    config: EngineConfig, place: _Place, max_blocks: int, num_windows: int
+) -> DirectStaging | PackedStaging:
+    if place.ops.NAME != "triton":
+        return DirectStaging(place.device)
+    limits = config.scheduler
+    capacity = eager_capacity(
+        limits.max_batched_tokens, limits.max_num_requests, max_blocks, windows=num_windows
+    )
+    return PackedStaging(place.device, capacity, is_static=False)
+
+
+def _allocate_caches(
+    config: EngineConfig, model: ModelConfig, place: _Place, plan: MemoryPlan
+) -> list[KvCache]:
     try:
-        caches = allocate_caches(
+        return allocate_caches(
             model,
             plan.num_kv_blocks,
             config.cache.block_size,
@@ -166,7 +204,6 @@ def _build_runner(
             f"the KV cache of {plan.kv_cache_bytes} bytes cannot be allocated; "
             "lower --kv-cache-memory or --max-model-len"
         ) from error
-    return Runner(Decoder(model, weights, place.ops, tables), builder, caches)
 
 
 def _info(

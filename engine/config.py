@@ -73,11 +73,17 @@ class AdapterConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """All settings of one engine process."""
+    """All settings of one engine process.
+
+    ``batch_invariant`` refuses kernels whose results depend on a request's neighbours; those for
+    CPUs never do.
+    """
 
     base: BaseConfig
     device: Device = "auto"
     kernels: Kernels = "auto"
+    batch_invariant: bool = False
+    cuda_graphs: bool = True
     threads: int | None = None
     max_model_len: int | None = None
     data_dir: str = field(default_factory=lambda: str(Path.home() / ".multiflora"))

@@ -1,6 +1,6 @@
 """From a plan to model inputs: the only place that builds and copies tensors for a step."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,12 @@ class ForwardBatch:
     lora: Any | None  # the backend's plan; None in a step without adapters
     attention: Mapping[int | None, Any]  # by window, the backend's plan
 
+    @property
+    def graph_key(self) -> Hashable:
+        """Which captured step of its number of rows this batch fits."""
+        lora = None if self.lora is None else self.lora.graph_key
+        return lora, tuple(plan.graph_key for plan in self.attention.values())
+
 
 class BatchBuilder:
     """Holds what every batch needs: the rotary tables, the block size, the model's windows."""
@@ -39,21 +45,30 @@ class BatchBuilder:
         block_size: int,
         windows: Sequence[int | None],
         slot_of: Callable[[str], int],
-        staging: Staging,
     ) -> None:
         self._ops = ops
         self._rope = rope
         self._block_size = block_size
         self._windows = tuple(dict.fromkeys(windows))
         self._slot_of = slot_of
-        self._staging = staging
+
+    @property
+    def num_windows(self) -> int:
+        return len(self._windows)
 
     def build(
-        self, plan: StepPlan, *, staging: Staging | None = None, num_rows: int | None = None
+        self,
+        plan: StepPlan,
+        *,
+        staging: Staging,
+        num_rows: int | None = None,
+        with_adapters: bool = False,
     ) -> ForwardBatch:
-        """Inputs for ``plan``, padded to ``num_rows`` rows that read and write nothing."""
+        """Inputs for ``plan``, padded to ``num_rows`` rows that read and write nothing.
+
+        ``with_adapters`` plans for adapters even where no item uses one.
+        """
         items = plan.items
-        staging = staging or self._staging
         total = sum(item.count for item in items)
         num_rows = num_rows or total
         padding = num_rows - total
@@ -66,15 +81,19 @@ class BatchBuilder:
             cache_rows=staging.place(self._cache_rows(items) + [NOWHERE] * padding),
             sample_rows=staging.place(samples + [0] * padding),
             rope=self._rope,
-            lora=self._plan_lora(items, num_rows, staging),
+            lora=self._plan_lora(items, num_rows, staging, with_adapters),
             attention=self._plan_attention(items, num_rows, staging),
         )
 
     def _plan_lora(
-        self, items: Sequence[ScheduledRequest], num_rows: int, staging: Staging
+        self,
+        items: Sequence[ScheduledRequest],
+        num_rows: int,
+        staging: Staging,
+        with_adapters: bool,
     ) -> Any | None:
         segments = make_segments((item.count, self._blend(item)) for item in items)
-        if not segments:
+        if not segments and not with_adapters:
             return None
         return self._ops.plan_lora(segments, num_rows=num_rows, staging=staging)
 

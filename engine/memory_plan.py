@@ -142,13 +142,14 @@ def has_fast_bfloat16(cpu_info: Path = CPU_INFO) -> bool:
 def resolve_dtype(config: EngineConfig, model: ModelConfig, *, has_fast_bfloat16: bool) -> str:
     """The dtype of activations and dense weights.
 
-    ``auto`` is the checkpoint's on CUDA; on a CPU bfloat16 where it is native, else float32,
-    because emulated bfloat16 is slower and less exact.
+    ``auto`` is the checkpoint's on CUDA, but bfloat16 for float32, which tensor cores do not take;
+    on a CPU bfloat16 where it is native, else float32, because emulated bfloat16 is slower and less
+    exact.
     """
     if config.base.dtype != "auto":
         return config.base.dtype
     if config.device == "cuda":
-        return model.checkpoint_dtype
+        return "bfloat16" if model.checkpoint_dtype == "float32" else model.checkpoint_dtype
     return "bfloat16" if has_fast_bfloat16 else "float32"
 
 

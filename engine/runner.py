@@ -6,8 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from multiflora.kernels.staging import DirectStaging, PackedStaging
+
 from .active_request import ActiveRequest
-from .forward_batch import BatchBuilder
+from .forward_batch import BatchBuilder, ForwardBatch
+from .graphs import StepGraphs
 from .models.config import ModelConfig
 from .models.decoder import Decoder, KvCache
 from .sampler import sample
@@ -25,10 +28,22 @@ class Draw:
 class Runner:
     """One forward pass and one draw per sampling request."""
 
-    def __init__(self, decoder: Decoder, builder: BatchBuilder, caches: Sequence[KvCache]) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        builder: BatchBuilder,
+        caches: Sequence[KvCache],
+        staging: DirectStaging | PackedStaging,
+        *,
+        zeroes_blocks: bool,
+        graphs: StepGraphs | None = None,
+    ) -> None:
         self._decoder = decoder
         self._builder = builder
         self._caches = caches
+        self._staging = staging
+        self._zeroes_blocks = zeroes_blocks
+        self.graphs = graphs
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> list[Draw]:
@@ -39,9 +54,20 @@ class Runner:
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan) -> Tensor:
-        """float32 [B, V], one row per sampling item."""
-        self._zero(plan.fresh_blocks)
-        batch = self._builder.build(plan)
+        """float32 [B, V], one row per sampling item; valid until the next step."""
+        if self._zeroes_blocks:
+            self._zero(plan.fresh_blocks)
+        captured = self.graphs.logits(plan) if self.graphs else None
+        return self._uncaptured(plan) if captured is None else captured
+
+    def _uncaptured(self, plan: StepPlan) -> Tensor:
+        self._staging.begin()
+        batch = self._builder.build(plan, staging=self._staging)
+        self._staging.commit()
+        return self.forward(batch)
+
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """float32 [B, V] of the batch's sample rows."""
         hidden = self._decoder.forward(batch, self._caches)
         return self._decoder.logits(hidden[batch.sample_rows])
 

@@ -13,6 +13,9 @@ LoraTable = Sequence[LoraFactors | None]
 class ListTables:
     """``LoraTables`` as one list per projection."""
 
+    generation = 0
+    max_rank = None
+
     def __init__(self, num_projections: int) -> None:
         self._tables: list[list[LoraFactors | None]] = [[] for _ in range(num_projections)]
 

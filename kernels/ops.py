@@ -101,6 +101,16 @@ class LoraTables(Protocol):
 
     def clear(self, slot: int) -> None: ...
 
+    @property
+    def generation(self) -> int:
+        """Changes when the tables have moved and a captured graph must not be replayed."""
+        ...
+
+    @property
+    def max_rank(self) -> int | None:
+        """The largest rank of one factor that the backend takes; None without a limit."""
+        ...
+
     def projection(self, index: int) -> Any:
         """The table of one projection, as ``linear`` takes it: valid for good, whatever is written
         later."""
@@ -190,6 +200,14 @@ class Ops(Protocol):
     @property
     def BATCH_INVARIANT(self) -> bool: ...
 
+    @property
+    def MASKS_UNWRITTEN_KV(self) -> bool:
+        """Whether attention never reads cache rows beyond a query's own position.
+
+        Without it they are read and multiplied by zero, so they must hold finite values.
+        """
+        ...
+
     def describe(self) -> str:
         """What does the work on this machine, in a few words for people."""
         ...
@@ -209,7 +227,9 @@ class Ops(Protocol):
     def plan_lora(self, segments: Sequence[Segment], *, num_rows: int, staging: Staging) -> Any:
         """Everything about this step's adapters that no projection changes; opaque to the caller.
 
-        ``num_rows`` is T; with a static staging it may exceed the rows that segments cover.
+        ``num_rows`` is T; with a static staging it may exceed the rows that segments cover, and the
+        plan's ``graph_key`` tells which captured step it fits. Raises ``StagingOverflow`` if it
+        fits none.
         """
         ...
 
@@ -273,7 +293,7 @@ class Ops(Protocol):
 
         A query at position p sees positions ``max(0, p - window + 1) .. p``. Called once per step
         for each distinct window of the model. ``num_rows`` is T; rows of no run have no defined
-        result.
+        result. Static staging as in ``plan_lora``.
         """
         ...
 

@@ -134,6 +134,13 @@ class ServeSettings:
         default="auto", metadata=_choice(Dtype, "type of activations and unquantized weights")
     )
     kernels: Kernels = field(default="auto", metadata=_choice(Kernels, "implementation of the ops"))
+    batch_invariant: bool = field(
+        default=False,
+        metadata=_about("same bits whoever shares the batch; always so on CPU", parse_bool),
+    )
+    cuda_graphs: bool = field(
+        default=True, metadata=_about("replay decode steps from CUDA graphs", parse_bool)
+    )
     quantization: Quantization = field(
         default="nf4", metadata=_choice(Quantization, "form of the base's linears")
     )
@@ -195,6 +202,8 @@ class ServeSettings:
             ),
             device=self.device,
             kernels=self.kernels,
+            batch_invariant=self.batch_invariant,
+            cuda_graphs=self.cuda_graphs,
             threads=self.threads,
             max_model_len=self.max_model_len,
             data_dir=str(self.data_dir),

@@ -17,6 +17,7 @@ from .rotary import rotate_and_cache
 
 NAME = "cpu"
 BATCH_INVARIANT = True
+MASKS_UNWRITTEN_KV = False
 
 
 def describe() -> str:
@@ -27,6 +28,7 @@ def describe() -> str:
 
 __all__ = [
     "BATCH_INVARIANT",
+    "MASKS_UNWRITTEN_KV",
     "NAME",
     "add_rms_norm",
     "describe",

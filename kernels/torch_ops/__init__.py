@@ -11,6 +11,7 @@ from .rotary import rotate_and_cache
 
 NAME = "torch"
 BATCH_INVARIANT = False
+MASKS_UNWRITTEN_KV = False
 
 
 def describe() -> str:
@@ -19,6 +20,7 @@ def describe() -> str:
 
 __all__ = [
     "BATCH_INVARIANT",
+    "MASKS_UNWRITTEN_KV",
     "NAME",
     "add_rms_norm",
     "describe",

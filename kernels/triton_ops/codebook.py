@@ -60,7 +60,8 @@ def table_words(dtype: torch.dtype) -> tuple[int, ...]:
 
 def look_up_tables(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """The words int32 [8] of the permutes, and the values [16] of the portable path."""
-    words = torch.tensor(table_words(dtype), dtype=torch.int32)
+    # float32 occurs in the interpreter only, which has no permutes.
+    words = torch.tensor(table_words(dtype) if dtype.itemsize == 2 else [0] * 8, dtype=torch.int32)
     return words.to(device), torch.tensor(CODEBOOK).to(dtype).to(device)
 
 

@@ -1,16 +1,50 @@
 """Backends under test, and poisoned memory so that a result left unwritten is seen."""
 
-from types import ModuleType
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 
 from multiflora.kernels import cpu_ops, torch_ops
+from multiflora.kernels.ops import LoraFactors, LoraInput, Ops, Segment
+from multiflora.kernels.staging import DirectStaging
+from multiflora.kernels.triton_ops.accelerator import Accelerator
+from multiflora.kernels.triton_ops.backend import TritonOps
+from multiflora.kernels.triton_ops.interpreter import INTERPRETED
+
+CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=[torch_ops, cpu_ops], ids=lambda module: module.NAME)
-def ops(request: pytest.FixtureRequest) -> ModuleType:
-    return request.param
+@pytest.fixture(params=["torch", "cpu", "triton"])
+def ops(request: pytest.FixtureRequest) -> Any:
+    """Every backend on the CPU; Triton by its interpreter."""
+    if request.param == "triton":
+        if not INTERPRETED:
+            pytest.skip("kernels are compiled here; triton_ops/test_on_gpu.py runs them")
+        return TritonOps(Accelerator.open(CPU))
+    return {"torch": torch_ops, "cpu": cpu_ops}[request.param]
+
+
+@pytest.fixture
+def lora_input() -> Callable[..., LoraInput]:
+    """Factors by slot and segments, as ``ops`` wants them."""
+
+    def make(
+        ops: Ops,
+        table: Sequence[LoraFactors | None],
+        segments: Sequence[Segment],
+        *,
+        widths: Sequence[int],
+        num_rows: int,
+    ) -> LoraInput:
+        tables = ops.make_lora_tables([widths], CPU)
+        for slot, factors in enumerate(table):
+            tables.write(slot, {} if factors is None else {0: factors})
+        plan = ops.plan_lora(segments, num_rows=num_rows, staging=DirectStaging(CPU))
+        return LoraInput(tables.projection(0), plan)
+
+    return make
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """The projection op equals its definition in float64, for any segments, on every backend."""
 
-from types import ModuleType
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -14,9 +14,12 @@ from multiflora.kernels.ops import (
     LoraFactors,
     LoraInput,
     LoraPart,
+    Ops,
     Segment,
 )
 from multiflora.kernels.quantize import quantize
+
+MakeLora = Callable[..., LoraInput]
 
 K, WIDTHS = 128, (96, 32, 64)
 N = sum(WIDTHS)
@@ -48,12 +51,18 @@ SEGMENTS = [
 ]
 
 
-def expected(x: Tensor, dense: Tensor, bias: Tensor | None, lora: LoraInput | None) -> Tensor:
+def expected(
+    x: Tensor,
+    dense: Tensor,
+    bias: Tensor | None,
+    table: Sequence[LoraFactors | None],
+    segments: Sequence[Segment],
+) -> Tensor:
     y = x.double() @ dense.double().T
     if bias is not None:
         y += bias.double()
-    for segment in lora.plan if lora else ():
-        factors = lora.table[segment.slot] if lora else None
+    for segment in segments:
+        factors = table[segment.slot]
         if factors is None:
             continue
         for part in factors.parts:
@@ -72,7 +81,7 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("quantized", [True, False])
 @pytest.mark.parametrize("num_rows", [1, 2, 15, 16, 17, 57, 100])
 def test_equals_the_definition(
-    ops: ModuleType, num_rows: int, quantized: bool, dtype: torch.dtype
+    ops: Ops, lora_input: MakeLora, num_rows: int, quantized: bool, dtype: torch.dtype
 ) -> None:
     x, bias = random(num_rows, K, seed=1).to(dtype), random(N, seed=2).to(dtype)
     canonical = quantize(random(N, K, seed=3))
@@ -80,36 +89,57 @@ def test_equals_the_definition(
     weight = ops.pack_nf4(canonical, dtype) if quantized else DenseWeight(dense.to(dtype))
     table = [make_factors(ranks, seed, dtype) for seed, ranks in enumerate(TABLE_RANKS)]
     segments = [s for s in SEGMENTS if s.stop <= num_rows] or [Segment(0, num_rows, 1)]
-    lora = LoraInput(table, segments)
-    found = ops.linear(x, weight, bias, lora)
+    found = ops.linear(
+        x, weight, bias, lora_input(ops, table, segments, widths=WIDTHS, num_rows=num_rows)
+    )
     assert found.dtype == dtype
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
-    assert relative_error(found, expected(x, dense, bias, lora)) < tolerance
+    # Triton keeps absmax in float16: eleven bits.
+    exact = 4e-4 if ops.NAME == "triton" and quantized else 1e-5
+    tolerance = exact if dtype == torch.float32 else 1e-2
+    assert relative_error(found, expected(x, dense, bias, table, segments)) < tolerance
 
 
-def test_rows_outside_every_segment_are_the_base_bit_for_bit(ops: ModuleType) -> None:
-    x, weight = random(57, K), DenseWeight(random(N, K, seed=1))
-    table = [make_factors(ranks, seed, torch.float32) for seed, ranks in enumerate(TABLE_RANKS)]
-    plain = ops.linear(x, weight, None, None)
-    mixed = ops.linear(x, weight, None, LoraInput(table, SEGMENTS))
-    assert torch.equal(mixed[21:40], plain[21:40])
-    assert not torch.equal(mixed[:3], plain[:3])
+@pytest.fixture
+def mixed(lora_input: MakeLora) -> Callable[..., Tensor]:
+    """57 rows of mixed versions through one dense projection, with or without them."""
+
+    def run(ops: Ops, table: Sequence[LoraFactors | None], segments: Sequence[Segment]) -> Tensor:
+        weight = DenseWeight(random(N, K, seed=1))
+        lora = lora_input(ops, table, segments, widths=WIDTHS, num_rows=57) if segments else None
+        return ops.linear(random(57, K), weight, None, lora)
+
+    return run
 
 
-def test_a_version_that_skips_this_projection_costs_and_changes_nothing(ops: ModuleType) -> None:
-    x, weight = random(5, K), DenseWeight(random(N, K, seed=1))
-    lora = LoraInput([None, None], [Segment(0, 5, 1)])
-    assert torch.equal(ops.linear(x, weight, None, lora), ops.linear(x, weight, None, None))
+def make_table() -> list[LoraFactors]:
+    return [make_factors(ranks, seed, torch.float32) for seed, ranks in enumerate(TABLE_RANKS)]
 
 
+def test_rows_outside_every_segment_are_the_base_bit_for_bit(
+    ops: Ops, mixed: Callable[..., Tensor]
+) -> None:
+    plain, found = mixed(ops, [], []), mixed(ops, make_table(), SEGMENTS)
+    assert torch.equal(found[21:40], plain[21:40])
+    assert not torch.equal(found[:3], plain[:3])
+
+
+def test_a_version_that_skips_this_projection_costs_and_changes_nothing(
+    ops: Ops, mixed: Callable[..., Tensor]
+) -> None:
+    found = mixed(ops, [None, None], [Segment(0, 5, 1)])
+    assert torch.equal(found, mixed(ops, [], []))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy, in the interpreter
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_one_tenants_nan_reaches_no_other_row(ops: ModuleType, poison: float) -> None:
-    x, weight = random(57, K), DenseWeight(random(N, K, seed=1))
-    table = [make_factors(ranks, seed, torch.float32) for seed, ranks in enumerate(TABLE_RANKS)]
-    clean = ops.linear(x, weight, None, LoraInput(table, SEGMENTS))
+def test_one_tenants_nan_reaches_no_other_row(
+    ops: Ops, mixed: Callable[..., Tensor], poison: float
+) -> None:
+    table = make_table()
+    clean = mixed(ops, table, SEGMENTS)
     table[1].a.fill_(poison)
     table[1].parts[0].b.fill_(poison)
-    found = ops.linear(x, weight, None, LoraInput(table, SEGMENTS))
+    found = mixed(ops, table, SEGMENTS)
     others = [row for row in range(57) if not 3 <= row < 20]
     assert torch.equal(found[others], clean[others])
     assert not torch.isfinite(found[3:20]).all()

@@ -138,6 +138,8 @@ def test_the_engine_gets_its_part(tmp_path):
         quantize_head=True,
         device="cpu",
         kernels="torch",
+        batch_invariant=True,
+        cuda_graphs=False,
         threads=2,
         max_model_len=99,
         data_dir=tmp_path,
@@ -152,6 +154,7 @@ def test_the_engine_gets_its_part(tmp_path):
     assert config.base.model == str(tmp_path / "base")
     assert (config.base.dtype, config.base.quantize_head) == ("float32", True)
     assert (config.device, config.kernels, config.threads) == ("cpu", "torch", 2)
+    assert (config.batch_invariant, config.cuda_graphs) == (True, False)
     assert (config.max_model_len, config.data_dir) == (99, str(tmp_path))
     assert (config.cache.memory_bytes, config.adapter.memory_bytes) == (1, 2)
     assert config.scheduler.max_num_requests == 3

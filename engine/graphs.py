@@ -1,0 +1,165 @@
+"""Decode steps from CUDA graphs: one launch for a step instead of hundreds.
+
+A graph is captured for a number of rows and for what the backend's plans say of a step (with or
+without adapters, which kernels); smaller steps are padded with rows that read and write nothing. A
+step's integers arrive in a static staging, adapters are read through tables, so that neither new
+requests nor swaps need a new capture.
+"""
+
+import logging
+from bisect import bisect_left
+from collections.abc import Callable, Hashable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from multiflora.kernels.ops import LoraTables
+from multiflora.kernels.staging import PackedStaging, StagingOverflow
+
+from .forward_batch import BatchBuilder, ForwardBatch
+from .scheduler import StepPlan
+
+logger = logging.getLogger(__name__)
+
+# Rows of the captured steps: every one costs start-up time and memory, every gap wasted rows.
+_ROW_COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+
+Forward = Callable[[ForwardBatch], Tensor]
+
+
+class CapturedStep(Protocol):
+    """A step that can be run again on new contents of the same tensors."""
+
+    def replay(self) -> Tensor:
+        """The step's result, valid until the next replay of any step."""
+        ...
+
+
+Capture = Callable[[Callable[[], Tensor]], CapturedStep]
+
+
+class StepGraphs:
+    """Captured decode steps of one engine.
+
+    ``forward`` computes logits [rows, V] of a batch; ``capture`` records a call without arguments.
+    """
+
+    def __init__(
+        self,
+        builder: BatchBuilder,
+        forward: Forward,
+        tables: LoraTables,
+        *,
+        max_rows: int,
+        max_blocks: int,
+        device: torch.device,
+        capture: Capture,
+    ) -> None:
+        self._builder = builder
+        self._forward = forward
+        self._tables = tables
+        self._generation = tables.generation
+        self._capture = capture
+        self._row_counts = row_counts(max_rows)
+        self._stagings = {
+            rows: PackedStaging(
+                device,
+                static_capacity(rows, max_blocks, windows=builder.num_windows),
+                is_static=True,
+            )
+            for rows in self._row_counts
+        }
+        self._steps: dict[tuple[int, Hashable], CapturedStep] = {}
+
+    @property
+    def num_captured(self) -> int:
+        return len(self._steps)
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Capture every size, with and without adapters; the largest first, as it sizes scratch."""
+        for rows in reversed(self._row_counts):
+            for with_adapters in (True, False):
+                self._run(rows, StepPlan(items=(), fresh_blocks=()), with_adapters=with_adapters)
+
+    def logits(self, plan: StepPlan) -> Tensor | None:
+        """float32 [number of items, V], or None if ``plan`` must run uncaptured."""
+        count = len(plan.items)
+        if count > self._row_counts[-1] or not all(
+            item.count == 1 and item.samples for item in plan.items
+        ):
+            return None
+        rows = self._row_counts[bisect_left(self._row_counts, count)]
+        try:
+            return self._run(rows, plan)[:count]
+        except StagingOverflow as reason:
+            logger.debug("step runs uncaptured: %s", reason)
+            return None
+
+    def _run(self, rows: int, plan: StepPlan, *, with_adapters: bool = False) -> Tensor:
+        if self._tables.generation != self._generation:
+            self._steps.clear()
+            self._generation = self._tables.generation
+        staging = self._stagings[rows]
+        staging.begin()
+        batch = self._builder.build(
+            plan, staging=staging, num_rows=rows, with_adapters=with_adapters
+        )
+        staging.commit()
+        key = (rows, batch.graph_key)
+        if key not in self._steps:
+            self._steps[key] = self._capture(lambda: self._forward(batch))
+        return self._steps[key].replay()
+
+
+def row_counts(max_rows: int) -> tuple[int, ...]:
+    """Sizes to capture for steps of up to ``max_rows`` rows."""
+    below = tuple(rows for rows in _ROW_COUNTS if rows < max_rows)
+    return (*below, max_rows) if max_rows <= _ROW_COUNTS[-1] else below
+
+
+def static_capacity(rows: int, max_blocks: int, *, windows: int) -> int:
+    """int32 elements that a captured step of ``rows`` rows may place; generous on purpose.
+
+    Per row a few fields of the batch, of attention and of two segments, each list aligned; per
+    window the block table of every row.
+    """
+    return 64 * (rows + 32) + windows * rows * (max_blocks + 8)
+
+
+def eager_capacity(max_tokens: int, max_requests: int, max_blocks: int, *, windows: int) -> int:
+    """int32 elements that any uncaptured step may place."""
+    return 64 * (max_tokens + 32) + windows * max_requests * (max_blocks + 8)
+
+
+class CudaGraphStep:
+    """A CUDA graph and its output."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, output: Tensor) -> None:
+        self._graph = graph
+        self._output = output
+
+    def replay(self) -> Tensor:
+        self._graph.replay()
+        return self._output
+
+
+class CudaCapture:
+    """Records calls as CUDA graphs that share one memory pool: they never run side by side."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, step: Callable[[], Tensor]) -> CudaGraphStep:
+        # Kernels are compiled and scratch memory grows here, where allocation is still allowed.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            output = step()
+        return CudaGraphStep(graph, output)

@@ -1,0 +1,59 @@
+"""``Ops`` by Triton kernels on one CUDA device."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..nf4 import Nf4Tensor
+from ..ops import LoraTables, Nf4Weight, Segment, Staging
+from ..torch_ops.activation import silu_mul
+from ..torch_ops.attention import paged_attention, plan_attention
+from ..torch_ops.lookup import embedding
+from ..torch_ops.norm import add_rms_norm, rms_norm
+from ..torch_ops.rotary import rotate_and_cache
+from . import nf4_layout
+from .accelerator import Accelerator
+from .linear import Linear
+from .lora_plan import LoraPlan, plan_lora
+from .lora_tables import DeviceTables
+
+
+class TritonOps:
+    """The GPU backend. Unlike the others it has state: scratch memory, tables, and its mode."""
+
+    NAME = "triton"
+    MASKS_UNWRITTEN_KV = True
+
+    def __init__(self, accelerator: Accelerator, *, batch_invariant: bool = False) -> None:
+        self.BATCH_INVARIANT = batch_invariant
+        self.accelerator = accelerator
+        self.linear = Linear(accelerator, batch_invariant=batch_invariant)
+
+    def describe(self) -> str:
+        mode = ", batch-invariant" if self.BATCH_INVARIANT else ""
+        look_up = "byte-permute" if self.accelerator.permute else "portable"
+        return f"fused NF4 and LoRA, {look_up} look-up{mode}"
+
+    def pack_nf4(self, weight: Nf4Tensor, dtype: torch.dtype) -> Nf4Weight:
+        return nf4_layout.pack_nf4(weight, dtype)
+
+    def unpack_nf4(self, weight: Nf4Weight, dtype: torch.dtype) -> torch.Tensor:
+        return nf4_layout.unpack_nf4(weight, dtype)
+
+    def make_lora_tables(self, widths: Sequence[Sequence[int]], device: torch.device) -> LoraTables:
+        return DeviceTables(widths, device)
+
+    def plan_lora(
+        self, segments: Sequence[Segment], *, num_rows: int, staging: Staging
+    ) -> LoraPlan:
+        return plan_lora(
+            segments, num_rows=num_rows, staging=staging, batch_invariant=self.BATCH_INVARIANT
+        )
+
+    embedding = staticmethod(embedding)
+    rms_norm = staticmethod(rms_norm)
+    add_rms_norm = staticmethod(add_rms_norm)
+    silu_mul = staticmethod(silu_mul)
+    rotate_and_cache = staticmethod(rotate_and_cache)
+    plan_attention = staticmethod(plan_attention)
+    paged_attention = staticmethod(paged_attention)
