@@ -1,28 +1,18 @@
 """Runs a plan on the device: owns the decoder and the KV tensors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from multiflora.kernels.staging import DirectStaging, PackedStaging
 
-from .active_request import ActiveRequest
 from .forward_batch import BatchBuilder, ForwardBatch
 from .graphs import StepGraphs
 from .models.config import ModelConfig
 from .models.decoder import Decoder, KvCache
-from .sampler import sample
+from .sampler import Draw, sample
 from .scheduler import StepPlan
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """A sampled token, or why there is none."""
-
-    token: int | None
-    error: Exception | None = None
 
 
 class Runner:
@@ -48,9 +38,7 @@ class Runner:
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> list[Draw]:
         """Draws of the plan's sampling items, in plan order."""
-        logits = self.logits(plan)
-        requests = [item.request for item in plan.items if item.samples]
-        return [_draw(row, request) for row, request in zip(logits, requests, strict=True)]
+        return sample(self.logits(plan), [item.request for item in plan.items if item.samples])
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan) -> Tensor:
@@ -79,13 +67,6 @@ class Runner:
             for keys, values in self._caches:
                 keys.index_fill_(0, index, 0)
                 values.index_fill_(0, index, 0)
-
-
-def _draw(logits: Tensor, request: ActiveRequest) -> Draw:
-    try:
-        return Draw(sample(logits, request))
-    except Exception as error:  # one request's outer edge: its neighbours keep their draws
-        return Draw(None, error)
 
 
 def allocate_caches(

@@ -1,96 +1,177 @@
-"""Logits to tokens, one request at a time, so that neighbours never change a draw.
+"""Logits to tokens, all rows at once; a row's draw never depends on its neighbours.
 
-Order of the filters as in transformers and vLLM: penalties, temperature, top-k, top-p, min-p. The
-random number of a token comes from a hash of (seed, position), which is a counter-based stream: it
-needs no state and is the same after a preemption or a restart.
+Order of the filters as in transformers and vLLM: penalties, temperature, top-k, top-p, min-p. Of
+equal logits, the lower token id comes first. The random number of a token comes from a hash of
+(seed, position), which is a counter-based stream: it needs no state and is the same after a
+preemption or a restart.
+
+The host waits for the device once, for the tokens. Rows that need more than the usual candidates
+say so in that same answer and are then drawn from a full sort.
 """
 
-import hashlib
-import struct
-from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .active_request import ActiveRequest
-from .request import SamplingParams
+from .draw_plan import NARROW_TOP_K, WIDE_TOP_K, DrawPlan, Group, Span, group_of, plan_draws
+from .penalties import Edits
 
-# Enough candidates for nearly every top-p; the full sort is the exact fallback.
-_FEW = 1024
+# What stands where a token should: a row that cannot be drawn, or not from so few candidates.
+_NOT_FINITE = -1
+_UNDECIDED = -2
+# Rows are drawn so many logits at a time: their float64 copy takes 16 MiB.
+_CHUNK_ELEMENTS = 1 << 21
 
 
 class NonFiniteLogits(ArithmeticError):
     """A row of logits holds NaN or infinity; only its own request may suffer for it."""
 
 
-def sample(logits: Tensor, request: ActiveRequest) -> int:
-    """Draw the next token of ``request`` from its float32 logits [V].
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A sampled token, or why there is none."""
 
-    Raises ``NonFiniteLogits``.
+    token: int | None
+    error: Exception | None = None
+
+
+def sample(logits: Tensor, requests: Sequence[ActiveRequest]) -> list[Draw]:
+    """Draw the next token of each request from its row of float32 ``logits`` [B, V].
+
+    A row that is not finite gives a ``Draw`` whose error is ``NonFiniteLogits``.
     """
-    sampling = request.request.sampling
-    if not bool(torch.isfinite(logits).all()):
-        raise NonFiniteLogits(f"request {request.id}: the model's output is not finite")
-    logits = _penalize(logits, request)
-    # With the best logit at zero, the smallest temperature overflows to -inf only, never to NaN.
-    logits = (logits - logits.max()).clamp(min=torch.finfo(logits.dtype).min)
-    if request.num_generated < sampling.min_tokens and sampling.stop_token_ids:
-        logits = logits.clone()
-        logits[list(sampling.stop_token_ids)] = float("-inf")
-    if sampling.is_greedy:
-        return int(logits.argmax())
-    probabilities, ids = _candidates(logits.double() / sampling.temperature, sampling)
-    cumulative = probabilities.cumsum(0)
-    point = uniform(sampling.seed, len(request.tokens)) * cumulative[-1]
-    index = int(torch.searchsorted(cumulative, point, right=True))
-    index = min(index, len(cumulative) - 1)
-    return index if ids is None else int(ids[index])
+    assert len(logits) == len(requests), f"{len(logits)} rows for {len(requests)} requests"
+    if not requests:
+        return []
+    groups = {row: group_of(request) for row, request in enumerate(requests)}
+    codes = _codes(logits, requests, groups)
+    undecided = [row for row, code in codes.items() if code == _UNDECIDED]
+    if undecided:
+        codes |= _codes(logits, requests, dict.fromkeys(undecided, Group.EXACT))
+    return [_draw(codes[row], request) for row, request in enumerate(requests)]
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) with 53 random bits, determined by its arguments alone."""
-    digest = hashlib.blake2b(struct.pack("<qq", seed, position), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+def _draw(code: int, request: ActiveRequest) -> Draw:
+    if code == _NOT_FINITE:
+        return Draw(
+            None, NonFiniteLogits(f"request {request.id}: the model's output is not finite")
+        )
+    return Draw(code)
 
 
-def _penalize(logits: Tensor, request: ActiveRequest) -> Tensor:
-    sampling = request.request.sampling
-    generated = request.tokens[request.num_prompt :]
-    if sampling.repetition_penalty != 1:
-        seen = torch.tensor(sorted(set(request.tokens)), device=logits.device)
-        values = logits[seen]
-        penalty = sampling.repetition_penalty
-        changed = torch.where(values > 0, values / penalty, values * penalty)
-        logits = logits.index_copy(0, seen, changed)
-    if generated and (sampling.frequency_penalty or sampling.presence_penalty):
-        counts = Counter(generated)
-        ids = torch.tensor(list(counts), device=logits.device)
-        times = torch.tensor(list(counts.values()), dtype=logits.dtype, device=logits.device)
-        penalty = sampling.frequency_penalty * times + sampling.presence_penalty
-        logits = logits.index_add(0, ids, -penalty)
-    return logits
+def _codes(
+    logits: Tensor, requests: Sequence[ActiveRequest], groups: dict[int, Group]
+) -> dict[int, int]:
+    """A token or a code for each row in ``groups``; the host waits once."""
+    if set(groups.values()) == {Group.PLAIN}:
+        return dict(enumerate(_greedy_codes(logits).tolist()))
+    order = sorted(groups, key=groups.__getitem__)
+    size = max(1, _CHUNK_ELEMENTS // logits.shape[1])
+    codes = []
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        of_rows = [groups[row] for row in rows]
+        plan = plan_draws(rows, of_rows, [requests[row] for row in rows], logits)
+        codes.append(_planned_codes(logits.index_select(0, plan.rows), plan))
+    return dict(zip(order, torch.cat(codes).tolist(), strict=True))
 
 
-def _candidates(logits: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor | None]:
-    """Probabilities that may be drawn and their token ids; None means ids 0 .. V - 1."""
-    if not sampling.top_k and sampling.top_p == 1 and not sampling.min_p:
-        return logits.softmax(0), None
-    if sampling.top_k:
-        logits, ids = logits.topk(min(sampling.top_k, len(logits)))
-        probabilities = logits.softmax(0)
+def _greedy_codes(logits: Tensor) -> Tensor:
+    return logits.argmax(1).masked_fill_(~_is_finite(logits), _NOT_FINITE)
+
+
+def _planned_codes(logits: Tensor, plan: DrawPlan) -> Tensor:
+    """int64 [B] of the plan's ``logits`` [B, V], which are used up."""
+    is_broken = ~_is_finite(logits)
+    _prepare(logits, plan.edits)
+    codes = [
+        _span_codes(logits[span.start : span.stop], plan.filters[:, span.start : span.stop], span)
+        for span in plan.spans
+    ]
+    return torch.cat(codes).masked_fill_(is_broken, _NOT_FINITE)
+
+
+def _is_finite(logits: Tensor) -> Tensor:
+    """bool [B]. Two reductions read less than one ``isfinite`` of every element."""
+    largest = torch.finfo(logits.dtype).max
+    return (logits.amin(1) >= -largest) & (logits.amax(1) <= largest)
+
+
+def _prepare(logits: Tensor, edits: Edits | None) -> None:
+    """Change ``logits`` [B, V] in place: penalties, shift, bans."""
+    if edits:
+        edits.penalize(logits)
+    # With the best logit at zero, no difference overflows but to -inf.
+    logits.sub_(logits.amax(1, keepdim=True)).clamp_(min=torch.finfo(logits.dtype).min)
+    if edits:
+        edits.ban(logits)
+
+
+def _span_codes(logits: Tensor, filters: Tensor, span: Span) -> Tensor:
+    """int64 [b] of prepared logits [b, V], all of one group."""
+    if span.group <= Group.GREEDY:
+        return logits.argmax(1)
+    if span.group is Group.WHOLE:
+        return _draw_whole(logits, filters)
+    return _draw_filtered(logits, filters, span.group)
+
+
+def _draw_whole(logits: Tensor, filters: Tensor) -> Tensor:
+    temperature, _, _, _, point = filters.unbind()  # [b, 1]
+    return _pick(_temper(logits, temperature).softmax(1), point)[:, 0]
+
+
+def _draw_filtered(logits: Tensor, filters: Tensor, group: Group) -> Tensor:
+    temperature, top_k, top_p, min_p, point = filters.unbind()  # [b, 1]
+    values, ids = _ranked(logits, group)  # [b, W]
+    if group is Group.NUCLEUS:
+        probabilities = _temper(logits, temperature).softmax(1).gather(1, ids)
     else:
-        probabilities, ids = _most_likely(logits.softmax(0), sampling)
-    before = probabilities.cumsum(0) - probabilities
-    kept = (before < sampling.top_p) & (probabilities >= sampling.min_p * probabilities[0])
-    return probabilities[kept], ids[kept]
+        is_beyond = torch.arange(values.shape[1], device=values.device) >= top_k
+        tempered = _temper(values, temperature)
+        probabilities = tempered.masked_fill_(is_beyond, -torch.inf).softmax(1)
+    before = probabilities.cumsum(1) - probabilities
+    kept = (before < top_p) & (probabilities >= min_p * probabilities[:, :1])
+    probabilities = probabilities * kept
+    place = _pick(probabilities, point)
+    if group is Group.EXACT:
+        return ids.gather(1, place)[:, 0]
+    tokens = _token_at(place, values, ids)
+    if values.shape[1] < logits.shape[1]:
+        # A successor to keep, or an equal of the drawn token, may lie beyond the last candidate.
+        is_open = (probabilities[:, -1:] > 0) | (values.gather(1, place) == values[:, -1:])
+        tokens.masked_fill_(is_open, _UNDECIDED)
+    return tokens[:, 0]
 
 
-def _most_likely(probabilities: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Candidates in falling order: all that top-p and min-p could keep, and perhaps more."""
-    few, ids = probabilities.topk(min(_FEW, len(probabilities)))
-    reaches_top_p = sampling.top_p < 1 and float(few.sum()) >= sampling.top_p
-    reaches_min_p = sampling.min_p > 0 and float(few[-1]) < sampling.min_p * float(few[0])
-    if reaches_top_p or reaches_min_p:
-        return few, ids
-    ordered, all_ids = probabilities.sort(descending=True, stable=True)
-    return ordered, all_ids
+def _ranked(logits: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    """The best logits, falling, and their int64 ids, both [b, W]."""
+    if group is Group.EXACT:
+        return logits.sort(dim=1, descending=True, stable=True)
+    # One more than can be kept shows whether the last place is shared.
+    width = 1 + (NARROW_TOP_K if group is Group.NARROW else WIDE_TOP_K)
+    return logits.topk(min(width, logits.shape[1]), dim=1)
+
+
+def _pick(probabilities: Tensor, point: Tensor) -> Tensor:
+    """Where the running sum of ``probabilities`` [b, W] passes ``point`` of it: int64 [b, 1]."""
+    cumulative = probabilities.cumsum(1)
+    index = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)
+    # Only a row that is not finite, and not used, can lie beyond.
+    return index.clamp_(max=probabilities.shape[1] - 1)
+
+
+def _token_at(place: Tensor, values: Tensor, ids: Tensor) -> Tensor:
+    """The id at ``place`` [b, 1] once equal ``values`` [b, W] are in the order of their ids."""
+    value = values.gather(1, place)
+    num_better = (values > value).sum(1, keepdim=True)
+    equals = ids.masked_fill(values != value, torch.iinfo(ids.dtype).max).sort(dim=1).values
+    return equals.gather(1, place - num_better)
+
+
+def _temper(logits: Tensor, temperature: Tensor) -> Tensor:
+    """float64 ``logits`` over ``temperature``, in new memory."""
+    return logits.double().div_(temperature)

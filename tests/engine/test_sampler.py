@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiflora.engine.active_request import ActiveRequest
+from multiflora.engine.draw_plan import uniform
 from multiflora.engine.request import GenerationRequest, SamplingParams
-from multiflora.engine.sampler import NonFiniteLogits, sample, uniform
+from multiflora.engine.sampler import NonFiniteLogits, sample
 
 
 def make_request(prompt: tuple[int, ...] = (1,), answer: tuple[int, ...] = (), **sampling):
@@ -20,16 +21,24 @@ def make_request(prompt: tuple[int, ...] = (1,), answer: tuple[int, ...] = (), *
     return active
 
 
+def draw(logits: torch.Tensor, request: ActiveRequest) -> int:
+    """The token of one request alone."""
+    (drawn,) = sample(logits[None], [request])
+    assert drawn.token is not None
+    return drawn.token
+
+
 def distribution(logits: torch.Tensor, count: int = 4000, **sampling: Any) -> dict[int, float]:
-    draws = Counter(sample(logits, make_request(seed=seed, **sampling)) for seed in range(count))
-    return {token: number / count for token, number in draws.items()}
+    requests = [make_request(seed=seed, **sampling) for seed in range(count)]
+    draws = Counter(drawn.token for drawn in sample(logits.expand(count, -1), requests))
+    return {token: number / count for token, number in draws.items() if token is not None}
 
 
 LOGITS = torch.log(torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05]))
 
 
 def test_greedy_takes_the_best_token() -> None:
-    assert sample(torch.tensor([0.0, 3.0, 1.0]), make_request(temperature=0)) == 1
+    assert draw(torch.tensor([0.0, 3.0, 1.0]), make_request(temperature=0)) == 1
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -73,17 +82,16 @@ def test_filters_equal_those_of_transformers() -> None:
 
 
 def test_a_wide_nucleus_falls_back_to_the_full_sort() -> None:
-    found = {sample(torch.zeros(5000), make_request(seed=s, top_p=0.9)) for s in range(300)}
-    assert len(found) > 250
+    assert len(distribution(torch.zeros(5000), 300, top_p=0.9)) > 250
 
 
 def test_the_draw_depends_on_seed_and_position_only() -> None:
     logits = torch.zeros(1000)
     one = make_request(prompt=(1, 2, 3), seed=5)
     other = make_request(prompt=(9,), answer=(8, 7), seed=5)
-    assert sample(logits, one) == sample(logits, other)
-    assert sample(logits, make_request(prompt=(1, 2, 3), seed=6)) != sample(logits, one)
-    assert sample(logits, make_request(prompt=(1, 2), seed=5)) != sample(logits, one)
+    assert draw(logits, one) == draw(logits, other)
+    assert draw(logits, make_request(prompt=(1, 2, 3), seed=6)) != draw(logits, one)
+    assert draw(logits, make_request(prompt=(1, 2), seed=5)) != draw(logits, one)
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**31))
@@ -112,39 +120,41 @@ def test_repetition_penalty_equals_that_of_transformers(
     ids: Any = torch.tensor([prompt + answer])
     scores = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits[None])
     request = make_request(tuple(prompt), tuple(answer), temperature=0, repetition_penalty=penalty)
-    assert sample(logits, request) == int(scores[0].argmax())
+    assert draw(logits, request) == int(scores[0].argmax())
 
 
 def test_frequency_and_presence_count_the_answer_only() -> None:
     logits = torch.tensor([1.0, 0.8, 0.5])
     greedy = {"temperature": 0.0}
-    assert sample(logits, make_request((0, 0), (), frequency_penalty=1, **greedy)) == 0
-    assert sample(logits, make_request((5,), (0,), presence_penalty=0.3, **greedy)) == 1
-    assert sample(logits, make_request((5,), (0, 0, 1), frequency_penalty=0.4, **greedy)) == 2
+    assert draw(logits, make_request((0, 0), (), frequency_penalty=1, **greedy)) == 0
+    assert draw(logits, make_request((5,), (0,), presence_penalty=0.3, **greedy)) == 1
+    assert draw(logits, make_request((5,), (0, 0, 1), frequency_penalty=0.4, **greedy)) == 2
 
 
 def test_stop_tokens_cannot_be_drawn_before_min_tokens() -> None:
     logits = torch.tensor([5.0, 1.0, 0.0])
     blocked = {"temperature": 0.0, "min_tokens": 2, "stop_token_ids": (0,)}
-    assert sample(logits, make_request(**blocked)) == 1
-    assert sample(logits, make_request(answer=(1,), **blocked)) == 1
-    assert sample(logits, make_request(answer=(1, 1), **blocked)) == 0
+    assert draw(logits, make_request(**blocked)) == 1
+    assert draw(logits, make_request(answer=(1,), **blocked)) == 1
+    assert draw(logits, make_request(answer=(1, 1), **blocked)) == 0
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
 def test_non_finite_logits_are_an_error_of_that_request(poison: float) -> None:
-    with pytest.raises(NonFiniteLogits, match="request r"):
-        sample(torch.tensor([0.0, poison]), make_request())
+    (drawn,) = sample(torch.tensor([[0.0, poison]]), [make_request()])
+    assert drawn.token is None
+    assert isinstance(drawn.error, NonFiniteLogits)
+    assert "request r" in str(drawn.error)
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.5}])
 def test_the_smallest_temperature_is_as_good_as_greedy(filters: dict[str, Any]) -> None:
     logits = torch.tensor([1.0, 5.0, 4.9, -3.0])
     for temperature in (1e-310, 1e-30, 1e-6):
-        assert sample(logits, make_request(temperature=temperature, **filters)) == 1
+        assert draw(logits, make_request(temperature=temperature, **filters)) == 1
 
 
 def test_the_strongest_penalties_stay_finite() -> None:
     logits = torch.tensor([1e30, 5.0, -1e30])
     request = make_request((0, 2), repetition_penalty=0.01, temperature=1.0, top_p=0.5)
-    assert sample(logits, request) == 0
+    assert draw(logits, request) == 0
