@@ -15,6 +15,11 @@ from .target import TargetModule
 
 PREFIX = "base_model.model."
 _MAX_PATTERN = 512
+# Far above any real rank; what a server accepts is the gate's limit.
+_MAX_RANK = 1 << 16
+# The regexes that PEFT builds around a pattern's text.
+_KEY_FORM = r"(.*\.)?({})$"
+_LAYER_FORM = r".*\.{}\.(\d+)\."
 
 # Keys that never change what a finished adapter computes.
 _NEUTRAL_KEYS = frozenset(
@@ -60,8 +65,8 @@ class LoraSettings:
     rank: int
     alpha: float
     use_rslora: bool
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: Mapping[re.Pattern[str], int]
+    alpha_pattern: Mapping[re.Pattern[str], float]
     target_modules: str | tuple[str, ...]
     exclude_modules: str | tuple[str, ...]
     layers_to_transform: tuple[int, ...] | None
@@ -92,7 +97,7 @@ class LoraSettings:
             return True
         patterns = self.layers_pattern or (r"[^.]*",)
         for pattern in patterns:
-            found = re.match(rf".*\.{pattern}\.(\d+)\.", path)
+            found = re.match(_LAYER_FORM.format(pattern), path)
             if found:
                 return int(found.group(1)) in self.layers_to_transform
         return False
@@ -105,14 +110,14 @@ def parse_settings(config: Mapping[str, Any]) -> LoraSettings:
     return LoraSettings(
         rank=rank,
         alpha=_finite(config.get("lora_alpha", 8), "lora_alpha"),
-        use_rslora=bool(config.get("use_rslora", False)),
+        use_rslora=_flag(config.get("use_rslora"), "use_rslora"),
         rank_pattern={
-            _regex(k, "rank_pattern"): _positive_int(v, f"rank_pattern[{k!r}]")
-            for k, v in (config.get("rank_pattern") or {}).items()
+            _key_pattern(k, "rank_pattern"): _positive_int(v, f"rank_pattern[{k!r}]")
+            for k, v in _table(config.get("rank_pattern"), "rank_pattern").items()
         },
         alpha_pattern={
-            _regex(k, "alpha_pattern"): _finite(v, f"alpha_pattern[{k!r}]")
-            for k, v in (config.get("alpha_pattern") or {}).items()
+            _key_pattern(k, "alpha_pattern"): _finite(v, f"alpha_pattern[{k!r}]")
+            for k, v in _table(config.get("alpha_pattern"), "alpha_pattern").items()
         },
         target_modules=_names(config.get("target_modules"), "target_modules"),
         exclude_modules=_names(config.get("exclude_modules") or (), "exclude_modules"),
@@ -202,9 +207,9 @@ def _refuse_unserved(config: Mapping[str, Any]) -> None:
         raise AdapterRejected("unsupported_feature", f"{key}={value!r}: {remedy}")
 
 
-def _by_pattern(patterns: Mapping[str, float], path: str, default: float) -> float:
+def _by_pattern(patterns: Mapping[re.Pattern[str], float], path: str, default: float) -> float:
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
+        if pattern.match(path):
             return value
     return default
 
@@ -216,20 +221,41 @@ def _matches(names: str | tuple[str, ...], path: str) -> bool:
 
 
 def _positive_int(value: Any, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if type(value) is not int or not 1 <= value <= _MAX_RANK:
         raise AdapterRejected(
-            "invalid_config", f"{name} is {value!r}; it must be a whole number >= 1"
+            "invalid_config",
+            f"{name} is {value!r}; it must be a whole number from 1 to {_MAX_RANK}",
         )
     return value
 
 
 def _finite(value: Any, name: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise AdapterRejected("invalid_config", f"{name} is {value!r}; it must be a finite number")
-    return float(value)
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:
+        pass
+    raise AdapterRejected("invalid_config", f"{name} is {value!r}; it must be a finite number")
 
 
-def _regex(pattern: str, name: str) -> str:
+def _flag(value: Any, name: str) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise AdapterRejected("invalid_config", f"{name} is {value!r}; it must be true or false")
+    return bool(value)
+
+
+def _table(value: Any, name: str) -> Mapping[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise AdapterRejected("invalid_config", f"{name} is {value!r}; it must be an object")
+    return value or {}
+
+
+def _key_pattern(pattern: str, name: str) -> re.Pattern[str]:
+    return re.compile(_KEY_FORM.format(_regex(pattern, name, form=_KEY_FORM)))
+
+
+def _regex(pattern: str, name: str, *, form: str = "{}") -> str:
+    """Check ``pattern`` by itself and inside ``form``, where it is used."""
     if len(pattern) > _MAX_PATTERN:
         raise AdapterRejected(
             "invalid_config",
@@ -237,7 +263,8 @@ def _regex(pattern: str, name: str) -> str:
         )
     try:
         re.compile(pattern)
-    except re.error as error:
+        re.compile(form.format(pattern))
+    except (re.error, RecursionError, OverflowError) as error:
         raise AdapterRejected(
             "invalid_config", f"{name}: {pattern!r} is no regex: {error}"
         ) from error
@@ -255,8 +282,8 @@ def _names(value: Any, name: str) -> str | tuple[str, ...]:
 def _layers(value: Any) -> tuple[int, ...] | None:
     if value is None or value == []:
         return None
-    items = [value] if isinstance(value, int) else value
-    if not isinstance(items, list) or not all(isinstance(item, int) for item in items):
+    items = value if isinstance(value, list) else [value]
+    if not all(type(item) is int for item in items):
         raise AdapterRejected(
             "invalid_config", f"layers_to_transform is {value!r}; it must be a number or a list"
         )
@@ -264,6 +291,12 @@ def _layers(value: Any) -> tuple[int, ...] | None:
 
 
 def _patterns(value: Any) -> tuple[str, ...]:
-    if not value:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(value)
+    patterns = _names(value or (), "layers_pattern")
+    patterns = (patterns,) if isinstance(patterns, str) else patterns
+    for pattern in patterns:
+        # PEFT reads the layer's number from group 1; a group before it would be read instead.
+        if re.compile(_regex(pattern, "layers_pattern", form=_LAYER_FORM)).groups:
+            raise AdapterRejected(
+                "invalid_config", f"layers_pattern {pattern!r} has a group; write (?:...)"
+            )
+    return patterns

@@ -13,7 +13,7 @@ from multiflora.kernels.ops import LoraTables
 from .error import AdapterRejected
 from .flat_buffer import factor_views, fill_buffer
 from .folder import WEIGHTS_NAME
-from .intake import inspect_adapter
+from .inspection import inspect_adapter
 from .layout import FlatLayout, plan_layout
 from .peft_format import ModuleSpec
 from .slots import Readiness, SlotTable

@@ -3,6 +3,8 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .error import AdapterRejected
@@ -15,22 +17,34 @@ class AdapterStore:
     def __init__(self, data_dir: Path) -> None:
         self._root = data_dir / "adapters"
 
-    def put(self, digest: str, folder: AdapterFolder) -> None:
-        """Copy ``folder`` in, durably and all or nothing; a digest already there is left alone."""
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A private folder on the store's file system, to check content in before it is ``put``.
+
+        Whatever is still in it afterwards is deleted.
+        """
+        self._root.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".incoming-", dir=self._root))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def put(self, digest: str, staged: Path) -> None:
+        """Move ``staged`` in, durably and all or nothing; a digest already there is left alone.
+
+        The files themselves move: what is kept is, byte for byte, what was checked.
+        """
         target = self._path(digest)
         if target.exists():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".incoming-", dir=self._root))
+        for path in (staged / CONFIG_NAME, staged / WEIGHTS_NAME, staged):
+            _sync(path)
         try:
-            _write(staging / CONFIG_NAME, folder.config_bytes)
-            shutil.copyfile(folder.path / WEIGHTS_NAME, staging / WEIGHTS_NAME)
-            for path in (staging / WEIGHTS_NAME, staging):
-                _sync(path)
-            os.rename(staging, target)
+            os.rename(staged, target)
         except OSError:
             # Another writer of the same content is as good as we are.
-            shutil.rmtree(staging, ignore_errors=True)
             if not target.exists():
                 raise
         for path in (target.parent, self._root):
@@ -47,11 +61,6 @@ class AdapterStore:
         if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
             raise AdapterRejected("unknown_version", "a version digest is 64 hexadecimal digits")
         return self._root / digest[:2] / digest
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    _sync(path)
 
 
 def _sync(path: Path) -> None:

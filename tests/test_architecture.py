@@ -26,6 +26,7 @@ TORCH_FREE = (
     "engine.memory_plan",
     "engine.models.registry",
     "adapters.intake",
+    "adapters.gate_process",
     "adapters.registry",
 )
 

@@ -1,14 +1,21 @@
 """Small adapter folders written by hand, without PEFT, so that each can be wrong in its own way."""
 
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from multiflora.adapters.archive import ArchiveLimits
+from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.gate import check_adapter
+from multiflora.adapters.inspection import GateLimits
 from multiflora.adapters.peft_format import PREFIX
 from multiflora.adapters.target import Projection, TargetModule
 
@@ -81,3 +88,46 @@ def write_adapter(tmp_path: Path, projections: tuple[Projection, ...]) -> Callab
         return folder
 
     return write
+
+
+@pytest.fixture
+def limits() -> GateLimits:
+    """Small enough to be reached by files that are made in no time."""
+    return GateLimits(
+        max_rank=16,
+        max_bytes=1 << 20,
+        max_tensors=64,
+        cpu_seconds=10,
+        wall_seconds=20,
+        archive=ArchiveLimits(
+            max_packed_bytes=2 << 20,
+            max_unpacked_bytes=4 << 20,
+            max_members=16,
+            max_path_chars=100,
+        ),
+    )
+
+
+@pytest.fixture
+def gate_refuses_all(
+    projections: tuple[Projection, ...], limits: GateLimits, tmp_path: Path
+) -> Callable[[Mapping[Path, str]], None]:
+    """``gate_refuses_all({source: code})``: every one with its code, and at no lasting cost."""
+
+    def refuse(source: Path, code: str) -> None:
+        with tempfile.TemporaryDirectory(dir=tmp_path) as staged:
+            with pytest.raises(AdapterRejected) as caught:
+                check_adapter(source, Path(staged), projections=projections, limits=limits)
+            assert caught.value.code == code, source
+
+    def refuse_all(codes: Mapping[Path, str]) -> None:
+        this_process = psutil.Process()
+        refuse(*next(iter(codes.items())))
+        descriptors, memory = this_process.num_fds(), this_process.memory_info().rss
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(refuse, codes.keys(), codes.values()))
+        assert this_process.num_fds() == descriptors
+        assert this_process.memory_info().rss - memory < 8 << 20
+        assert this_process.children() == []
+
+    return refuse_all

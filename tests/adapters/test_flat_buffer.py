@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from multiflora.adapters.flat_buffer import factor_views, fill_buffer
 from multiflora.adapters.folder import AdapterFolder
-from multiflora.adapters.intake import inspect_adapter
+from multiflora.adapters.inspection import inspect_adapter
 from multiflora.adapters.layout import ALIGNMENT, plan_layout
 from multiflora.adapters.target import Projection
 

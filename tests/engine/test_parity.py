@@ -160,7 +160,7 @@ def test_blend_equals_the_sum_of_its_weighted_deltas(
 def _merge(model: Any, folder: Path, weight: float) -> None:
     from safetensors.torch import load_file
 
-    from multiflora.adapters.intake import inspect_adapter
+    from multiflora.adapters.inspection import inspect_adapter
     from multiflora.engine.models.registry import load_model_config
 
     config = load_model_config(folder_of(model))

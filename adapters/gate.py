@@ -1,0 +1,155 @@
+"""The gate for files that strangers made: checked in a process that may hang, burst or die.
+
+    server thread --CheckRequest--> gate_process (no torch, no secrets, hard limits)
+                  <----Verdict----    reads the source, writes `staged`, ends
+
+A process is started per check, by ``exec`` and never by a bare fork: the caller runs threads and an
+event loop. It needs no network, and of the environment it gets the library path only.
+"""
+
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+import multiflora
+
+from .error import AdapterRejected
+from .gate_message import Accepted, CheckRequest, Failed, Refused, Verdict
+from .inspection import CheckedAdapter, GateLimits
+from .target import Projection
+
+logger = logging.getLogger(__name__)
+
+# `-I -S` leaves out the environment, the working directory and every .pth file; the caller's search
+# path is handed over instead, so that both run the same code.
+_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from multiflora.adapters.gate_process import main; main()"
+)
+_INHERITED = ("LD_LIBRARY_PATH",)
+_MAX_VERDICT_BYTES = 64 << 10
+_MAX_LOG_BYTES = 4 << 10
+
+
+def check_adapter(
+    source: Path,
+    staged: Path,
+    *,
+    projections: Sequence[Projection],
+    limits: GateLimits | None = None,
+) -> CheckedAdapter:
+    """Check the PEFT folder or archive at ``source``; its two files are then in ``staged``.
+
+    ``staged`` is an existing, empty folder that nobody else writes. Blocks for up to
+    ``limits.wall_seconds``. Raises ``AdapterRejected`` with the reason, or ``check_timeout``,
+    ``check_out_of_memory`` or ``check_died`` for an adapter that exhausts or kills its check;
+    ``OSError`` for a fault of the disk. What is in ``staged`` after an error is worthless.
+    """
+    limits = limits or GateLimits()
+    request = CheckRequest(
+        str(source.absolute()), str(staged.absolute()), tuple(projections), limits
+    )
+    # A file never blocks its writer, as a pipe to or from a process that hangs would.
+    with tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as complaint:
+        question.write(msgspec.json.encode(request))
+        question.seek(0)
+        answer, status = _run(question, complaint, limits)
+        if status != 0:
+            _log(complaint, status)
+            raise _died(status, limits)
+    return _checked(answer, source)
+
+
+def _run(question: IO[bytes], complaint: IO[bytes], limits: GateLimits) -> tuple[bytes, int]:
+    """The process's answer and exit status; it is gone afterwards, whatever happened."""
+    deadline = time.monotonic() + limits.wall_seconds
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _PROGRAM, json.dumps(_search_path())],
+        stdin=question,
+        stdout=subprocess.PIPE,
+        stderr=complaint,
+        env={name: os.environ[name] for name in _INHERITED if name in os.environ},
+        cwd="/",
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        with process.stdout as pipe:
+            answer = _read(pipe.fileno(), deadline)
+        return answer, process.wait(max(0.0, deadline - time.monotonic()))
+    except (TimeoutError, subprocess.TimeoutExpired):
+        raise AdapterRejected(
+            "check_timeout",
+            f"checking the adapter took over {limits.wall_seconds} s; use a smaller adapter, or "
+            "raise wall_seconds",
+        ) from None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _search_path() -> list[str]:
+    """The caller's, then the place where it found this package, by whatever means it did."""
+    root = Path(multiflora.__file__).parent.parent
+    return [os.path.abspath(entry) for entry in sys.path] + [str(root)]
+
+
+def _read(descriptor: int, deadline: float) -> bytes:
+    """All that is written until the other end closes. Raises ``TimeoutError``."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    answer = b""
+    while len(answer) <= _MAX_VERDICT_BYTES:
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise TimeoutError
+        chunk = os.read(descriptor, _MAX_VERDICT_BYTES)
+        if not chunk:
+            break
+        answer += chunk
+    return answer
+
+
+def _checked(answer: bytes, source: Path) -> CheckedAdapter:
+    try:
+        verdict: Verdict = msgspec.json.decode(answer, type=Verdict)
+    except msgspec.MsgspecError:
+        raise AdapterRejected("check_died", "the check of the adapter gave no answer") from None
+    match verdict:
+        case Accepted(checked):
+            return checked
+        case Refused(code, message):
+            raise AdapterRejected(code, message)
+        case Failed(number, reason):
+            raise OSError(number, reason, str(source))
+
+
+def _died(status: int, limits: GateLimits) -> AdapterRejected:
+    if -status in (signal.SIGXCPU, signal.SIGALRM):
+        return AdapterRejected(
+            "check_timeout",
+            f"checking the adapter took over {limits.cpu_seconds} s of CPU time; look for a "
+            "pattern in its config that backtracks, or raise cpu_seconds",
+        )
+    how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    return AdapterRejected(
+        "check_died",
+        f"the check of the adapter ended with {how}; the adapter is damaged, or the machine is out "
+        "of memory",
+    )
+
+
+def _log(complaint: IO[bytes], status: int) -> None:
+    complaint.seek(max(0, complaint.seek(0, os.SEEK_END) - _MAX_LOG_BYTES))
+    text = complaint.read().decode("utf-8", "backslashreplace")
+    logger.warning("the check of an adapter ended with status %d: %s", status, ascii(text))

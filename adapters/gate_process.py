@@ -1,0 +1,89 @@
+"""The process in which one adapter is checked: request on stdin, verdict on stdout, then it ends.
+
+It gives up every resource it does not need before it reads a byte of the adapter. The messages are
+those of ``gate_message``, in plain json: importing msgspec would double the start.
+"""
+
+import errno
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .archive import ArchiveLimits
+from .error import AdapterRejected
+from .inspection import CheckedAdapter, GateLimits, inspect_source
+from .target import Projection, TargetModule
+
+_MAX_OPEN_FILES = 32
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    archive = ArchiveLimits(**request["limits"].pop("archive"))
+    limits = GateLimits(**request["limits"], archive=archive)
+    restrict(limits)
+    os.write(sys.stdout.fileno(), json.dumps(_verdict(request, limits)).encode())
+
+
+def restrict(limits: GateLimits) -> None:
+    """Lower what this process may use, for good."""
+    archive = limits.archive
+    for kind, value in (
+        (resource.RLIMIT_AS, limits.memory_bytes),
+        (resource.RLIMIT_FSIZE, max(limits.max_bytes, archive.max_unpacked_bytes)),
+        (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
+        # No child, no thread; and no dump of a tenant's weights on the disk.
+        (resource.RLIMIT_NPROC, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _lower(kind, value, value)
+    # Above the soft limit comes SIGXCPU, which tells the parent the reason; SIGKILL would not.
+    _lower(resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + 1)
+    # The parent kills at wall_seconds; this is for the case that the parent is gone.
+    signal.alarm(limits.wall_seconds + 1)
+
+
+def _lower(kind: int, soft: int, hard: int) -> None:
+    _, ceiling = resource.getrlimit(kind)
+    if ceiling != resource.RLIM_INFINITY:
+        soft, hard = min(soft, ceiling), min(hard, ceiling)
+    resource.setrlimit(kind, (soft, hard))
+
+
+def _verdict(request: Mapping[str, Any], limits: GateLimits) -> Mapping[str, Any]:
+    try:
+        return {"type": "Accepted", "checked": asdict(_inspect(request, limits))}
+    except AdapterRejected as error:
+        return {"type": "Refused", "code": error.code, "message": str(error)}
+    except MemoryError:
+        return {
+            "type": "Refused",
+            "code": "check_out_of_memory",
+            "message": f"checking the adapter needs over {limits.memory_bytes} bytes of memory; "
+            "use a smaller adapter, or raise memory_bytes",
+        }
+    except OSError as error:
+        return {
+            "type": "Failed",
+            "number": error.errno or errno.EIO,
+            "reason": error.strerror or str(error),
+        }
+
+
+def _inspect(request: Mapping[str, Any], limits: GateLimits) -> CheckedAdapter:
+    return inspect_source(
+        Path(request["source"]),
+        Path(request["staged"]),
+        projections=[_projection(**fields) for fields in request["projections"]],
+        limits=limits,
+    )
+
+
+def _projection(layer: int, kind: str, slices: list[dict[str, Any]]) -> Projection:
+    return Projection(layer, kind, tuple(TargetModule(**part) for part in slices))
