@@ -27,6 +27,7 @@ TORCH_FREE = (
     "engine.models.registry",
     "adapters.intake",
     "adapters.registry",
+    "adapters.store",
 )
 
 

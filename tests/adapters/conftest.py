@@ -1,7 +1,8 @@
 """Small adapter folders written by hand, without PEFT, so that each can be wrong in its own way."""
 
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from multiflora.adapters.folder import AdapterFolder
 from multiflora.adapters.peft_format import PREFIX
 from multiflora.adapters.target import Projection, TargetModule
 
@@ -81,3 +83,27 @@ def write_adapter(tmp_path: Path, projections: tuple[Projection, ...]) -> Callab
         return folder
 
     return write
+
+
+@pytest.fixture
+def memory_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one.
+
+    For thousands of syncs whose time is the disk's and whose effect a living kernel hides.
+    """
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> AdapterFolder:
+    """A well-formed folder of one value, for tests that care about bytes and not about adapters."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    save_file({"x": torch.ones(1)}, folder / "adapter_model.safetensors")
+    return AdapterFolder(folder)
