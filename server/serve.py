@@ -7,6 +7,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import uvloop
@@ -42,9 +43,9 @@ def serve(settings: ServeSettings) -> int:
         check_writable(settings.data_dir)
         base = read_base_model(settings)
         config = settings.engine_config(base.folder)
-        registry = Registry()
-        publish_adapters(adapter_sources(settings), base, registry, data_dir=settings.data_dir)
-        uvloop.run(_run(settings, base, config, registry, listener))
+        with closing(Registry(reserved={base.name})) as registry:
+            publish_adapters(adapter_sources(settings), base, registry, data_dir=settings.data_dir)
+            uvloop.run(_run(settings, base, config, registry, listener))
     finally:
         listener.close()
     return 0

@@ -3,12 +3,12 @@
 Flags, environment variables and config keys are all made from its fields.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Literal, get_args
 
+from multiflora.adapters.name import check_name
 from multiflora.engine.config import (
     AdapterConfig,
     BaseConfig,
@@ -23,8 +23,6 @@ from multiflora.engine.config import (
 
 from .size import parse_size
 
-_NAME_PART: Final = "[A-Za-z0-9][A-Za-z0-9._:-]*"
-_ADAPTER_NAME: Final = re.compile(f"(?=.{{1,200}}$){_NAME_PART}(/{_NAME_PART})*")
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -41,11 +39,7 @@ def parse_adapter(text: str) -> AdapterSource:
     name, separator, path = text.partition("=")
     if not separator or not name.strip() or not path.strip():
         raise ValueError(f"{text!r} is not NAME=PATH")
-    if not _ADAPTER_NAME.fullmatch(name.strip()):
-        raise ValueError(
-            f"{name.strip()!r} cannot be an adapter's name; use letters, digits, '.', '_', '-', "
-            "':' and '/' between them, 200 characters at most"
-        )
+    check_name(name.strip())
     return AdapterSource(name.strip(), Path(path.strip()).expanduser())
 
 

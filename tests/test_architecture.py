@@ -28,6 +28,7 @@ TORCH_FREE = (
     "adapters.intake",
     "adapters.gate_process",
     "adapters.registry",
+    "adapters.store",
 )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiflora.adapters import durable
 from multiflora.kernels.ops import DenseWeight, Nf4Weight, Weight
 
 from ..errors import InvalidCheckpoint
@@ -58,7 +59,7 @@ class PreparedStore:
             self._voucher(key).unlink(missing_ok=True)
             write_tensors(temporary, _tensors(weights), {"base": json.dumps(_describe(weights))})
             temporary.replace(path)
-            _sync_folder(self._folder)
+            durable.sync(self._folder)
             replace_text(self._voucher(key), json.dumps({"sha256": self._digests.digest(path)}))
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -153,11 +154,3 @@ class _Stored:
             in_features=about["in_features"],
             dtype=DTYPES[about["dtype"]],
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from multiflora.adapters.archive import ArchiveLimits
 from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.folder import AdapterFolder
 from multiflora.adapters.gate import check_adapter
 from multiflora.adapters.inspection import GateLimits
 from multiflora.adapters.peft_format import PREFIX
@@ -131,3 +132,27 @@ def gate_refuses_all(
         assert this_process.children() == []
 
     return refuse_all
+
+
+@pytest.fixture
+def memory_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one.
+
+    For thousands of syncs whose time is the disk's and whose effect a living kernel hides.
+    """
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> AdapterFolder:
+    """A well-formed folder of one value, for tests that care about bytes and not about adapters."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    save_file({"x": torch.ones(1)}, folder / "adapter_model.safetensors")
+    return AdapterFolder(folder)

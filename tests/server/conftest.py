@@ -3,7 +3,7 @@
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -48,7 +48,7 @@ MODEL_CONFIG = {
     "max_position_embeddings": 128,
     "rms_norm_eps": 1e-5,
 }
-DIGESTS = {"json": "a" * 64, "loud/one": "b" * 64}
+DIGESTS = {"json": "a" * 64, "loud:one": "b" * 64}
 Event = TokenEvent | Exception | float
 
 
@@ -204,11 +204,12 @@ def engine(tokenizer: Tokenizer) -> FakeEngine:
 
 
 @pytest.fixture
-def registry() -> Registry:
+def registry() -> Iterator[Registry]:
     registry = Registry()
     for name, digest in DIGESTS.items():
         registry.publish(name, digest)
-    return registry
+    yield registry
+    registry.close()
 
 
 @pytest.fixture

@@ -120,11 +120,11 @@ async def test_sampling_fields_reach_the_engine(complete, engine):
 
 
 async def test_an_adapter_is_asked_for_by_digest_and_named_in_a_header(complete, engine):
-    response = await complete(model="loud/one")
+    response = await complete(model="loud:one")
 
     assert engine.requests[0].adapters == (AdapterShare("b" * 64),)
     assert response.headers["x-adapter-revision"] == "b" * 12
-    assert response.json()["model"] == "loud/one"
+    assert response.json()["model"] == "loud:one"
 
 
 async def test_fingerprints_tell_versions_apart(complete):

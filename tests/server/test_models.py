@@ -11,18 +11,24 @@ async def test_the_base_comes_first_then_adapters_by_name(client, registry):
     answer = (await client.get("/v1/models")).json()
 
     assert answer["object"] == "list"
-    assert [card["id"] for card in answer["data"]] == ["base", "abc", "json", "loud/one"]
+    assert [card["id"] for card in answer["data"]] == ["base", "abc", "json", "loud:one"]
     assert [card["parent"] for card in answer["data"]] == [None, "base", "base", "base"]
     assert {card["root"] for card in answer["data"]} == {"base"}
     assert {card["max_model_len"] for card in answer["data"]} == {256}
     assert all(card["object"] == "model" and card["created"] > 0 for card in answer["data"])
 
 
-async def test_one_model_by_id_even_with_a_slash(client):
-    card = (await client.get("/v1/models/loud/one")).json()
+async def test_one_model_by_id(client):
+    card = (await client.get("/v1/models/loud:one")).json()
 
-    assert card["id"] == "loud/one"
+    assert card["id"] == "loud:one"
     assert card["adapter"] == {"revision": "b" * 12}
+
+
+async def test_the_bases_id_may_have_a_slash(client, service):
+    service.catalog.base = "team/base"
+
+    assert (await client.get("/v1/models/team/base")).json()["id"] == "team/base"
 
 
 async def test_an_unknown_id_is_404(client):

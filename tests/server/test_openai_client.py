@@ -26,7 +26,7 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 async def test_models_are_listed_and_retrieved(openai_client):
     listed = [model.id async for model in openai_client.models.list()]
 
-    assert listed == ["base", "json", "loud/one"]
+    assert listed == ["base", "json", "loud:one"]
     assert (await openai_client.models.retrieve("json")).id == "json"
     with pytest.raises(openai.NotFoundError) as caught:
         await openai_client.models.retrieve("nobody")

@@ -55,8 +55,9 @@ def look_up(word: int, tables: tuple[int, ...]) -> list[int]:
     choice = ((word >> 1) & 0x44444444) | 0x32103210
     for shift in (0, 16):
         s, m = selector >> shift, choice >> shift
-        low = permute(permute(*tables[0:2], s), permute(*tables[2:4], s), m)
-        high = permute(permute(*tables[4:6], s), permute(*tables[6:8], s), m)
+        t = tables
+        low = permute(permute(t[0], t[1], s), permute(t[2], t[3], s), m)
+        high = permute(permute(t[4], t[5], s), permute(t[6], t[7], s), m)
         planes += [permute(low, high, 0x5140), permute(low, high, 0x7362)]
     return planes
 

@@ -1,0 +1,180 @@
+"""One transaction on the registry: the rules of what may follow what. Knows no lock, no lease."""
+
+import sqlite3
+from collections.abc import Collection
+
+from .canary import Canary, check_weight
+from .entry import AdapterEntry
+from .error import InvalidCanary, PreconditionFailed, UnknownName, UnknownVersion, VersionInUse
+from .registry_tables import RegistryTables
+from .version import Version, check_digest
+
+
+class Change:
+    """Made inside a transaction; whatever raises here undoes all of it.
+
+    ``now`` is a Unix time in seconds. ``if_match``, where it is not None, is the digest that the
+    name must point at: ``PreconditionFailed`` otherwise.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, *, now: int, keep_last: int) -> None:
+        self._tables = RegistryTables(connection)
+        self._now = now
+        self._keep_last = keep_last
+        self._touched: set[str] = set()
+
+    def touched_entries(self) -> dict[str, AdapterEntry | None]:
+        """Every name that was changed, as it is after the change; None for a deleted one."""
+        return {name: self._tables.entry(name) for name in self._touched}
+
+    def require(self, name: str, if_match: str | None = None) -> AdapterEntry:
+        entry = self._tables.entry(name)
+        _check_match(name, entry, if_match)
+        if entry is None:
+            raise UnknownName(name)
+        return entry
+
+    def publish(self, version: Version) -> Version:
+        known = self._tables.version(version.digest)
+        if known is None:
+            self._tables.insert_version(version)
+        elif not self._tables.names_keeping(version.digest):
+            self._tables.set_candidate(version.digest, True)
+        return known or version
+
+    def point(self, name: str, digest: str, *, if_match: str | None = None) -> None:
+        entry = self._tables.entry(name)
+        _check_match(name, entry, if_match)
+        self._require_version(digest)
+        if entry is None or entry.digest != digest:
+            self._activate(entry, name, digest, "point")
+
+    def keep(self, name: str, digest: str, *, if_match: str | None = None) -> None:
+        entry = self.require(name, if_match)
+        self._require_version(digest)
+        if digest not in entry.kept:
+            event = self._record(name, "keep", end=digest)
+            self._tables.keep(name, digest, event)
+            self._trim(name, digest)
+
+    def rollback(self, name: str, digest: str | None, *, if_match: str | None = None) -> None:
+        entry = self.require(name, if_match)
+        target = digest or self._tables.previous(name)
+        if target is None:
+            raise UnknownVersion(
+                f"{name!r} keeps no version that was active before {entry.digest[:12]}; "
+                "say which version to go to"
+            )
+        if target not in entry.kept:
+            raise UnknownVersion(
+                f"{name!r} does not keep version {target[:12]}, only "
+                f"{', '.join(kept[:12] for kept in entry.kept)}; point the name at it instead"
+            )
+        if target != entry.digest:
+            self._activate(entry, name, target, "rollback")
+
+    def promote(self, name: str, *, if_match: str | None = None) -> None:
+        entry = self.require(name, if_match)
+        if entry.canary is None:
+            raise InvalidCanary(f"{name!r} has no canary to promote; point the name at a version")
+        self._activate(entry, name, entry.canary.digest, "promote")
+
+    def delete(self, name: str, *, if_match: str | None = None) -> None:
+        entry = self.require(name, if_match)
+        self._record(name, "delete", start=entry.digest)
+        self._tables.delete_name(name)
+
+    def set_pinned(self, name: str, is_pinned: bool) -> None:
+        if self.require(name).is_pinned != is_pinned:
+            self._record(name, "pin" if is_pinned else "unpin")
+            self._tables.set_pinned(name, is_pinned)
+
+    def set_canary(self, name: str, digest: str, weight: float) -> None:
+        check_weight(weight)
+        entry = self.require(name)
+        self._require_version(digest)
+        if digest == entry.digest:
+            raise InvalidCanary(
+                f"version {digest[:12]} already answers every request of {name!r}; a canary is "
+                "another version"
+            )
+        old = entry.canary
+        if old == Canary(old.id if old else 0, digest, weight):
+            return
+        start = old.digest if old else None
+        event = self._record(name, "set_canary", start=start, end=digest, weight=weight)
+        is_same = old is not None and old.digest == digest
+        self._tables.keep(name, digest, event)
+        self._tables.set_canary(name, Canary(old.id if old and is_same else event, digest, weight))
+        self._trim(name, digest)
+
+    def clear_canary(self, name: str) -> None:
+        canary = self.require(name).canary
+        if canary is not None:
+            self._record(name, "clear_canary", start=canary.digest)
+            self._tables.clear_canary(name)
+            self._trim(name, canary.digest)
+
+    def retire(self, digest: str) -> None:
+        self._require_version(digest)
+        names = self._tables.names_keeping(digest)
+        for name in names:
+            if digest in self.require(name).in_use:
+                raise VersionInUse(
+                    f"version {digest[:12]} answers requests of {name!r}; point the name "
+                    "elsewhere or end its canary first"
+                )
+        for name in names:
+            self._record(name, "retire", start=digest)
+            self._tables.drop(name, digest)
+        self._tables.set_candidate(digest, False)
+
+    def collect(self, leased: Collection[str]) -> tuple[str, ...]:
+        """Forget the versions that no name keeps; returns them."""
+        digests = tuple(digest for digest in self._tables.unkept() if digest not in leased)
+        self._tables.delete_versions(digests)
+        return digests
+
+    def _activate(self, entry: AdapterEntry | None, name: str, digest: str, action: str) -> None:
+        event = self._record(name, action, start=entry.digest if entry else None, end=digest)
+        self._tables.set_active(name, digest, self._now)
+        self._tables.keep(name, digest, event)
+        if action != "rollback" or not self._tables.pop_to(name, digest):
+            self._tables.push(name, digest, event)
+        if entry and entry.canary and entry.canary.digest == digest:
+            self._tables.clear_canary(name)
+        self._trim(name, digest)
+
+    def _trim(self, name: str, latest: str) -> None:
+        """Let go of the versions used longest ago; never of one in use or just named."""
+        entry = self.require(name)
+        spared = entry.in_use | {latest}
+        others = [digest for digest in entry.kept if digest not in spared]
+        for digest in others[max(self._keep_last - len(spared), 0) :]:
+            self._tables.drop(name, digest)
+
+    def _require_version(self, digest: str) -> None:
+        check_digest(digest)
+        if self._tables.version(digest) is None:
+            raise UnknownVersion(f"version {digest[:12]} was never published, or was collected")
+
+    def _record(
+        self,
+        name: str,
+        action: str,
+        *,
+        start: str | None = None,
+        end: str | None = None,
+        weight: float | None = None,
+    ) -> int:
+        self._touched.add(name)
+        return self._tables.record(name, action, self._now, start=start, end=end, weight=weight)
+
+
+def _check_match(name: str, entry: AdapterEntry | None, if_match: str | None) -> None:
+    if if_match is None or (entry is not None and entry.digest == if_match):
+        return
+    found = f"points at {entry.digest[:12]}" if entry else "does not exist"
+    raise PreconditionFailed(
+        f"{name!r} {found}, not at {if_match[:12]} as expected; read it again, then decide"
+    )

@@ -1,0 +1,45 @@
+"""A name of the registry and the events in its life, as plain records."""
+
+from dataclasses import dataclass
+
+from .canary import Canary
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterEntry:
+    """A name and the version that it points at.
+
+    ``kept`` are the digests that it can go to at once, the one used last first; it always holds
+    ``digest`` and the canary's. ``created`` and ``updated`` (when the pointer moved last) are Unix
+    times in seconds.
+    """
+
+    name: str
+    digest: str
+    created: int
+    updated: int
+    is_pinned: bool = False
+    canary: Canary | None = None
+    kept: tuple[str, ...] = ()
+
+    @property
+    def in_use(self) -> frozenset[str]:
+        """Digests that new requests can get."""
+        return frozenset({self.digest} | ({self.canary.digest} if self.canary else set()))
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEvent:
+    """Something that happened to a name; ``time`` is a Unix time in seconds.
+
+    ``action`` is ``point``, ``keep``, ``rollback``, ``retire``, ``delete``, ``pin``, ``unpin``,
+    ``set_canary``, ``clear_canary`` or ``promote``; ``weight`` is that of a canary.
+    """
+
+    id: int
+    name: str
+    action: str
+    time: int
+    from_digest: str | None = None
+    to_digest: str | None = None
+    weight: float | None = None

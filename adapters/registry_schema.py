@@ -1,0 +1,58 @@
+"""The tables of the registry. A script is never edited once it was released; add another."""
+
+from typing import Final
+
+_FIRST: Final = """
+-- A candidate was published and has not been taken by a name yet: it is not collected.
+CREATE TABLE version (
+  digest TEXT PRIMARY KEY CHECK (length(digest) = 64),
+  source TEXT NOT NULL,
+  parents TEXT NOT NULL,
+  metrics TEXT NOT NULL,
+  num_bytes INTEGER NOT NULL,
+  rank INTEGER NOT NULL,
+  base TEXT NOT NULL,
+  created INTEGER NOT NULL,
+  is_candidate INTEGER NOT NULL DEFAULT 1
+) STRICT;
+
+-- Outlives names and versions, and numbers every event.
+CREATE TABLE history (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  name TEXT NOT NULL,
+  action TEXT NOT NULL,
+  time INTEGER NOT NULL,
+  from_digest TEXT,
+  to_digest TEXT,
+  weight REAL
+) STRICT;
+CREATE INDEX history_by_name ON history (name, id);
+
+CREATE TABLE name (
+  name TEXT PRIMARY KEY,
+  digest TEXT NOT NULL REFERENCES version,
+  created INTEGER NOT NULL,
+  updated INTEGER NOT NULL,
+  is_pinned INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+-- What a name can go to at once. `touched` and `activated` are ids of events; the activated ones
+-- form the stack that a rollback walks down, and those it left behind are NULL again.
+CREATE TABLE kept (
+  name TEXT NOT NULL REFERENCES name ON DELETE CASCADE,
+  digest TEXT NOT NULL REFERENCES version,
+  touched INTEGER NOT NULL,
+  activated INTEGER,
+  PRIMARY KEY (name, digest)
+) STRICT;
+CREATE INDEX kept_by_digest ON kept (digest);
+
+CREATE TABLE canary (
+  name TEXT PRIMARY KEY REFERENCES name ON DELETE CASCADE,
+  id INTEGER NOT NULL,
+  digest TEXT NOT NULL REFERENCES version,
+  weight REAL NOT NULL CHECK (weight > 0 AND weight <= 1)
+) STRICT
+"""
+
+MIGRATIONS: Final = (_FIRST,)
