@@ -162,7 +162,7 @@ def _build_runner(
         _make_staging(config, place, max_blocks, builder.num_windows),
         zeroes_blocks=not place.ops.MASKS_UNWRITTEN_KV,
     )
-    if config.cuda_graphs and place.ops.NAME == "triton":
+    if config.cuda_graphs and place.ops.NAME == "triton" and place.device.type == "cuda":
         runner.graphs = StepGraphs(
             builder,
             runner.forward,

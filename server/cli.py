@@ -1,4 +1,4 @@
-"""The command line: `multiflora serve` and `multiflora version`."""
+"""The command line: `multiflora serve`, `doctor` and `version`."""
 
 import argparse
 import difflib
@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, get_args
 
 import multiflora
 from multiflora.adapters.error import AdapterRejected
+from multiflora.engine.config import Device, Kernels
 from multiflora.engine.errors import StartupError
 
 from .settings import ServeSettings
@@ -23,10 +24,22 @@ EXIT_USAGE: Final = 2
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit. A user's mistake is one line on stderr, never a traceback."""
     options = vars(_parser().parse_args(arguments))
-    if options.pop("command") == "version":
+    command = options.pop("command")
+    if command == "version":
         print(f"multiflora {multiflora.__version__}")
         return
-    sys.exit(_serve(options))
+    sys.exit(_examine(**options) if command == "doctor" else _serve(options))
+
+
+def _examine(*, device: str, kernels: str, build: bool) -> int:
+    # Imported late: it loads torch, which no other command of this process needs.
+    from multiflora.engine.doctor import examine
+
+    has_problem = False
+    for finding in examine(device=device, kernels=kernels, build_core=build):
+        print(finding.render(), flush=True)
+        has_problem |= finding.is_problem
+    return EXIT_STARTUP if has_problem else 0
 
 
 def _serve(options: dict[str, Any]) -> int:
@@ -88,6 +101,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="multiflora", description=multiflora.__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("version", help="print the version", allow_abbrev=False)
+    doctor = commands.add_parser(
+        "doctor",
+        help="print device, versions, the kernels' self-check and what would be chosen",
+        allow_abbrev=False,
+    )
+    doctor.add_argument("--device", choices=get_args(Device), default="auto")
+    doctor.add_argument("--kernels", choices=get_args(Kernels), default="auto")
+    doctor.add_argument("--build", action="store_true", help="compile the core for CPUs first")
     serve = commands.add_parser(
         "serve",
         help="serve a base and its adapters over HTTP",

@@ -90,7 +90,7 @@ def test_relative_imports_inside_a_folder_and_absolute_ones_across() -> None:
 
 
 def test_the_server_sees_the_engine_only_through_its_public_modules() -> None:
-    public = ("client", "text", "errors", "request", "config", "memory_plan")
+    public = ("client", "text", "errors", "request", "config", "memory_plan", "doctor")
     start_up = ("models.source", "models.registry", "models.config")
     for path in sources("server"):
         for module, line in imports(path):

@@ -52,14 +52,14 @@ class Accelerator:
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why these kernels cannot run on ``device`` with ``dtype``, and what helps."""
-    if dtype not in (torch.bfloat16, torch.float16) and not INTERPRETED:
-        return f"they compute in bfloat16 and float16, not {dtype}; use --dtype bfloat16"
-    if device.type == "cpu" and INTERPRETED:
-        return None
-    if device.type != "cuda":
+    if device.type != "cuda" and not INTERPRETED:
         return f"they need a CUDA device, not {device.type}; use --kernels cpu"
-    if INTERPRETED:
+    if device.type == "cuda" and INTERPRETED:
         return "TRITON_INTERPRET is set; unset it to compile for the device"
+    if INTERPRETED:
+        return None
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"they compute in bfloat16 and float16, not {dtype}; use --dtype bfloat16"
     found = torch.cuda.get_device_capability(device)
     if found < _OLDEST:
         name = torch.cuda.get_device_name(device)
