@@ -47,7 +47,7 @@ class Linear:
         if isinstance(weight, DenseWeight):
             return self._then_expand(self._dense(x, weight.data, bias), x, lora)
         if x.shape[0] > FUSED_ROWS and not self._batch_invariant:
-            return self._then_expand(self._decode_and_multiply(x, weight, bias), x, lora)
+            return self._then_expand(self.decode_and_multiply(x, weight, bias), x, lora)
         if lora is not None and not lora.plan.in_epilogue:
             return self._then_expand(self._fused(x, weight, bias, None), x, lora)
         return self._fused(x, weight, bias, lora)
@@ -173,7 +173,9 @@ class Linear:
         )
         return y
 
-    def _decode_and_multiply(self, x: Tensor, weight: Nf4Weight, bias: Tensor | None) -> Tensor:
+    def decode_and_multiply(
+        self, x: Tensor, weight: Nf4Weight, bias: Tensor | None = None
+    ) -> Tensor:
         """Many rows: decode a slice that fits the cache, multiply it, go on to the next."""
         shape = TiledShape(weight.out_features, weight.in_features)
         row_bytes = weight.in_features * x.element_size()
