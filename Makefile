@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run check format test test-full bench demo clean
+.PHONY: install run check format test test-full test-gpu bench bench-gpu demo clean
 
 install: $(STAMP)
 
@@ -39,8 +39,16 @@ test: install
 test-full: install
 	$(BIN)/pytest -m "not gpu"
 
+# Needs a CUDA device; torch for CUDA is installed with `make install TORCH=torch`.
+test-gpu: install
+	$(BIN)/pytest -m gpu
+
 bench: install
 	$(BIN)/python -m benchmarks.serving.bench_adapter_mix
+
+bench-gpu: install
+	$(BIN)/python -m benchmarks.kernels.bench_gpu
+	$(BIN)/python -m benchmarks.serving.bench_adapter_mix --device cuda --shape llama-3.2-1b
 
 demo: install
 	$(BIN)/python -m demo.grow

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Timing, interleave, save
-from benchmarks.shape import QWEN_0_5B, build_adapters, build_base
+from benchmarks.shape import LLAMA_1B, QWEN_0_5B, build_adapters, build_base
 from multiflora.adapters.intake import import_adapter
 from multiflora.adapters.store import AdapterStore
 from multiflora.engine.client import EngineClient
@@ -23,13 +23,19 @@ from multiflora.engine.request import AdapterShare, GenerationRequest, SamplingP
 
 CONCURRENCIES = (1, 8)
 RANK = 16
+SHAPES = {"qwen2.5-0.5b": QWEN_0_5B, "llama-3.2-1b": LLAMA_1B}
 
 
 class Ours:
     """A multiflora engine in its own process, driven through its client."""
 
     def __init__(
-        self, base: Path, adapters: dict[str, Path], data: Path, prompts: list[list[int]]
+        self,
+        base: Path,
+        adapters: dict[str, Path],
+        data: Path,
+        prompts: list[list[int]],
+        device: str,
     ) -> None:
         projections = load_model_config(base).projections()
         store = AdapterStore(data)
@@ -42,7 +48,7 @@ class Ours:
         # Prefix caching is off: the peer computes every prompt, so must we.
         config = EngineConfig(
             base=BaseConfig(model=str(base)),
-            device="cpu",
+            device=device,  # type: ignore[arg-type]
             data_dir=str(data),
             max_model_len=512,
             cache=CacheConfig(memory_bytes=512 << 20, prefix_caching=False),
@@ -85,13 +91,19 @@ class Peer:
     """transformers + PEFT + bitsandbytes, all adapters loaded, ``adapter_names`` per row."""
 
     def __init__(
-        self, base: Path, adapters: dict[str, Path], dtype: str, prompts: list[list[int]]
+        self,
+        base: Path,
+        adapters: dict[str, Path],
+        dtype: str,
+        prompts: list[list[int]],
+        device: str,
     ) -> None:
         import torch
         from peft import PeftModel
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
         self._torch = torch
+        self._device = device
         compute = getattr(torch, dtype)
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -100,7 +112,7 @@ class Peer:
             bnb_4bit_compute_dtype=compute,
         )
         model = AutoModelForCausalLM.from_pretrained(
-            base, quantization_config=quantization, dtype=compute
+            base, quantization_config=quantization, dtype=compute, device_map=device
         )
         names = list(adapters)
         peft_model = PeftModel.from_pretrained(
@@ -114,7 +126,7 @@ class Peer:
 
     def generate(self, concurrency: int, num_tokens: int, *, with_adapters: bool) -> None:
         names = self._names[:concurrency] if with_adapters else ["__base__"] * concurrency
-        ids = self._torch.tensor(self._prompts[:concurrency])
+        ids = self._torch.tensor(self._prompts[:concurrency], device=self._device)
         with self._torch.inference_mode():
             out = self._model.generate(
                 input_ids=ids,
@@ -131,11 +143,11 @@ def main() -> None:
     arguments = _parse()
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(arguments.work or scratch)
-        base = build_base(root / "base", QWEN_0_5B)
+        base = build_base(root / arguments.shape, SHAPES[arguments.shape])
         adapters = build_adapters(base, root / "adapters", count=max(CONCURRENCIES), rank=RANK)
         prompts = _prompts(max(CONCURRENCIES), arguments.prompt_tokens)
-        ours = Ours(base, adapters, root / "data", prompts)
-        peer = Peer(base, adapters, ours.info.dtype, prompts)
+        ours = Ours(base, adapters, root / "data", prompts, arguments.device)
+        peer = Peer(base, adapters, ours.info.dtype, prompts, arguments.device)
         try:
             timings = interleave(_cells(ours, peer, arguments.tokens), repeats=arguments.repeats)
         finally:
@@ -150,13 +162,15 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=32, help="new tokens per request")
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b")
     parser.add_argument("--work", help="keep the random model here and use it again")
     return parser.parse_args()
 
 
 def _prompts(count: int, length: int) -> list[list[int]]:
     generator = random.Random(0)
-    return [[generator.randrange(1, 150_000) for _ in range(length)] for _ in range(count)]
+    return [[generator.randrange(1, 120_000) for _ in range(length)] for _ in range(count)]
 
 
 def _cells(ours: Ours, peer: Peer, num_tokens: int) -> dict[str, Callable[[], None]]:
@@ -189,7 +203,7 @@ def _record(timings: dict[str, Timing], arguments: argparse.Namespace, info: Any
         for c in CONCURRENCIES
     }
     return {
-        "model": "Qwen2.5-0.5B shape, random weights, NF4 with double quantization",
+        "model": f"{arguments.shape} shape, random weights, NF4 with double quantization",
         "adapters": f"{max(CONCURRENCIES)} distinct, rank {RANK}, all linears",
         "kernels": info.kernels,
         "dtype": info.dtype,

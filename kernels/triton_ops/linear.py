@@ -25,12 +25,14 @@ WARPS = 4
 RANK_BLOCK = 16
 # Programs that share the ranks of one shrink tile.
 _RANK_PROGRAMS = 4
-_SHRINK_COLUMNS = 128
-_SHRUNK_STRIDE = 3 * MAX_RANK
-_EXPAND_COLUMNS = 128
+SHRINK_COLUMNS = 128
+SHRUNK_STRIDE = 3 * MAX_RANK
+# Columns of a stand-alone expand by its rows: sum and delta fill the registers of four warps.
+EXPAND_COLUMNS = {16: 128, 64: 64}
+EXPAND_REGISTERS = 224
 # A decoded slice stays in the second-level cache between its two uses.
 _SLICE_BYTES = 16 << 20
-_DENSE_COLUMNS, _DENSE_DEPTH = 128, 64
+DENSE_COLUMNS, DENSE_DEPTH = 128, 64
 
 
 class Linear:
@@ -100,7 +102,7 @@ class Linear:
             STAGES=tiling.stages,
             HAS_BIAS=bias is not None,
             LORA=lora is not None,
-            V_STRIDE=_SHRUNK_STRIDE,
+            V_STRIDE=SHRUNK_STRIDE,
             NUM_SLABS=num_slabs(x.shape[1]),
             RB=RANK_BLOCK,
             PERMUTE=self._accelerator.permute,
@@ -120,7 +122,7 @@ class Linear:
         plan: LoraPlan = lora.plan
         entries = lora.table.entries
         slabs = num_slabs(x.shape[1])
-        size = slabs * plan.num_shrunk_rows * _SHRUNK_STRIDE
+        size = slabs * plan.num_shrunk_rows * SHRUNK_STRIDE
         shrunk = self._accelerator.workspace.get("shrunk", size, torch.float32)
         lora_shrink_kernel[plan.num_shrink_tiles, slabs, _RANK_PROGRAMS](
             x,
@@ -132,10 +134,10 @@ class Linear:
             plan.num_shrunk_rows,
             x.shape[1],
             BM=SHRINK_ROWS,
-            BK=_SHRINK_COLUMNS,
+            BK=SHRINK_COLUMNS,
             RB=RANK_BLOCK,
             NUM_SLABS=slabs,
-            V_STRIDE=_SHRUNK_STRIDE,
+            V_STRIDE=SHRUNK_STRIDE,
             UPCAST=INTERPRETED,
             PDL=overlap,
             **_options(overlap=overlap),
@@ -151,8 +153,8 @@ class Linear:
             return y
         plan: LoraPlan = lora.plan
         delta = self._delta_arguments(x, y, lora, overlap=False)
-        num_columns = ceil_div(y.shape[1], _EXPAND_COLUMNS)
-        lora_expand_kernel[num_columns, plan.num_expand_tiles](
+        columns = EXPAND_COLUMNS[plan.expand_rows]
+        lora_expand_kernel[ceil_div(y.shape[1], columns), plan.num_expand_tiles](
             y,
             plan.expand_tiles,
             delta.segments,
@@ -164,12 +166,12 @@ class Linear:
             delta.second_slice,
             delta.third_slice,
             BM=plan.expand_rows,
-            BN=_EXPAND_COLUMNS,
-            V_STRIDE=_SHRUNK_STRIDE,
+            BN=columns,
+            V_STRIDE=SHRUNK_STRIDE,
             NUM_SLABS=num_slabs(x.shape[1]),
             RB=RANK_BLOCK,
             UPCAST=INTERPRETED,
-            **_options(),
+            **_options(max_registers=EXPAND_REGISTERS),
         )
         return y
 
@@ -219,7 +221,7 @@ class Linear:
             return functional.linear(x, weight, bias)
         y = x.new_empty(x.shape[0], weight.shape[0])
         rows = row_tile(x.shape[0], batch_invariant=True)
-        grid = (ceil_div(weight.shape[0], _DENSE_COLUMNS), ceil_div(x.shape[0], rows))
+        grid = (ceil_div(weight.shape[0], DENSE_COLUMNS), ceil_div(x.shape[0], rows))
         dense_matmul_kernel[grid](
             x,
             weight,
@@ -229,8 +231,8 @@ class Linear:
             weight.shape[0],
             weight.shape[1],
             BM=rows,
-            BN=_DENSE_COLUMNS,
-            BK=_DENSE_DEPTH,
+            BN=DENSE_COLUMNS,
+            BK=DENSE_DEPTH,
             STAGES=4,
             HAS_BIAS=bias is not None,
             UPCAST=INTERPRETED,

@@ -114,7 +114,13 @@ def _load_shrunk(
 ):
     """Sum the split-K slabs of ``x @ A.T`` in their order: float32 [BM, RB]."""
     total = tl.zeros((BM, RB), tl.float32)
-    for slab in tl.static_range(NUM_SLABS):
-        address = columns + (slab * shrunk_rows + v_rows)[:, None] * V_STRIDE
-        total += tl.load(address, mask=mask, other=0.0)
+    if BM <= 32:
+        for slab in tl.static_range(NUM_SLABS):
+            address = columns + (slab * shrunk_rows + v_rows)[:, None] * V_STRIDE
+            total += tl.load(address, mask=mask, other=0.0)
+    else:
+        # All slabs of 64 rows in flight at once would not fit the registers.
+        for slab in range(NUM_SLABS):
+            address = columns + (slab * shrunk_rows + v_rows)[:, None] * V_STRIDE
+            total += tl.load(address, mask=mask, other=0.0)
     return total

@@ -74,8 +74,13 @@ def nf4_matmul_kernel(
         is_last = arrived == SPLIT - 1
         if is_last:
             acc = tl.load(partials + at, cache_modifier=".cg")
-            for other in tl.static_range(1, SPLIT):
-                acc += tl.load(partials + other * slab + at, cache_modifier=".cg")
+            if BM <= 32:
+                for other in tl.static_range(1, SPLIT):
+                    acc += tl.load(partials + other * slab + at, cache_modifier=".cg")
+            else:
+                # All slabs of 64 rows in flight at once would not fit the registers.
+                for other in range(1, SPLIT):
+                    acc += tl.load(partials + other * slab + at, cache_modifier=".cg")
             # Ready for the next launch, also in a replayed graph.
             tl.store(arrivals + tile * num_blocks + block, 0)
             _finish(

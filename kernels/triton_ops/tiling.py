@@ -57,7 +57,7 @@ def tile_matmul(
     tiles = 1 if batch_invariant else ceil_div(num_rows, rows)
     split = split_k(num_blocks * tiles, num_groups, num_multiprocessors)
     if rows == 64:
-        return MatmulTiling(rows, split, stages=3, max_registers=255)
+        return MatmulTiling(rows, split, stages=3, max_registers=240)
     return MatmulTiling(rows, split, stages=4, max_registers=168)
 
 
