@@ -18,6 +18,10 @@ from typing import Any
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    # Triton decides at its import whether kernels run in its interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 VOCAB_SIZE = 384
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
