@@ -107,6 +107,7 @@ class BatchBuilder:
                 num_rows=num_rows,
                 block_size=self._block_size,
                 window=window,
+                max_context=self._rope.cos.shape[0],
                 staging=staging,
             )
             for window in self._windows

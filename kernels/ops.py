@@ -287,13 +287,15 @@ class Ops(Protocol):
         num_rows: int,
         block_size: int,
         window: int | None,
+        max_context: int,
         staging: Staging,
     ) -> Any:
         """Everything about this step's attention that no layer changes; opaque to the caller.
 
         A query at position p sees positions ``max(0, p - window + 1) .. p``. Called once per step
         for each distinct window of the model. ``num_rows`` is T; rows of no run have no defined
-        result. Static staging as in ``plan_lora``.
+        result. ``max_context`` is the longest request that can occur, in tokens. Static staging as
+        in ``plan_lora``.
         """
         ...
 

@@ -36,7 +36,7 @@ class PackedStaging:
 
     ``begin`` starts a step, ``place`` hands out places, ``commit`` copies what was placed. A static
     staging gives the calls of every step the same places, so that a captured graph can be
-    replayed; the last call, whose length varies, must come last.
+    replayed; what varies most in length is best placed last, as no more than its values is copied.
     """
 
     def __init__(self, device: torch.device, capacity: int, *, is_static: bool) -> None:
@@ -46,14 +46,14 @@ class PackedStaging:
         self._host = torch.zeros(capacity, dtype=torch.int32, pin_memory=pinned)
         self._device = self._host.to(device) if pinned else torch.zeros_like(self._host)
         self._values = self._host.numpy()
-        self._used = 0
+        self._used = self._filled = 0
         self._copied = torch.cuda.Event() if pinned else None
 
     def begin(self) -> None:
         """Start over. Waits until the copy of the step before has left the host buffer."""
         if self._copied is not None:
             self._copied.synchronize()
-        self._used = 0
+        self._used = self._filled = 0
 
     def place(self, values: Sequence[int], *, capacity: int | None = None) -> Tensor:
         """Raises ``StagingOverflow`` if the values or all places together do not fit."""
@@ -64,12 +64,12 @@ class PackedStaging:
                 f"{len(values)} integers at {start} do not fit {size} of {self._host.numel()}"
             )
         self._values[start : start + len(values)] = values
+        self._filled = start + len(values)
         self._used = -(-stop // _ALIGNMENT) * _ALIGNMENT
         return self._device[start:stop]
 
     def commit(self) -> None:
         """Copy the step's integers; kernels launched from here on see them."""
-        used = min(self._used, self._host.numel())
-        self._device[:used].copy_(self._host[:used], non_blocking=True)
+        self._device[: self._filled].copy_(self._host[: self._filled], non_blocking=True)
         if self._copied is not None:
             self._copied.record()

@@ -50,6 +50,7 @@ def _measure(ops: TritonOps, spec: AttentionRunSpec, requests: int, context: int
         num_rows=requests,
         block_size=BLOCK_SIZE,
         window=None,
+        max_context=context,
         staging=DirectStaging(spec.device),
     )
     q = random_dense(requests, spec.num_heads, spec.head_dim, dtype=spec.dtype, device=spec.device)

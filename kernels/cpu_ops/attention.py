@@ -50,6 +50,7 @@ def plan_attention(
     num_rows: int,
     block_size: int,
     window: int | None,
+    max_context: int,
     staging: Staging,
 ) -> list[AttentionGroup]:
     spans = [span for run in runs for span in _spans(run, window)]

@@ -24,6 +24,7 @@ def plan_attention(
     num_rows: int,
     block_size: int,
     window: int | None,
+    max_context: int,
     staging: Staging,
 ) -> list[RunPlan]:
     return [_plan_run(run, block_size, window, staging.device) for run in runs]

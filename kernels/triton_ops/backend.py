@@ -3,19 +3,21 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ..nf4 import Nf4Tensor
 from ..ops import LoraTables, Nf4Weight, Segment, Staging
-from ..torch_ops.activation import silu_mul
-from ..torch_ops.attention import paged_attention, plan_attention
 from ..torch_ops.lookup import embedding
-from ..torch_ops.norm import add_rms_norm, rms_norm
-from ..torch_ops.rotary import rotate_and_cache
 from . import nf4_layout
 from .accelerator import Accelerator
+from .activation import silu_mul
+from .attention_plan import AttentionPlan, plan_attention
 from .linear import Linear
 from .lora_plan import LoraPlan, plan_lora
 from .lora_tables import DeviceTables
+from .norm import add_rms_norm, rms_norm
+from .paged_attention import INVARIANT_ROW_TILE, ROW_TILE, paged_attention
+from .rotary import rotate_and_cache
 
 
 class TritonOps:
@@ -37,7 +39,7 @@ class TritonOps:
     def pack_nf4(self, weight: Nf4Tensor, dtype: torch.dtype) -> Nf4Weight:
         return nf4_layout.pack_nf4(weight, dtype)
 
-    def unpack_nf4(self, weight: Nf4Weight, dtype: torch.dtype) -> torch.Tensor:
+    def unpack_nf4(self, weight: Nf4Weight, dtype: torch.dtype) -> Tensor:
         return nf4_layout.unpack_nf4(weight, dtype)
 
     def make_lora_tables(self, widths: Sequence[Sequence[int]], device: torch.device) -> LoraTables:
@@ -56,4 +58,9 @@ class TritonOps:
     silu_mul = staticmethod(silu_mul)
     rotate_and_cache = staticmethod(rotate_and_cache)
     plan_attention = staticmethod(plan_attention)
-    paged_attention = staticmethod(paged_attention)
+
+    def paged_attention(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan, scale: float
+    ) -> Tensor:
+        row_tile = INVARIANT_ROW_TILE if self.BATCH_INVARIANT else ROW_TILE
+        return paged_attention(q, k_cache, v_cache, plan, scale, row_tile=row_tile)

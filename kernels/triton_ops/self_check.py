@@ -6,22 +6,23 @@ compared bit for bit with the portable table. Everything else is compared with f
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from .. import nf4
+from .. import nf4, torch_ops
 from ..ops import (
     AttentionRun,
     LoraFactors,
     LoraInput,
     LoraPart,
     Nf4Weight,
+    Ops,
     Segment,
 )
 from ..quantize import quantize
 from ..staging import DirectStaging
-from ..torch_ops import attention as plain_attention
 from .accelerator import Accelerator
 from .backend import TritonOps
 
@@ -109,24 +110,23 @@ def _attention(ops: TritonOps, dtype: torch.dtype) -> tuple[float, float]:
     keys, values = (_random(shape, seed, dtype, device) for seed in (2, 3))
     runs = [AttentionRun(0, 1, _KEYS - 1, blocks), AttentionRun(1, 20, 40, blocks)]
     q = _random((20, _HEADS, _HEAD_DIM), 4, dtype, device)
+    backends = cast(tuple[Ops, ...], (ops, torch_ops))
     found, wanted = (
-        attend(
+        backend.paged_attention(
             q,
             keys,
             values,
-            plan(
+            backend.plan_attention(
                 runs,
                 num_rows=20,
                 block_size=_BLOCK,
                 window=None,
+                max_context=_KEYS,
                 staging=DirectStaging(device),
             ),
             _HEAD_DIM**-0.5,
         )
-        for plan, attend in (
-            (ops.plan_attention, ops.paged_attention),
-            (plain_attention.plan_attention, plain_attention.paged_attention),
-        )
+        for backend in backends
     )
     return _difference(found, wanted.double()), _TOLERANCE
 

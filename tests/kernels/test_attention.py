@@ -65,7 +65,9 @@ def test_equals_plain_causal_attention(
     for length, count, table in zip(lengths, new, pages.tables, strict=True):
         runs.append(AttentionRun(row, row + count, length - count, table))
         row += count
-    plan = ops.plan_attention(runs, num_rows=row, block_size=BLOCK, window=window, staging=STAGING)
+    plan = ops.plan_attention(
+        runs, num_rows=row, block_size=BLOCK, window=window, max_context=1024, staging=STAGING
+    )
     found = ops.paged_attention(q, pages.k_cache, pages.v_cache, plan, 32**-0.5)
     for index, run in enumerate(runs):
         expected = reference(
@@ -95,7 +97,12 @@ def test_cpu_decode_prefill_and_any_chunking_give_the_same_bits(
             rows.append(q[:1])
         stacked = torch.cat(rows)
         plan = cpu_ops.plan_attention(
-            runs, num_rows=len(stacked), block_size=BLOCK, window=window, staging=STAGING
+            runs,
+            num_rows=len(stacked),
+            block_size=BLOCK,
+            window=window,
+            max_context=1024,
+            staging=STAGING,
         )
         out = cpu_ops.paged_attention(stacked, pages.k_cache, pages.v_cache, plan, 0.125)
         return out[: stop - first]
@@ -111,7 +118,9 @@ def test_masked_keys_of_another_request_do_not_count(ops: ModuleType) -> None:
     pages = Pages([20], 2, 32)
     q = random(1, 4, 32, seed=3)
     run = AttentionRun(0, 1, 9, pages.tables[0])
-    plan = ops.plan_attention([run], num_rows=1, block_size=BLOCK, window=None, staging=STAGING)
+    plan = ops.plan_attention(
+        [run], num_rows=1, block_size=BLOCK, window=None, max_context=1024, staging=STAGING
+    )
     before = ops.paged_attention(q, pages.k_cache, pages.v_cache, plan, 0.2)
     rows = torch.tensor([pages.tables[0][0] * BLOCK + 12])
     write_kv(
