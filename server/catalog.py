@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from multiflora.adapters.entry import AdapterEntry
 from multiflora.adapters.registry import Registry
 
+from .base_match import BaseMatch
 from .errors import ModelNotFound
 
 
@@ -21,8 +23,11 @@ class ServedModel:
 class Catalog:
     """The base and its adapters by name. An unknown name is an error, never the base."""
 
-    def __init__(self, base: str, adapters: Registry, *, created: int) -> None:
+    def __init__(
+        self, base: str, adapters: Registry, *, created: int, match: BaseMatch | None = None
+    ) -> None:
         self.base = base
+        self._match = match or BaseMatch()
         self._adapters = adapters
         self._created = created
 
@@ -37,6 +42,7 @@ class Catalog:
         except KeyError:
             raise self._not_found(model) from None
         with lease:
+            self._check_served(model, lease.digest)
             yield ServedModel(model, lease.digest)
 
     def cards(self, *, max_model_len: int) -> list[dict[str, Any]]:
@@ -45,7 +51,7 @@ class Catalog:
             self._card(self.base, self._created, max_model_len),
             *(
                 self._card(entry.name, entry.created, max_model_len, digest=entry.digest)
-                for entry in self._adapters.entries()
+                for entry in self._served()
             ),
         ]
 
@@ -56,7 +62,25 @@ class Catalog:
         raise self._not_found(model)
 
     def names(self) -> list[str]:
-        return [self.base, *(entry.name for entry in self._adapters.entries())]
+        return [self.base, *(entry.name for entry in self._served())]
+
+    def unserved(self) -> dict[str, str]:
+        """Names that are kept but cannot run on this base, and why."""
+        reasons = {entry.name: self.reason(entry) for entry in self._adapters.entries()}
+        return {name: reason for name, reason in reasons.items() if reason is not None}
+
+    def reason(self, entry: AdapterEntry) -> str | None:
+        """Why the adapter is not served; None if it is."""
+        if entry.name == self.base:
+            return "the base has this name; rename the base with --served-model-name"
+        return None if self._match.accepts(entry.digest) else self._match.reason(entry.digest)
+
+    def _served(self) -> list[AdapterEntry]:
+        return [entry for entry in self._adapters.entries() if self.reason(entry) is None]
+
+    def _check_served(self, model: str, digest: str) -> None:
+        if not self._match.accepts(digest):
+            raise ModelNotFound(f"{model!r}: {self._match.reason(digest)}", param="model")
 
     def _card(
         self, name: str, created: int, max_model_len: int, *, digest: str | None = None
@@ -71,7 +95,7 @@ class Catalog:
             "max_model_len": max_model_len,
         }
         if digest is not None:
-            card["adapter"] = {"revision": digest[:12]}
+            card["adapter"] = {"version": digest}
         return card
 
     def _not_found(self, model: str) -> ModelNotFound:

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.error import AdapterRejected, RegistryError
 from multiflora.engine.errors import (
     EngineError,
     EngineOverloaded,
@@ -51,6 +51,18 @@ class UnknownParameter(RequestRejected):
     """A field that nobody knows."""
 
     code = "unknown_parameter"
+
+
+class StorageFull(EngineUnavailable):
+    """There is no room on the disk."""
+
+    code = "disk_full"
+
+
+class NameTaken(RegistryError):
+    """An adapter of this name exists."""
+
+    code = "name_exists"
 
 
 class Draining(EngineUnavailable):

@@ -16,6 +16,7 @@ class Limits:
     """All bounds of the HTTP side."""
 
     max_body_bytes: int = 8 * _MIB
+    max_upload_bytes: int = 2048 * _MIB
     max_header_bytes: int = 64 * _KIB
     max_headers: int = 100
     max_sequences: int = 256
