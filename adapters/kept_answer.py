@@ -18,10 +18,13 @@ class KeyReused(RegistryError):
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswer:
-    """What was answered; ``body`` is as it was sent."""
+    """What was answered; ``body`` is as it was sent.
 
-    status: int
-    body: bytes
+    ``status`` None: the server died before it could say how the request ended.
+    """
+
+    status: int | None
+    body: bytes = b""
 
 
 class KeptAnswers:
@@ -54,7 +57,7 @@ class KeptAnswers:
                 "this Idempotency-Key came before with another request; use a new key for a new "
                 "request"
             )
-        return None if status is None else KeptAnswer(status, body)
+        return KeptAnswer(status, body or b"")
 
     def finish(self, key: str, answer: KeptAnswer) -> None:
         with self._database.transaction() as connection:

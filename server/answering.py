@@ -204,4 +204,4 @@ def _fingerprint(base_digest: str, digest: str | None) -> str:
 
 
 def _headers(model: ServedModel) -> dict[str, str]:
-    return {} if model.digest is None else {"x-adapter-revision": model.digest[:12]}
+    return {} if model.digest is None else {"x-adapter-version": model.digest}

@@ -9,7 +9,8 @@ from .edge import EdgeMiddleware
 from .errors import add_error_handlers
 from .limits import RequestLimitMiddleware
 from .openapi import describe_bodies
-from .routes import chat, completions, health, models
+from .routes import adapter_actions, adapters, chat, completions, health, models
+from .schemas.adapter import CanaryBody, RollbackBody
 from .schemas.chat import ChatBody
 from .schemas.completion import CompletionBody
 from .service import Service
@@ -29,8 +30,8 @@ def create_app(service: Service) -> FastAPI:
         ],
     )
     app.state.service = service
-    for module in (chat, completions, models, health):
+    for module in (chat, completions, models, adapters, adapter_actions, health):
         app.include_router(module.router)
-    describe_bodies(app, ChatBody, CompletionBody)
+    describe_bodies(app, ChatBody, CompletionBody, RollbackBody, CanaryBody)
     add_error_handlers(app)
     return app

@@ -19,6 +19,11 @@ class ServedModel:
     name: str
     digest: str | None = None
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Of every version that takes part in the answer."""
+        return () if self.digest is None else (self.digest,)
+
 
 class Catalog:
     """The base and its adapters by name. An unknown name is an error, never the base."""

@@ -42,6 +42,14 @@ class Terms:
     activate: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """The name as it is after, and the version that was published under it."""
+
+    entry: AdapterEntry
+    digest: str
+
+
 class Publisher:
     """Publishes adapters; blocks for as long as a check takes. Safe to call from any thread.
 
@@ -83,7 +91,7 @@ class Publisher:
     ) -> list[Version | Exception]:
         return list(self._threads.map(work, paths))
 
-    def publish(self, path: Path, name: str, *, source: str, terms: Terms) -> AdapterEntry:
+    def publish(self, path: Path, name: str, *, source: str, terms: Terms) -> Publication:
         """Check the PEFT folder or archive at ``path`` and publish it under ``name``.
 
         Raises ``AdapterRejected`` with the reason for a refusal, ``NameTaken``, ``StorageFull``,
@@ -91,7 +99,8 @@ class Publisher:
         """
         self._registry.check_name(name)
         self._check_terms(name, None, terms)
-        return self.point(name, self.take_in(path, source=source), terms=terms)
+        version = self.take_in(path, source=source)
+        return Publication(self.point(name, version, terms=terms), version.digest)
 
     def take_in(self, path: Path, *, source: str) -> Version:
         """Check and store; ``point`` or ``give_up`` must follow. Raises as ``publish`` does."""

@@ -39,6 +39,8 @@ class Service:
     end_tokens: frozenset[int] = frozenset()
     limits: Limits = field(default_factory=Limits)
     drain: Drain = field(default_factory=Drain)
+    # Idempotency keys of running requests.
+    keys_in_use: set[str] = field(default_factory=set)
 
 
 def service_of(request: Request) -> Service:
