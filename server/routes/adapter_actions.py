@@ -75,10 +75,12 @@ async def unpin(request: Request, name: str) -> Response:
 
 @router.post("/v1/adapters/{name}/warm")
 async def warm(request: Request, name: str) -> Response:
-    """Load the adapter now; answers when its first request would not have to wait."""
+    """Load the adapter, and its canary, now; answers when no request would have to wait."""
     service = service_of(request)
-    with service.drain.running(), service.catalog.lease(name) as model:
-        await asyncio.gather(*map(service.client.load_version, model.digests))
+    entry = service.registry.entry(name)
+    _check_base(service, entry.digest)
+    with service.drain.running():
+        await asyncio.gather(*map(service.client.load_version, entry.in_use))
     shown = await view_adapter(service, service.registry.entry(name))
     return adapter_response(orjson.dumps(shown))
 
