@@ -11,11 +11,11 @@ from pathlib import Path
 
 import uvloop
 
-from multiflora.adapters.error import RegistryError
+from multiflora.adapters.error import AdapterRejected, RegistryError
 from multiflora.adapters.registry import Registry
 from multiflora.engine.client import EngineClient
 from multiflora.engine.config import EngineConfig
-from multiflora.engine.errors import StartupError
+from multiflora.engine.errors import EngineUnavailable, StartupError
 from multiflora.engine.memory_plan import plan_memory
 
 from .announcement import Announcement, loading_progress
@@ -116,7 +116,7 @@ async def _run(
         data_dir=settings.data_dir,
         has_chat_template=base.chat_template.is_available,
     )
-    starting = asyncio.create_task(_start(client, server, announcement))
+    starting = asyncio.create_task(_start(client, server, announcement, registry))
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -128,7 +128,9 @@ async def _run(
         starting.result()
 
 
-async def _start(client: EngineClient, server: HttpServer, announcement: Announcement) -> None:
+async def _start(
+    client: EngineClient, server: HttpServer, announcement: Announcement, registry: Registry
+) -> None:
     """Load the engine while probes are answered; a failure ends the server."""
     try:
         with loading_progress() as show:
@@ -138,6 +140,17 @@ async def _start(client: EngineClient, server: HttpServer, announcement: Announc
         server.should_exit = True
         raise
     print(announcement.text(info), flush=True)
+    await _load_pinned(client, registry)
+
+
+async def _load_pinned(client: EngineClient, registry: Registry) -> None:
+    for entry in registry.entries():
+        if not entry.is_pinned:
+            continue
+        try:
+            await client.load_version(entry.digest)
+        except (AdapterRejected, EngineUnavailable) as error:
+            logger.warning("pinned adapter %r was not loaded: %s", entry.name, error)
 
 
 def _warn_of_unserved(catalog: Catalog) -> None:
