@@ -11,11 +11,11 @@ from pathlib import Path
 
 import uvloop
 
-from multiflora.adapters.error import AdapterRejected, RegistryError
+from multiflora.adapters.error import RegistryError
 from multiflora.adapters.registry import Registry
 from multiflora.engine.client import EngineClient
 from multiflora.engine.config import EngineConfig
-from multiflora.engine.errors import EngineUnavailable, StartupError
+from multiflora.engine.errors import StartupError
 from multiflora.engine.memory_plan import plan_memory
 
 from .announcement import Announcement, loading_progress
@@ -28,6 +28,7 @@ from .http_server import HttpServer
 from .limits import Limits
 from .listener import bind, url_of
 from .metrics import Metrics
+from .pinning import load_if_pinned
 from .publishing import Publisher
 from .service import Service
 from .settings import ServeSettings
@@ -140,17 +141,8 @@ async def _start(
         server.should_exit = True
         raise
     print(announcement.text(info), flush=True)
-    await _load_pinned(client, registry)
-
-
-async def _load_pinned(client: EngineClient, registry: Registry) -> None:
     for entry in registry.entries():
-        if not entry.is_pinned:
-            continue
-        try:
-            await client.load_version(entry.digest)
-        except (AdapterRejected, EngineUnavailable) as error:
-            logger.warning("pinned adapter %r was not loaded: %s", entry.name, error)
+        await load_if_pinned(client, entry)
 
 
 def _warn_of_unserved(catalog: Catalog) -> None:

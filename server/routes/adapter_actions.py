@@ -3,19 +3,19 @@
 import asyncio
 import hashlib
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 import orjson
 from fastapi import APIRouter, Request, Response
 
 from multiflora.adapters.entry import AdapterEntry
-from multiflora.engine.errors import EngineUnavailable, RequestRejected
+from multiflora.engine.errors import RequestRejected
 
 from ..adapter_view import view_adapter
 from ..errors import WrongBase
 from ..idempotency import adapter_response, once
 from ..openapi import body_reference
+from ..pinning import load_if_pinned
 from ..schemas.adapter import CanaryBody, RollbackBody
 from ..schemas.body import Body, parse_body
 from ..service import Service, service_of
@@ -59,12 +59,7 @@ async def promote(request: Request, name: str) -> Response:
 @router.post("/v1/adapters/{name}/pin")
 async def pin(request: Request, name: str) -> Response:
     """Keep the adapter's version loaded, also over restarts."""
-    service = service_of(request)
-    response = await _act(request, "pin", partial(service.registry.pin, name))
-    # An engine that is restarting loads pinned adapters once it is back.
-    with suppress(EngineUnavailable):
-        await service.client.load_version(service.registry.entry(name).digest)
-    return response
+    return await _act(request, "pin", partial(service_of(request).registry.pin, name))
 
 
 @router.post("/v1/adapters/{name}/unpin")
@@ -104,6 +99,7 @@ async def _change(
 ) -> Response:
     entry = await asyncio.to_thread(change)
     service.metrics.adapter_change(action)
+    await load_if_pinned(service.client, entry)
     return adapter_response(orjson.dumps(await view_adapter(service, entry)))
 
 

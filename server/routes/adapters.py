@@ -15,6 +15,7 @@ from ..adapter_tar import AdapterTar
 from ..adapter_view import view_adapter, view_adapters, view_versions
 from ..idempotency import adapter_response, once
 from ..openapi import upload_form
+from ..pinning import load_if_pinned
 from ..publishing import Terms
 from ..schemas.adapter import event_object
 from ..service import Service, service_of
@@ -145,6 +146,7 @@ async def _publish_upload(
     publish = partial(service.publisher.publish, upload.source, name, source="upload", terms=terms)
     taken = await service.publisher.run(publish)
     service.metrics.adapter_change("publish")
+    await load_if_pinned(service.client, taken.entry)
     shown = await view_adapter(service, taken.entry)
     shown["published"] = taken.digest
     return adapter_response(orjson.dumps(shown), 201 if is_new or terms.is_new else 200)

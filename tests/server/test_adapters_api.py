@@ -190,7 +190,7 @@ async def test_a_canary_is_ended_by_weight_0_and_refuses_nonsense(client, create
         assert error(refused)[:2] == (400, code), body
 
 
-async def test_pins_and_warming(client, create, engine):
+async def test_pins_and_warming(client, create, replace, engine):
     loaded = []
 
     async def load_version(digest: str) -> None:
@@ -200,9 +200,11 @@ async def test_pins_and_warming(client, create, engine):
     version = (await create("poet")).json()["version"]
 
     assert (await client.post("/v1/adapters/poet/pin")).json()["pinned"]
+    swapped = (await replace("poet", seed=2)).json()["version"]
+    assert loaded == [version, swapped], "a pinned name stays loaded over a swap"
     assert not (await client.post("/v1/adapters/poet/unpin")).json()["pinned"]
     assert (await client.post("/v1/adapters/poet/warm")).status_code == 200
-    assert loaded == [version, version]
+    assert loaded == [version, swapped, swapped]
     for action in ("pin", "unpin", "rollback", "promote"):
         missing = await client.post(f"/v1/adapters/nobody/{action}")
         assert error(missing) == (404, "unknown_adapter", "name")
