@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Collection
+from dataclasses import replace
 
 from .canary import Canary, check_weight
 from .entry import AdapterEntry
@@ -38,9 +39,13 @@ class Change:
         known = self._tables.version(version.digest)
         if known is None:
             self._tables.insert_version(version)
-        elif not self._tables.names_keeping(version.digest):
+            return version
+        if not self._tables.names_keeping(version.digest):
             self._tables.set_candidate(version.digest, True)
-        return known or version
+        if version.base and version.base != known.base:
+            self._tables.set_base(version.digest, version.base)
+            known = replace(known, base=version.base)
+        return known
 
     def point(self, name: str, digest: str, *, if_match: str | None = None) -> None:
         entry = self._tables.entry(name)

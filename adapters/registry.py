@@ -15,6 +15,7 @@ from .database import Database
 from .entry import AdapterEntry, HistoryEvent
 from .error import AdapterRejected, UnknownName, UnknownVersion
 from .fault import reach
+from .kept_answer import KeptAnswers
 from .lease import Lease, LeaseTable
 from .name import check_name
 from .registry_schema import MIGRATIONS
@@ -51,6 +52,7 @@ class Registry:
         self._reserved = frozenset(reserved)
         self._keep_last = keep_last
         self._clock = clock
+        self.answers = KeptAnswers(self._database, clock=clock)
         # Guards everything below, for moments only; taken after the database's lock.
         self._lock = threading.Lock()
         self._leases = LeaseTable(self._lock)
@@ -134,6 +136,10 @@ class Registry:
                 raise UnknownName(name)
             return self._entries[name]
 
+    def check_name(self, name: str) -> None:
+        """Raise ``InvalidName`` if no adapter may have this name."""
+        check_name(name, self._reserved)
+
     def publish(self, name: str, digest: str) -> AdapterEntry:
         """Publish a version of which nothing else is known, and point ``name`` at it."""
         check_name(name, self._reserved)
@@ -144,8 +150,9 @@ class Registry:
     def publish_version(self, version: Version) -> Version:
         """Make a version known; returns what is known of it, which is the first record.
 
-        It stays until a name has kept it and let it go, or it is retired. Raises
-        ``AdapterRejected`` if its bytes are not in the store.
+        Only its base is that of the last check: one adapter may fit several. It stays until a name
+        has kept it and let it go, or it is retired. Raises ``AdapterRejected`` if its bytes are not
+        in the store.
         """
         # The lock keeps `collect` from the bytes between the look and the row.
         with self._database.lock:
@@ -168,6 +175,11 @@ class Registry:
         if version is None:
             raise UnknownVersion(f"version {digest[:12]} was never published, or was collected")
         return version
+
+    def bases(self) -> dict[str, str]:
+        """The base of every version, by digest; empty where it is unknown."""
+        with self._tables() as tables:
+            return tables.bases()
 
     def versions(self, name: str) -> tuple[Version, ...]:
         """What ``name`` can go to at once, the one used last first. Raises ``UnknownName``."""

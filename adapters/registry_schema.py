@@ -55,4 +55,16 @@ CREATE TABLE canary (
 ) STRICT
 """
 
-MIGRATIONS: Final = (_FIRST,)
+_SECOND: Final = """
+-- Answers to requests that carried an Idempotency-Key; no answer yet while the request runs, or
+-- after a crash in the middle of it.
+CREATE TABLE answer (
+  key TEXT PRIMARY KEY,
+  fingerprint TEXT NOT NULL,
+  status INTEGER,
+  body BLOB,
+  created INTEGER NOT NULL
+) STRICT
+"""
+
+MIGRATIONS: Final = (_FIRST, _SECOND)

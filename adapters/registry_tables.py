@@ -64,6 +64,9 @@ class RegistryTables:
     def digests(self) -> set[str]:
         return {digest for (digest,) in self._run("SELECT digest FROM version")}
 
+    def bases(self) -> dict[str, str]:
+        return dict(self._run("SELECT digest, base FROM version"))
+
     def candidates(self) -> list[str]:
         rows = self._run("SELECT digest FROM version WHERE is_candidate ORDER BY created, digest")
         return [digest for (digest,) in rows]
@@ -82,6 +85,9 @@ class RegistryTables:
                 version.created,
             ),
         )
+
+    def set_base(self, digest: str, base: str) -> None:
+        self._run("UPDATE version SET base = ? WHERE digest = ?", (base, digest))
 
     def names_keeping(self, digest: str) -> list[str]:
         rows = self._run("SELECT name FROM kept WHERE digest = ? ORDER BY name", (digest,))

@@ -14,12 +14,12 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What is known about a version. It never changes once it is published.
+    """What is known about a version. But for ``base`` it never changes once it is published.
 
     ``source`` says how it came to be, for people; ``parents`` are the digests that it was merged
     or trained from; ``metrics`` is any finite JSON object. ``num_bytes`` is the size of its weights
-    file, ``rank`` the highest of any module, ``base`` is the digest of its base, or empty where
-    unknown. ``created`` is a Unix time in seconds.
+    file, ``rank`` the highest of any module, ``base`` is the fingerprint of the base that it
+    was last checked against, or empty where unknown. ``created`` is a Unix time in seconds.
     """
 
     digest: str

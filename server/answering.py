@@ -14,14 +14,15 @@ from fastapi import Request, Response
 
 import multiflora
 from multiflora.engine.errors import InvalidToken, PromptTooLong, RequestRejected
-from multiflora.engine.request import AdapterShare, EngineInfo, GenerationRequest
+from multiflora.engine.request import EngineInfo, GenerationRequest
 
 from .answer_shape import AnswerShape
-from .catalog import ServedModel
+from .catalog import Parent, ServedModel
 from .disconnect import until_disconnect
 from .generation import Delta, SequenceJob, generate
 from .metrics import RequestRecord
 from .schemas.sampling import SamplingBody
+from .selection import lease_selected
 from .service import Service, off_loop
 from .streaming import ChunkWriter, EventStream
 from .usage import UsageCount
@@ -57,7 +58,7 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
     body = question.body
     async with AsyncExitStack() as resources:
         resources.enter_context(service.drain.running())
-        model = resources.enter_context(service.catalog.lease(body.model))
+        model = resources.enter_context(lease_selected(service.catalog, body))
         record = resources.enter_context(service.metrics.request(model.name))
         info = service.client.info
         prompts = await off_loop(
@@ -130,7 +131,6 @@ def _jobs(
     end_tokens = frozenset(body.stop_token_ids)
     if not body.ignore_eos:
         end_tokens |= service.end_tokens
-    shares = () if model.digest is None else (AdapterShare(model.digest),)
     jobs: list[SequenceJob] = []
     seeds = body.seeds()
     for prompt in prompts:
@@ -142,7 +142,7 @@ def _jobs(
                 id=f"{answer_id}-{len(jobs)}",
                 prompt=tuple(prompt),
                 sampling=body.sampling_params(max_tokens=max_tokens, seed=seed),
-                adapters=shares,
+                adapters=model.shares(),
                 cache_salt=body.cache_salt,
             )
             jobs.append(
@@ -192,16 +192,23 @@ def _envelope(answer_id: str, model: ServedModel, info: EngineInfo) -> dict[str,
         "id": answer_id,
         "created": int(time.time()),
         "model": model.name,
-        "system_fingerprint": _fingerprint(info.base_digest, model.digest),
+        "system_fingerprint": _fingerprint(info.base_digest, model.parents),
     }
 
 
 @lru_cache(maxsize=1024)
-def _fingerprint(base_digest: str, digest: str | None) -> str:
+def _fingerprint(base_digest: str, parents: tuple[Parent, ...]) -> str:
     """Same fingerprint, seed and request: same answer."""
-    parts = f"{multiflora.__version__} {base_digest} {digest or ''}"
+    versions = " ".join(f"{parent.digest}*{parent.weight!r}" for parent in parents)
+    parts = f"{multiflora.__version__} {base_digest} {versions}"
     return f"fp_{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
 
 
 def _headers(model: ServedModel) -> dict[str, str]:
-    return {} if model.digest is None else {"x-adapter-revision": model.digest[:12]}
+    """Which versions answered, in the order of a blend; the base alone has no such headers."""
+    if not model.parents:
+        return {}
+    return {
+        "x-adapter-id": ",".join(parent.name for parent in model.parents),
+        "x-adapter-version": ",".join(model.digests),
+    }

@@ -9,10 +9,31 @@ from .edge import EdgeMiddleware
 from .errors import add_error_handlers
 from .limits import RequestLimitMiddleware
 from .openapi import describe_bodies
-from .routes import chat, completions, health, models
+from .routes import (
+    adapter_actions,
+    adapters,
+    chat,
+    completions,
+    health,
+    models,
+    sglang_door,
+    vllm_door,
+)
+from .schemas.adapter import CanaryBody, RollbackBody
 from .schemas.chat import ChatBody
 from .schemas.completion import CompletionBody
 from .service import Service
+
+_ROUTES = (
+    chat,
+    completions,
+    models,
+    adapters,
+    adapter_actions,
+    vllm_door,
+    sglang_door,
+    health,
+)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -29,8 +50,8 @@ def create_app(service: Service) -> FastAPI:
         ],
     )
     app.state.service = service
-    for module in (chat, completions, models, health):
+    for module in _ROUTES:
         app.include_router(module.router)
-    describe_bodies(app, ChatBody, CompletionBody)
+    describe_bodies(app, ChatBody, CompletionBody, RollbackBody, CanaryBody)
     add_error_handlers(app)
     return app

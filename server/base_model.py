@@ -12,6 +12,7 @@ from multiflora.engine.models.source import resolve_model
 from multiflora.engine.text.chat_template import ChatTemplate, chat_template_of
 from multiflora.engine.text.tokenizer import Tokenizer, load_tokenizer
 
+from .base_match import base_fingerprint
 from .settings import AdapterSource, ServeSettings
 
 DEMO: Final = Path(multiflora.__file__).parent / "engine" / "demo"
@@ -27,6 +28,10 @@ class BaseModel:
     config: ModelConfig
     tokenizer: Tokenizer
     chat_template: ChatTemplate
+
+    @property
+    def fingerprint(self) -> str:
+        return base_fingerprint(self.config)
 
 
 def read_base_model(settings: ServeSettings) -> BaseModel:

@@ -1,43 +1,105 @@
 """Which names a client can put in ``model``, and what each of them stands for."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from multiflora.adapters.entry import AdapterEntry
+from multiflora.adapters.error import UnknownName
+from multiflora.adapters.lease import Lease
 from multiflora.adapters.registry import Registry
+from multiflora.engine.request import AdapterShare
 
+from .base_match import BaseMatch
 from .errors import ModelNotFound
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
-    """What answers one request: the base, or a version on it."""
+class Parent:
+    """An adapter that takes part in an answer, and the version that was leased for it."""
 
     name: str
-    digest: str | None = None
+    digest: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What answers one request: the base, a version on it, or a blend of several."""
+
+    name: str
+    parents: tuple[Parent, ...] = ()
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        return tuple(parent.digest for parent in self.parents)
+
+    def shares(self) -> tuple[AdapterShare, ...]:
+        """What the engine runs; names that point at one version add up."""
+        weights: dict[str, float] = {}
+        for parent in self.parents:
+            weights[parent.digest] = weights.get(parent.digest, 0.0) + parent.weight
+        return tuple(AdapterShare(digest, weight) for digest, weight in weights.items())
 
 
 class Catalog:
     """The base and its adapters by name. An unknown name is an error, never the base."""
 
-    def __init__(self, base: str, adapters: Registry, *, created: int) -> None:
+    def __init__(
+        self, base: str, adapters: Registry, *, created: int, match: BaseMatch | None = None
+    ) -> None:
         self.base = base
+        self._match = match or BaseMatch()
         self._adapters = adapters
         self._created = created
 
     @contextmanager
-    def lease(self, model: str) -> Iterator[ServedModel]:
-        """Resolve a name and hold its version. Raises ``ModelNotFound``."""
+    def lease(
+        self, model: str, *, user: str | None = None, param: str = "model"
+    ) -> Iterator[ServedModel]:
+        """Resolve a name and hold its version, for ``user`` where a canary runs.
+
+        ``base:adapter`` is the adapter, unless an adapter has that very name. Raises
+        ``ModelNotFound`` naming ``param``.
+        """
         if model == self.base:
             yield ServedModel(model)
             return
-        try:
-            lease = self._adapters.lease(model)
-        except KeyError:
-            raise self._not_found(model) from None
-        with lease:
-            yield ServedModel(model, lease.digest)
+        with self._lease(model, user, param) as lease:
+            yield ServedModel(model, (Parent(lease.name, lease.digest),))
+
+    @contextmanager
+    def lease_blend(
+        self, weights: Mapping[str, float], *, user: str | None = None
+    ) -> Iterator[ServedModel]:
+        """Resolve and hold every parent of a blend; they are named by the base. Raises as ``lease``
+        does.
+        """
+        with ExitStack() as held:
+            parents = [
+                Parent(lease.name, lease.digest, weight)
+                for index, (name, weight) in enumerate(weights.items())
+                for lease in [held.enter_context(self._lease(name, user, _param(index)))]
+            ]
+            yield ServedModel(self.base, tuple(parents))
+
+    def _lease(self, model: str, user: str | None, param: str) -> Lease:
+        for name in (model, self._behind_base(model)):
+            with suppress(UnknownName):
+                if name is not None:
+                    return self._checked(self._adapters.lease(name, user), param)
+        raise self._not_found(model, param)
+
+    def _behind_base(self, model: str) -> str | None:
+        prefix = f"{self.base}:"
+        return model.removeprefix(prefix) if model.startswith(prefix) else None
+
+    def _checked(self, lease: Lease, param: str) -> Lease:
+        if not self._match.accepts(lease.digest):
+            lease.release()
+            raise ModelNotFound(f"{lease.name!r}: {self._match.reason(lease.digest)}", param=param)
+        return lease
 
     def cards(self, *, max_model_len: int) -> list[dict[str, Any]]:
         """Model objects of the API: the base first, then the adapters by name."""
@@ -45,18 +107,32 @@ class Catalog:
             self._card(self.base, self._created, max_model_len),
             *(
                 self._card(entry.name, entry.created, max_model_len, digest=entry.digest)
-                for entry in self._adapters.entries()
+                for entry in self._served()
             ),
         ]
 
     def card(self, model: str, *, max_model_len: int) -> dict[str, Any]:
         for card in self.cards(max_model_len=max_model_len):
-            if card["id"] == model:
+            if card["id"] in (model, self._behind_base(model)):
                 return card
-        raise self._not_found(model)
+        raise self._not_found(model, "model")
 
     def names(self) -> list[str]:
-        return [self.base, *(entry.name for entry in self._adapters.entries())]
+        return [self.base, *(entry.name for entry in self._served())]
+
+    def unserved(self) -> dict[str, str]:
+        """Names that are kept but cannot run on this base, and why."""
+        reasons = {entry.name: self.reason(entry) for entry in self._adapters.entries()}
+        return {name: reason for name, reason in reasons.items() if reason is not None}
+
+    def reason(self, entry: AdapterEntry) -> str | None:
+        """Why the adapter is not served; None if it is."""
+        if entry.name == self.base:
+            return "the base has this name; rename the base with --served-model-name"
+        return None if self._match.accepts(entry.digest) else self._match.reason(entry.digest)
+
+    def _served(self) -> list[AdapterEntry]:
+        return [entry for entry in self._adapters.entries() if self.reason(entry) is None]
 
     def _card(
         self, name: str, created: int, max_model_len: int, *, digest: str | None = None
@@ -71,11 +147,15 @@ class Catalog:
             "max_model_len": max_model_len,
         }
         if digest is not None:
-            card["adapter"] = {"revision": digest[:12]}
+            card["adapter"] = {"version": digest}
         return card
 
-    def _not_found(self, model: str) -> ModelNotFound:
+    def _not_found(self, model: str, param: str) -> ModelNotFound:
         return ModelNotFound(
             f"the model {model[:100]!r} does not exist; GET /v1/models lists all names",
-            param="model",
+            param=param,
         )
+
+
+def _param(index: int) -> str:
+    return f"adapters.{index}.name"

@@ -5,10 +5,21 @@ from typing import Any, Final
 
 import orjson
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.error import (
+    AdapterRejected,
+    InvalidCanary,
+    InvalidName,
+    PreconditionFailed,
+    RegistryError,
+    UnknownName,
+    UnknownVersion,
+    VersionInUse,
+)
+from multiflora.adapters.kept_answer import KeyReused
 from multiflora.engine.errors import (
     EngineError,
     EngineOverloaded,
@@ -53,6 +64,42 @@ class UnknownParameter(RequestRejected):
     code = "unknown_parameter"
 
 
+class WrongBase(RequestRejected):
+    """A version that was made for another base."""
+
+    code = "wrong_base"
+
+
+class UploadTimeout(RequestRejected):
+    """A client that stopped sending."""
+
+    code = "upload_timeout"
+
+
+class StorageFull(EngineUnavailable):
+    """There is no room on the disk."""
+
+    code = "disk_full"
+
+
+class NameTaken(RegistryError):
+    """An adapter of this name exists."""
+
+    code = "name_exists"
+
+
+class KeyInUse(RegistryError):
+    """A request with the same idempotency key is running."""
+
+    code = "idempotency_key_in_use"
+
+
+class OutcomeUnknown(RegistryError):
+    """The server died while it ran the first request with this idempotency key."""
+
+    code = "outcome_unknown"
+
+
 class Draining(EngineUnavailable):
     """The server is shutting down and takes no new requests."""
 
@@ -73,6 +120,7 @@ class HttpError:
     message: str
     param: str | None = None
     retry_after_seconds: int | None = None
+    should_retry: bool | None = None
 
     def body(self) -> dict[str, Any]:
         return {
@@ -85,16 +133,46 @@ class HttpError:
         }
 
     def headers(self) -> dict[str, str]:
-        if self.retry_after_seconds is None:
-            return {}
-        return {"retry-after": str(self.retry_after_seconds)}
+        headers: dict[str, str] = {}
+        if self.retry_after_seconds is not None:
+            headers["retry-after"] = str(self.retry_after_seconds)
+        if self.should_retry is not None:
+            headers["x-should-retry"] = "true" if self.should_retry else "false"
+        return headers
 
 
 _REJECTED_STATUS: Final[dict[type[RequestRejected], int]] = {
     ModelNotFound: 404,
     RequestTooLarge: 413,
     HeaderTooLarge: 431,
+    UploadTimeout: 408,
 }
+_REGISTRY_STATUS: Final[dict[type[RegistryError], int]] = {
+    InvalidName: 400,
+    InvalidCanary: 400,
+    UnknownName: 404,
+    UnknownVersion: 404,
+    NameTaken: 409,
+    VersionInUse: 409,
+    KeyReused: 409,
+    KeyInUse: 409,
+    OutcomeUnknown: 409,
+    PreconditionFailed: 412,
+}
+_REGISTRY_PARAMS: Final[dict[type[RegistryError], str]] = {
+    InvalidName: "name",
+    InvalidCanary: "weight",
+    UnknownName: "name",
+    UnknownVersion: "version",
+    NameTaken: "name",
+    VersionInUse: "version",
+    PreconditionFailed: "if-match",
+    KeyReused: "idempotency-key",
+    KeyInUse: "idempotency-key",
+    OutcomeUnknown: "idempotency-key",
+}
+# Refusals of the gate that are about size alone.
+_TOO_LARGE_CODES: Final = frozenset({"adapter_too_large", "archive_too_large"})
 
 
 def http_error(error: Exception) -> HttpError:
@@ -110,8 +188,13 @@ def http_error(error: Exception) -> HttpError:
             )
         case AdapterRejected():
             return HttpError(
-                status=400, type="invalid_request_error", code=error.code, message=str(error)
+                status=413 if error.code in _TOO_LARGE_CODES else 400,
+                type="invalid_request_error",
+                code=error.code,
+                message=str(error),
             )
+        case RegistryError():
+            return _registry_error(error)
         case EngineOverloaded():
             return _retryable(429, "rate_limit_error", error.code, str(error), seconds=1)
         case EngineUnavailable():
@@ -145,8 +228,9 @@ def error_response(error: Exception) -> Response:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    for kind in (EngineError, AdapterRejected, HTTPException):
+    for kind in (EngineError, AdapterRejected, RegistryError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
+    app.add_exception_handler(RequestValidationError, _answer_bad_query)
     for kind in (ClientDisconnectedError, ClientDisconnect):
         app.add_exception_handler(kind, _answer_nobody)
 
@@ -155,8 +239,31 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     return error_response(error)
 
 
+async def _answer_bad_query(request: Request, error: Exception) -> Response:
+    """What FastAPI itself checks: parameters of the path and the query."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    param = ".".join(str(part) for part in first["loc"][1:])[:200]
+    return error_response(RequestRejected(f"{param}: {first['msg']}"[:500], param=param))
+
+
 async def _answer_nobody(request: Request, error: Exception) -> Response:
     return Response(status_code=499)
+
+
+def _registry_error(error: RegistryError) -> HttpError:
+    status = _REGISTRY_STATUS.get(type(error))
+    if status is None:
+        return _retryable(503, "server_error", error.code, str(error), seconds=5)
+    return HttpError(
+        status=status,
+        type="invalid_request_error",
+        code=error.code,
+        message=str(error),
+        param=_REGISTRY_PARAMS.get(type(error)),
+        # Clients of OpenAI's API repeat a 409 by themselves unless they are told not to.
+        should_retry=isinstance(error, KeyInUse) if status == 409 else None,
+    )
 
 
 def _retryable(status: int, kind: str, code: str, message: str, *, seconds: int) -> HttpError:

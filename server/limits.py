@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import HeaderTooLarge, RequestTooLarge, error_response
 
 _KIB = 1024
 _MIB = 1024 * _KIB
+_UPLOADS: Final = "/v1/adapters"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,9 +19,12 @@ class Limits:
     """All bounds of the HTTP side."""
 
     max_body_bytes: int = 8 * _MIB
+    max_upload_bytes: int = 2048 * _MIB
     max_header_bytes: int = 64 * _KIB
     max_headers: int = 100
     max_sequences: int = 256
+    # How long an upload may stand still.
+    upload_idle_seconds: float = 30.0
     # Bodies above this are parsed and tokenized in a thread: 64 KiB take about 10 ms.
     inline_body_bytes: int = 64 * _KIB
 
@@ -38,16 +44,25 @@ class RequestLimitMiddleware:
             await self._app(scope, receive, send)
             return
         try:
-            self._check_headers(scope["headers"])
+            limit = self._body_limit(scope)
+            self._check_headers(scope["headers"], limit)
         except (HeaderTooLarge, RequestTooLarge) as error:
             await _skip_body(receive, limit=8 * self._limits.max_body_bytes)
             response = error_response(error)
             response.headers["connection"] = "close"
             await response(scope, receive, send)
             return
-        await self._app(scope, self._bounded(receive), send)
+        await self._app(scope, self._bounded(receive, limit), send)
 
-    def _check_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def _body_limit(self, scope: Scope) -> int:
+        is_upload = (
+            scope["method"] in ("POST", "PUT")
+            and scope["path"].startswith(_UPLOADS)
+            and Headers(scope=scope).get("content-type", "").startswith("multipart/")
+        )
+        return self._limits.max_upload_bytes if is_upload else self._limits.max_body_bytes
+
+    def _check_headers(self, headers: Iterable[tuple[bytes, bytes]], limit: int) -> None:
         headers = list(headers)
         size = sum(len(name) + len(value) for name, value in headers)
         if size > self._limits.max_header_bytes or len(headers) > self._limits.max_headers:
@@ -57,26 +72,26 @@ class RequestLimitMiddleware:
             )
         declared = dict(headers).get(b"content-length", b"0")
         if declared.isdigit():
-            self._check_size(int(declared))
+            _check_size(int(declared), limit)
 
-    def _bounded(self, receive: Receive) -> Receive:
+    def _bounded(self, receive: Receive, limit: int) -> Receive:
         received = 0
 
         async def receive_bounded() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            self._check_size(received)
+            _check_size(received, limit)
             return message
 
         return receive_bounded
 
-    def _check_size(self, size: int) -> None:
-        if size > self._limits.max_body_bytes:
-            raise RequestTooLarge(
-                f"the request body has {size} bytes or more; at most "
-                f"{self._limits.max_body_bytes} are accepted"
-            )
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise RequestTooLarge(
+            f"the request body has {size} bytes or more; at most {limit} are accepted"
+        )
 
 
 async def _skip_body(receive: Receive, *, limit: int) -> None:

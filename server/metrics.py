@@ -83,6 +83,12 @@ class Metrics:
             ["adapter", "outcome"],
             registry=self._registry,
         )
+        self._changes = Counter(
+            "multiflora_adapter_changes",
+            "Changes to adapters made through the API.",
+            ["action"],
+            registry=self._registry,
+        )
         self._first_token = self._histogram("time_to_first_token", "Time to the first token.")
         self._end_to_end = self._histogram("request", "Time from the request to its last token.")
 
@@ -100,6 +106,9 @@ class Metrics:
         finally:
             self._requests.labels(record.adapter, record.outcome).inc()
             self._end_to_end.labels(record.adapter).observe(time.perf_counter() - record.started)
+
+    def adapter_change(self, action: str) -> None:
+        self._changes.labels(action).inc()
 
     async def render(self) -> bytes:
         """The classic text format."""

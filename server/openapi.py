@@ -14,6 +14,22 @@ def body_reference(kind: type[RequestBody]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+def upload_form(*required: str) -> dict[str, Any]:
+    """The form of an adapter, for ``openapi_extra``."""
+    texts = {name: {"type": "string"} for name in ("name", "activate")}
+    files = {
+        name: {"type": "string", "format": "binary", "description": text}
+        for name, text in {
+            "config": "adapter_config.json",
+            "weights": "adapter_model.safetensors",
+            "archive": "one .tar.gz or .zip of a PEFT folder, in place of config and weights",
+        }.items()
+    }
+    schema = {"type": "object", "properties": {**texts, **files}, "required": list(required)}
+    content = {"multipart/form-data": {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def describe_bodies(app: FastAPI, *kinds: type[RequestBody]) -> None:
     """Add the bodies' own schemas to the document."""
     _, schemas = models_json_schema(

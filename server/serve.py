@@ -6,16 +6,13 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 import uvloop
 
-from multiflora.adapters.error import AdapterRejected
-from multiflora.adapters.intake import import_adapter
+from multiflora.adapters.error import RegistryError
 from multiflora.adapters.registry import Registry
-from multiflora.adapters.store import AdapterStore
 from multiflora.engine.client import EngineClient
 from multiflora.engine.config import EngineConfig
 from multiflora.engine.errors import StartupError
@@ -23,13 +20,22 @@ from multiflora.engine.memory_plan import plan_memory
 
 from .announcement import Announcement, loading_progress
 from .app import create_app
+from .base_match import BaseMatch
 from .base_model import BaseModel, adapter_sources, read_base_model
 from .catalog import Catalog
+from .housekeeping import Housekeeping
 from .http_server import HttpServer
+from .limits import Limits
 from .listener import bind, url_of
 from .metrics import Metrics
+from .pinning import load_if_pinned
+from .publishing import Publisher
 from .service import Service
-from .settings import AdapterSource, ServeSettings
+from .settings import ServeSettings
+from .start_adapters import publish_at_start
+from .watched_folder import WatchedFolder
+
+logger = logging.getLogger(__name__)
 
 
 def serve(settings: ServeSettings) -> int:
@@ -43,9 +49,11 @@ def serve(settings: ServeSettings) -> int:
         check_writable(settings.data_dir)
         base = read_base_model(settings)
         config = settings.engine_config(base.folder)
-        with closing(Registry(reserved={base.name})) as registry:
-            publish_adapters(adapter_sources(settings), base, registry, data_dir=settings.data_dir)
-            uvloop.run(_run(settings, base, config, registry, listener))
+        with closing(open_registry(settings.data_dir, base)) as registry:
+            match = BaseMatch(base.fingerprint, registry.bases())
+            with closing(Publisher(registry, base.config.projections(), match=match)) as publisher:
+                publish_at_start(adapter_sources(settings), registry, publisher)
+                uvloop.run(_run(settings, base, config, publisher, registry, listener))
     finally:
         listener.close()
     return 0
@@ -63,23 +71,14 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
-def publish_adapters(
-    sources: Sequence[AdapterSource], base: BaseModel, registry: Registry, *, data_dir: Path
-) -> None:
-    """Check, store and publish all adapters. Raises ``StartupError`` for the first bad one."""
-    store = AdapterStore(data_dir)
-    projections = base.config.projections()
-    for source in sources:
-        if source.name == base.name:
-            raise StartupError(
-                f"an adapter cannot have the base's name {base.name!r}; rename it, "
-                "or the base with --served-model-name"
-            )
-        try:
-            digest = import_adapter(source.path, projections=projections, store=store)
-        except (AdapterRejected, OSError) as error:
-            raise StartupError(f"adapter {source.name!r} from {source.path}: {error}") from None
-        registry.publish(source.name, digest)
+def open_registry(data_dir: Path, base: BaseModel) -> Registry:
+    """What earlier servers left in ``data_dir``. Raises ``StartupError``."""
+    try:
+        registry = Registry.open(data_dir, reserved={base.name})
+        registry.collect()
+    except (RegistryError, OSError) as error:
+        raise StartupError(str(error)) from error
+    return registry
 
 
 def _print_plan(settings: ServeSettings) -> int:
@@ -93,11 +92,18 @@ async def _run(
     settings: ServeSettings,
     base: BaseModel,
     config: EngineConfig,
+    publisher: Publisher,
     registry: Registry,
     listener: socket.socket,
 ) -> None:
     client = EngineClient.in_process_of_its_own(config)
-    service = _service(client, base, registry)
+    watched = None
+    if settings.adapters_dir:
+        watched = WatchedFolder(settings.adapters_dir, registry, publisher)
+        await publisher.run(watched.scan)
+    service = _service(settings, client, base, registry, publisher)
+    _warn_of_unserved(service.catalog)
+    keeping = asyncio.create_task(Housekeeping(registry, publisher, client, watched=watched).run())
     server = HttpServer(
         create_app(service),
         drain=service.drain,
@@ -111,18 +117,21 @@ async def _run(
         data_dir=settings.data_dir,
         has_chat_template=base.chat_template.is_available,
     )
-    starting = asyncio.create_task(_start(client, server, announcement))
+    starting = asyncio.create_task(_start(client, server, announcement, registry))
     try:
         await server.serve(sockets=[listener])
     finally:
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+        for task in (starting, keeping):
+            task.cancel()
+        await asyncio.gather(starting, keeping, return_exceptions=True)
         await client.stop()
     if not starting.cancelled():
         starting.result()
 
 
-async def _start(client: EngineClient, server: HttpServer, announcement: Announcement) -> None:
+async def _start(
+    client: EngineClient, server: HttpServer, announcement: Announcement, registry: Registry
+) -> None:
     """Load the engine while probes are answered; a failure ends the server."""
     try:
         with loading_progress() as show:
@@ -132,15 +141,32 @@ async def _start(client: EngineClient, server: HttpServer, announcement: Announc
         server.should_exit = True
         raise
     print(announcement.text(info), flush=True)
+    for entry in registry.entries():
+        await load_if_pinned(client, entry)
 
 
-def _service(client: EngineClient, base: BaseModel, registry: Registry) -> Service:
+def _warn_of_unserved(catalog: Catalog) -> None:
+    for name, reason in catalog.unserved().items():
+        logger.warning("adapter %r is kept, but not served: %s", name, reason)
+
+
+def _service(
+    settings: ServeSettings,
+    client: EngineClient,
+    base: BaseModel,
+    registry: Registry,
+    publisher: Publisher,
+) -> Service:
     return Service(
         client=client,
         tokenizer=base.tokenizer,
         chat_template=base.chat_template,
-        catalog=Catalog(base.name, registry, created=int(time.time())),
+        catalog=Catalog(base.name, registry, created=int(time.time()), match=publisher.match),
         metrics=Metrics(client),
+        registry=registry,
+        publisher=publisher,
+        adapters_root=settings.adapters_root,
+        limits=Limits(max_upload_bytes=settings.max_upload_size),
         end_tokens=frozenset(base.config.eos_token_ids),
     )
 

@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
 
 from fastapi import Request
 
+from multiflora.adapters.registry import Registry
 from multiflora.engine.client import EngineClient
 from multiflora.engine.text.chat_template import ChatTemplate
 from multiflora.engine.text.tokenizer import Tokenizer
@@ -15,6 +17,7 @@ from .catalog import Catalog
 from .drain import Drain
 from .limits import Limits
 from .metrics import Metrics
+from .publishing import Publisher
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -29,9 +32,15 @@ class Service:
     chat_template: ChatTemplate
     catalog: Catalog
     metrics: Metrics
+    registry: Registry
+    publisher: Publisher
+    # Where paths that clients name may lie; None closes the routes that take such paths.
+    adapters_root: Path | None = None
     end_tokens: frozenset[int] = frozenset()
     limits: Limits = field(default_factory=Limits)
     drain: Drain = field(default_factory=Drain)
+    # Idempotency keys of running requests.
+    keys_in_use: set[str] = field(default_factory=set)
 
 
 def service_of(request: Request) -> Service:

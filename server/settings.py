@@ -111,6 +111,20 @@ class ServeSettings:
         default=(),
         metadata=_about("publish the PEFT folder PATH as NAME; repeatable", metavar="NAME=PATH"),
     )
+    adapters_dir: Path | None = field(
+        default=None,
+        metadata=_about("publish every PEFT folder in this folder, also later ones", parse_path),
+    )
+    adapters_root: Path | None = field(
+        default=None,
+        metadata=_about(
+            "open the load_lora_adapter routes for paths inside this folder", parse_path
+        ),
+    )
+    max_upload_size: int = field(
+        default=2 << 30,
+        metadata=_about("largest upload of an adapter, such as 2GiB", parse_size, metavar="SIZE"),
+    )
     served_model_name: str | None = field(
         default=None,
         metadata=_about("name of the base in the API; default: the hub id or the folder's name"),
@@ -183,6 +197,14 @@ class ServeSettings:
             raise ValueError(f"--port is {self.port}; it must be between 0 and 65535")
         if not 0 <= self.drain_timeout < float("inf"):
             raise ValueError(f"--drain-timeout is {self.drain_timeout}; it must be 0 or more")
+        if self.max_upload_size < 1:
+            raise ValueError(f"--max-upload-size is {self.max_upload_size}; it must be at least 1")
+        for flag, folder in (
+            ("--adapters-dir", self.adapters_dir),
+            ("--adapters-root", self.adapters_root),
+        ):
+            if folder is not None and not folder.is_dir():
+                raise ValueError(f"{flag} is {folder}; it must be an existing folder")
         _check_names([adapter.name for adapter in self.adapters])
 
     def engine_config(self, model: Path) -> EngineConfig:

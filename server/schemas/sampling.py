@@ -13,6 +13,7 @@ from .body import RequestBody
 MAX_CHOICES: Final = 16
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_CHARS: Final = 256
+MAX_PARENTS: Final = 8
 _MASK: Final = 2**64 - 1
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 
@@ -37,10 +38,19 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool = False
 
 
+class BlendShare(BaseModel):
+    """One adapter of a blend; its delta counts ``weight`` times."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, max_length=256)
+    weight: float = Field(1.0, ge=-16, le=16, allow_inf_nan=False)
+
+
 class SamplingBody(RequestBody):
     """How to draw tokens and when to end, as completions and chat requests say it."""
 
-    IGNORED: ClassVar[frozenset[str]] = frozenset({"user", "metadata", "service_tier"})
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"metadata", "service_tier"})
     UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "logit_bias": ({},),
         "store": (False,),
@@ -56,6 +66,12 @@ class SamplingBody(RequestBody):
     }
 
     model: str
+    # LoRAX's and SGLang's names for the adapter.
+    adapter_id: str | None = Field(None, max_length=256)
+    lora_path: str | None = Field(None, max_length=256)
+    adapters: list[BlendShare] = Field([], max_length=MAX_PARENTS)
+    # A canary's users stay with the version that they got.
+    user: str | None = Field(None, max_length=1024)
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import httpx
+import numpy
 import pytest
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from multiflora.adapters.registry import Registry
+from multiflora.adapters.target import Projection, TargetModule
 from multiflora.engine.client import EngineClient, EngineState
 from multiflora.engine.errors import EngineUnavailable
 from multiflora.engine.request import (
@@ -30,6 +33,7 @@ from multiflora.server.catalog import Catalog
 from multiflora.server.http_server import HttpServer
 from multiflora.server.listener import bind, url_of
 from multiflora.server.metrics import Metrics
+from multiflora.server.publishing import Publisher
 from multiflora.server.service import Service
 
 MAX_MODEL_LEN = 256
@@ -193,6 +197,33 @@ def model(tmp_path: Path, tokenizer_folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def projections() -> tuple[Projection, ...]:
+    """One projection of a tiny base."""
+    return (Projection(0, "o", (TargetModule("model.layers.0.self_attn.o_proj", 8, 8),)),)
+
+
+@pytest.fixture
+def write_adapter(tmp_path: Path) -> Callable[..., Path]:
+    """``write_adapter("name", seed=1)`` -> a PEFT folder for ``projections``."""
+
+    def write(name: str = "adapter", *, seed: int = 1, size: int = 8, **changes: Any) -> Path:
+        folder = tmp_path / "adapters" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["o_proj"]}
+        (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+        draw = numpy.random.default_rng(seed).standard_normal
+        path = "base_model.model.model.layers.0.self_attn.o_proj"
+        tensors = {
+            f"{path}.lora_A.weight": draw((2, size)).astype("float32"),
+            f"{path}.lora_B.weight": draw((size, 2)).astype("float32"),
+        }
+        save_file(tensors, folder / "adapter_model.safetensors")
+        return folder
+
+    return write
+
+
 @pytest.fixture
 def chat_template(tokenizer: Tokenizer) -> ChatTemplate:
     return chat_template_of(tokenizer.folder)
@@ -213,8 +244,19 @@ def registry() -> Iterator[Registry]:
 
 
 @pytest.fixture
+def publisher(registry: Registry) -> Iterator[Publisher]:
+    publisher = Publisher(registry)
+    yield publisher
+    publisher.close()
+
+
+@pytest.fixture
 def service(
-    engine: FakeEngine, tokenizer: Tokenizer, chat_template: ChatTemplate, registry: Registry
+    engine: FakeEngine,
+    tokenizer: Tokenizer,
+    chat_template: ChatTemplate,
+    registry: Registry,
+    publisher: Publisher,
 ) -> Service:
     end = tokenizer.token_id("</s>")
     assert end is not None
@@ -224,6 +266,8 @@ def service(
         chat_template=chat_template,
         catalog=Catalog("base", registry, created=1_700_000_000),
         metrics=Metrics(cast(EngineClient, engine)),
+        registry=registry,
+        publisher=publisher,
         end_tokens=frozenset({end}),
     )
 

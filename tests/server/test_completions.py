@@ -123,7 +123,7 @@ async def test_an_adapter_is_asked_for_by_digest_and_named_in_a_header(complete,
     response = await complete(model="loud:one")
 
     assert engine.requests[0].adapters == (AdapterShare("b" * 64),)
-    assert response.headers["x-adapter-revision"] == "b" * 12
+    assert response.headers["x-adapter-version"] == "b" * 64
     assert response.json()["model"] == "loud:one"
 
 

@@ -22,7 +22,7 @@ async def test_one_model_by_id(client):
     card = (await client.get("/v1/models/loud:one")).json()
 
     assert card["id"] == "loud:one"
-    assert card["adapter"] == {"revision": "b" * 12}
+    assert card["adapter"] == {"version": "b" * 64}
 
 
 async def test_the_bases_id_may_have_a_slash(client, service):

@@ -1,0 +1,62 @@
+"""What is true of adapters right now: the registry's rows beside the engine's memory."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+from multiflora.adapters.entry import AdapterEntry
+from multiflora.engine.errors import EngineUnavailable
+
+from .schemas.adapter import adapter_object, version_object
+from .service import Service
+
+# An engine in a long step answers between steps; a list need not wait for it.
+_STATS_SECONDS: Final = 2.0
+
+
+async def view_adapter(service: Service, entry: AdapterEntry) -> dict[str, Any]:
+    (shown,) = await view_adapters(service, [entry])
+    return shown
+
+
+async def view_adapters(service: Service, entries: Sequence[AdapterEntry]) -> list[dict[str, Any]]:
+    resident = await _resident_versions(service)
+    return await asyncio.to_thread(_adapters, service, entries, resident)
+
+
+async def view_versions(service: Service, name: str) -> list[dict[str, Any]]:
+    """What the adapter keeps, the one used last first. Raises ``UnknownName``."""
+    service.registry.entry(name)
+    resident = await _resident_versions(service)
+    return await asyncio.to_thread(_versions, service, name, resident)
+
+
+def _adapters(
+    service: Service, entries: Sequence[AdapterEntry], resident: frozenset[str]
+) -> list[dict[str, Any]]:
+    leases = service.registry.leases_by_digest()
+    return [
+        adapter_object(
+            entry,
+            service.registry.version(entry.digest),
+            resident=resident,
+            leases=leases,
+            problem=service.catalog.reason(entry),
+        )
+        for entry in entries
+    ]
+
+
+def _versions(service: Service, name: str, resident: frozenset[str]) -> list[dict[str, Any]]:
+    leases = service.registry.leases_by_digest()
+    entry = service.registry.entry(name)
+    versions = service.registry.versions(name)
+    return [version_object(entry, one, resident=resident, leases=leases) for one in versions]
+
+
+async def _resident_versions(service: Service) -> frozenset[str]:
+    try:
+        async with asyncio.timeout(_STATS_SECONDS):
+            return frozenset((await service.client.stats()).resident_versions)
+    except (EngineUnavailable, TimeoutError):
+        return frozenset()

@@ -1,0 +1,88 @@
+"""Adapters and versions as the API shows them, and the bodies of what can be done to them."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pydantic import Field
+
+from multiflora.adapters.entry import AdapterEntry, HistoryEvent
+from multiflora.adapters.version import Version
+
+from .body import RequestBody
+
+
+class RollbackBody(RequestBody):
+    """``version`` None is the one that was active before."""
+
+    version: str | None = Field(None, max_length=64)
+
+
+class CanaryBody(RequestBody):
+    """``weight`` is the share of new requests; 0 ends the canary."""
+
+    version: str | None = Field(None, max_length=64)
+    weight: float = Field(ge=0, le=1, allow_inf_nan=False)
+
+
+def adapter_object(
+    entry: AdapterEntry,
+    version: Version,
+    *,
+    resident: Collection[str],
+    leases: Mapping[str, int],
+    problem: str | None,
+) -> dict[str, Any]:
+    """``state`` is where the weights are; ``problem`` says why it is not served."""
+    canary = entry.canary
+    return {
+        "id": entry.name,
+        "object": "adapter",
+        "name": entry.name,
+        "version": entry.digest,
+        "state": "device" if entry.digest in resident else "disk",
+        "bytes": version.num_bytes,
+        "rank": version.rank,
+        "leases": sum(leases.get(digest, 0) for digest in entry.in_use),
+        "pinned": entry.is_pinned,
+        "canary": {"version": canary.digest, "weight": canary.weight} if canary else None,
+        "versions": list(entry.kept),
+        "served": problem is None,
+        "problem": problem,
+        "created": entry.created,
+        "updated": entry.updated,
+    }
+
+
+def version_object(
+    entry: AdapterEntry, version: Version, *, resident: Collection[str], leases: Mapping[str, int]
+) -> dict[str, Any]:
+    digest = version.digest
+    return {
+        "id": digest,
+        "object": "adapter.version",
+        "version": digest,
+        "active": digest == entry.digest,
+        "canary": entry.canary is not None and digest == entry.canary.digest,
+        "state": "device" if digest in resident else "disk",
+        "bytes": version.num_bytes,
+        "rank": version.rank,
+        "leases": leases.get(digest, 0),
+        # What follows the colon is a path of the server's.
+        "source": version.source.partition(":")[0],
+        "parents": list(version.parents),
+        "metrics": dict(version.metrics),
+        "base": version.base,
+        "created": version.created,
+    }
+
+
+def event_object(event: HistoryEvent) -> dict[str, Any]:
+    return {
+        "id": event.id,
+        "object": "adapter.event",
+        "action": event.action,
+        "from": event.from_digest,
+        "to": event.to_digest,
+        "weight": event.weight,
+        "created": event.time,
+    }
