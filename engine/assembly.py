@@ -17,7 +17,7 @@ from multiflora.kernels.staging import DirectStaging, PackedStaging
 from .config import EngineConfig
 from .errors import NotEnoughMemory, StartupError
 from .forward_batch import BatchBuilder
-from .graphs import CudaCapture, StepGraphs, eager_capacity
+from .graphs import CudaCapture, StepGraphs, eager_capacity, uncaptured_row_counts
 from .kv_blocks import BlockPool
 from .loop import EngineLoop
 from .memory_plan import MemoryPlan, plan_memory, resolve_dtype
@@ -162,7 +162,9 @@ def _build_runner(
         _make_staging(config, place, max_blocks, builder.num_windows),
         zeroes_blocks=not place.ops.MASKS_UNWRITTEN_KV,
     )
-    if config.cuda_graphs and place.ops.NAME == "triton" and place.device.type == "cuda":
+    if place.ops.NAME != "triton" or place.device.type != "cuda":
+        return runner
+    if config.cuda_graphs:
         runner.graphs = StepGraphs(
             builder,
             runner.forward,
@@ -173,6 +175,7 @@ def _build_runner(
             capture=CudaCapture(),
         )
         runner.graphs.warm_up()
+    runner.warm_up(uncaptured_row_counts(config.scheduler.max_batched_tokens))
     return runner
 
 

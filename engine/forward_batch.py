@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from multiflora.adapters.batch import Blend, make_segments
-from multiflora.kernels.ops import AttentionRun, Ops, RopeTable, Staging
+from multiflora.kernels.ops import AttentionRun, Ops, RopeTable, Segment, Staging
 
 from .scheduler import ScheduledRequest, StepPlan
 
@@ -62,11 +62,11 @@ class BatchBuilder:
         *,
         staging: Staging,
         num_rows: int | None = None,
-        with_adapters: bool = False,
+        segments: Sequence[Segment] | None = None,
     ) -> ForwardBatch:
         """Inputs for ``plan``, padded to ``num_rows`` rows that read and write nothing.
 
-        ``with_adapters`` plans for adapters even where no item uses one.
+        ``segments`` stand in for those of the plan's items, to prepare kernels for what may come.
         """
         items = plan.items
         total = sum(item.count for item in items)
@@ -81,19 +81,19 @@ class BatchBuilder:
             cache_rows=staging.place(self._cache_rows(items) + [NOWHERE] * padding),
             sample_rows=staging.place(samples + [0] * padding),
             rope=self._rope,
-            lora=self._plan_lora(items, num_rows, staging, with_adapters),
+            lora=self._plan_lora(
+                self._segments(items) if segments is None else segments, num_rows, staging
+            ),
             attention=self._plan_attention(items, num_rows, staging),
         )
 
+    def _segments(self, items: Sequence[ScheduledRequest]) -> tuple[Segment, ...]:
+        return make_segments((item.count, self._blend(item)) for item in items)
+
     def _plan_lora(
-        self,
-        items: Sequence[ScheduledRequest],
-        num_rows: int,
-        staging: Staging,
-        with_adapters: bool,
+        self, segments: Sequence[Segment], num_rows: int, staging: Staging
     ) -> Any | None:
-        segments = make_segments((item.count, self._blend(item)) for item in items)
-        if not segments and not with_adapters:
+        if not segments:
             return None
         return self._ops.plan_lora(segments, num_rows=num_rows, staging=staging)
 

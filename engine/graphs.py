@@ -8,13 +8,13 @@ requests nor swaps need a new capture.
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from multiflora.kernels.ops import LoraTables
+from multiflora.kernels.ops import LoraTables, Segment
 from multiflora.kernels.staging import PackedStaging, StagingOverflow
 
 from .forward_batch import BatchBuilder, ForwardBatch
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 _ROW_COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 Forward = Callable[[ForwardBatch], Tensor]
+# Rows of other steps to compile kernels for: one per tile, and one beyond the fused matmul.
+_UNCAPTURED_ROWS = (16, 32, 64, 128, 192, 256, 320)
 
 
 class CapturedStep(Protocol):
@@ -36,14 +38,18 @@ class CapturedStep(Protocol):
         ...
 
 
-Capture = Callable[[Callable[[], Tensor]], CapturedStep]
+class Capture(Protocol):
+    """Records calls without arguments."""
+
+    def __call__(self, step: Callable[[], Tensor]) -> CapturedStep: ...
+
+    def reset(self) -> None:
+        """All captured steps are gone."""
+        ...
 
 
 class StepGraphs:
-    """Captured decode steps of one engine.
-
-    ``forward`` computes logits [rows, V] of a batch; ``capture`` records a call without arguments.
-    """
+    """Captured decode steps of one engine; ``forward`` computes logits [rows, V] of a batch."""
 
     def __init__(
         self,
@@ -71,6 +77,7 @@ class StepGraphs:
             for rows in self._row_counts
         }
         self._steps: dict[tuple[int, Hashable], CapturedStep] = {}
+        self._is_broken = False
 
     @property
     def num_captured(self) -> int:
@@ -78,16 +85,18 @@ class StepGraphs:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Capture every size, with and without adapters; the largest first, as it sizes scratch."""
+        """Capture every size and kind of step; the largest first, as it sizes scratch memory."""
         for rows in reversed(self._row_counts):
-            for with_adapters in (True, False):
-                self._run(rows, StepPlan(items=(), fresh_blocks=()), with_adapters=with_adapters)
+            for segments in stand_ins(rows):
+                self._run(rows, StepPlan(items=(), fresh_blocks=()), segments)
 
     def logits(self, plan: StepPlan) -> Tensor | None:
         """float32 [number of items, V], or None if ``plan`` must run uncaptured."""
         count = len(plan.items)
-        if count > self._row_counts[-1] or not all(
-            item.count == 1 and item.samples for item in plan.items
+        if (
+            self._is_broken
+            or count > self._row_counts[-1]
+            or not all(item.count == 1 and item.samples for item in plan.items)
         ):
             return None
         rows = self._row_counts[bisect_left(self._row_counts, count)]
@@ -96,21 +105,39 @@ class StepGraphs:
         except StagingOverflow as reason:
             logger.debug("step runs uncaptured: %s", reason)
             return None
+        except CaptureFailed:
+            # After a failed capture no other can be trusted; the ones that exist can be dropped.
+            logger.exception("no step is captured any more; decoding is slower from here on")
+            self._is_broken = True
+            self._steps.clear()
+            return None
 
-    def _run(self, rows: int, plan: StepPlan, *, with_adapters: bool = False) -> Tensor:
+    def _run(self, rows: int, plan: StepPlan, segments: Sequence[Segment] | None = None) -> Tensor:
         if self._tables.generation != self._generation:
             self._steps.clear()
+            self._capture.reset()
             self._generation = self._tables.generation
         staging = self._stagings[rows]
         staging.begin()
-        batch = self._builder.build(
-            plan, staging=staging, num_rows=rows, with_adapters=with_adapters
-        )
+        batch = self._builder.build(plan, staging=staging, num_rows=rows, segments=segments)
         staging.commit()
         key = (rows, batch.graph_key)
         if key not in self._steps:
             self._steps[key] = self._capture(lambda: self._forward(batch))
         return self._steps[key].replay()
+
+
+def stand_ins(rows: int) -> list[list[Segment]]:
+    """Segments of every kind of step: one version, a version per row, none.
+
+    They name slot 0: whatever is or is not there, padding rows are computed and not used.
+    """
+    return [[Segment(0, rows, 0)], [Segment(row, row + 1, 0) for row in range(rows)], []]
+
+
+def uncaptured_row_counts(max_tokens: int) -> tuple[int, ...]:
+    """Sizes at which uncaptured steps meet kernels of their own."""
+    return tuple(rows for rows in _UNCAPTURED_ROWS if rows <= max_tokens)
 
 
 def row_counts(max_rows: int) -> tuple[int, ...]:
@@ -133,6 +160,10 @@ def eager_capacity(max_tokens: int, max_requests: int, max_blocks: int, *, windo
     return 64 * (max_tokens + 32) + windows * max_requests * (max_blocks + 8)
 
 
+class CaptureFailed(RuntimeError):
+    """A step could not be recorded; the process should not try again."""
+
+
 class CudaGraphStep:
     """A CUDA graph and its output."""
 
@@ -146,20 +177,45 @@ class CudaGraphStep:
 
 
 class CudaCapture:
-    """Records calls as CUDA graphs that share one memory pool: they never run side by side."""
+    """Records calls as CUDA graphs that share a memory pool and an output: none run side by side.
+
+    All are recorded on one stream, for which libraries set up their scratch memory once.
+    """
 
     def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()
+        self._output: Tensor | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        # A pool without graphs cannot be used again.
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, step: Callable[[], Tensor]) -> CudaGraphStep:
-        # Kernels are compiled and scratch memory grows here, where allocation is still allowed.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            step()
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
+        """Raises ``CaptureFailed``; whatever ``step`` raises by itself passes through."""
+        output = self._output_like(self._rehearse(step))
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            output = step()
+        current = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                output.copy_(step())
+        except RuntimeError as error:
+            raise CaptureFailed(f"a decode step cannot be captured: {error}") from error
+        finally:
+            # A failed capture leaves its own stream current.
+            torch.cuda.set_stream(current)
         return CudaGraphStep(graph, output)
+
+    def _rehearse(self, step: Callable[[], Tensor]) -> Tensor:
+        """Compile kernels and grow scratch memory where allocation is still allowed."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            result = step()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        torch.cuda.synchronize()
+        return result
+
+    def _output_like(self, result: Tensor) -> Tensor:
+        if self._output is None or self._output.shape[0] < result.shape[0]:
+            self._output = torch.empty_like(result)
+        return self._output[: result.shape[0]]

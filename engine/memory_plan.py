@@ -89,7 +89,7 @@ def plan_memory(
     dtype = dtype or resolve_dtype(placed, model, has_fast_bfloat16=has_fast_bfloat16())
     wanted_len = _wanted_length(config, model)
     sizes = BaseSize.measure(config.base, model, dtype, checkpoint)
-    workspace = _workspace_bytes(config, model, dtype)
+    workspace = _workspace_bytes(placed, model, dtype)
     free = available - sizes.total - workspace
     if free <= 0:
         raise NotEnoughMemory(_base_too_large(sizes.total, workspace, available, config))
@@ -168,7 +168,21 @@ def _workspace_bytes(config: EngineConfig, model: ModelConfig, dtype: str) -> in
     matrices = [p.out_features * p.in_features for p in model.projections()]
     decoded = 0 if config.base.quantization == "none" else max(matrices) * item
     loading = max(model.vocab_size * model.hidden_size, *matrices) * 4
-    return max(activations + logits + decoded, loading)
+    return max(activations + logits + decoded + _kernel_scratch(config, rows), loading)
+
+
+def _kernel_scratch(config: EngineConfig, rows: int) -> int:
+    """What the GPU kernels keep between launches: split-K slabs, and shrunk rows of adapters.
+
+    A split fills the device and no more, so that slabs have some 70,000 columns whatever the
+    matrix; buffers may double as they grow.
+    """
+    if config.device != "cuda":
+        return 0
+    fused_rows = rows if config.batch_invariant else min(rows, 256)
+    slabs = fused_rows * 70_000 * 4
+    shrunk = rows * 8 * 768 * 4
+    return 2 * (slabs + shrunk)
 
 
 def _automatic_sizes(config: EngineConfig, free: int, *, on_host: bool) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from multiflora.kernels.staging import DirectStaging, PackedStaging
 
 from .forward_batch import BatchBuilder, ForwardBatch
-from .graphs import StepGraphs
+from .graphs import StepGraphs, stand_ins
 from .models.config import ModelConfig
 from .models.decoder import Decoder, KvCache
 from .sampler import Draw, sample
@@ -47,6 +47,21 @@ class Runner:
             self._zero(plan.fresh_blocks)
         captured = self.graphs.logits(plan) if self.graphs else None
         return self._uncaptured(plan) if captured is None else captured
+
+    @torch.inference_mode()
+    def warm_up(self, row_counts: Sequence[int]) -> None:
+        """Run uncaptured steps of padding rows, so that no request waits for a compiler."""
+        for rows in row_counts:
+            for segments in stand_ins(rows)[::2]:
+                self._staging.begin()
+                batch = self._builder.build(
+                    StepPlan(items=(), fresh_blocks=()),
+                    staging=self._staging,
+                    num_rows=rows,
+                    segments=segments,
+                )
+                self._staging.commit()
+                self.forward(batch)
 
     def _uncaptured(self, plan: StepPlan) -> Tensor:
         self._staging.begin()

@@ -14,18 +14,19 @@ class StagingOverflow(Exception):
 
 
 class DirectStaging:
-    """Makes every tensor at once, int64: for backends that plan and run on the host."""
+    """Makes every tensor at once: for backends that plan and run on the host, and for checks."""
 
     is_static = False
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype = torch.int64) -> None:
         self.device = device
+        self._dtype = dtype
 
     def begin(self) -> None:
         """Nothing is shared between steps."""
 
     def place(self, values: Sequence[int], *, capacity: int | None = None) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64).to(self.device)
+        return torch.tensor(values, dtype=self._dtype).to(self.device)
 
     def commit(self) -> None:
         """Nothing waits to be copied."""

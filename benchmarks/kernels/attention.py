@@ -42,7 +42,7 @@ def _measure(ops: TritonOps, spec: AttentionRunSpec, requests: int, context: int
     per_request = -(-context // BLOCK_SIZE)
     shape = (requests * per_request, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
     kv_bytes = 2 * requests * context * spec.num_kv_heads * spec.head_dim * 2
-    caches = [_cache(shape, spec) for _ in range(copies_for(kv_bytes, spec.device, most=8))]
+    caches = [_cache(shape, spec) for _ in range(copies_for(kv_bytes, spec.device, most=64))]
     blocks = torch.randperm(shape[0]).view(requests, per_request).tolist()
     runs = [AttentionRun(i, i + 1, context - 1, blocks[i]) for i in range(requests)]
     plan = ops.plan_attention(
@@ -51,7 +51,7 @@ def _measure(ops: TritonOps, spec: AttentionRunSpec, requests: int, context: int
         block_size=BLOCK_SIZE,
         window=None,
         max_context=context,
-        staging=DirectStaging(spec.device),
+        staging=DirectStaging(spec.device, torch.int32),
     )
     q = random_dense(requests, spec.num_heads, spec.head_dim, dtype=spec.dtype, device=spec.device)
     scale = spec.head_dim**-0.5

@@ -75,7 +75,7 @@ class Bench:
         cos, sin = rope_tables(
             model.rope,
             head_dim=model.head_dim,
-            max_len=run.context,
+            max_len=model.max_position,
             max_position=model.max_position,
         )
         builder = BatchBuilder(

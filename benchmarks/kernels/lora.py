@@ -125,7 +125,9 @@ def _ours(
     in_epilogue: bool,
 ) -> list[Call]:
     plan = replace(
-        ops.plan_lora(case.segments(), num_rows=case.rows, staging=DirectStaging(case.run.device)),
+        ops.plan_lora(
+            case.segments(), num_rows=case.rows, staging=DirectStaging(case.run.device, torch.int32)
+        ),
         in_epilogue=in_epilogue,
     )
     inputs = []

@@ -47,9 +47,10 @@ def measure(run: MatmulRun) -> Iterator[dict[str, Any]]:
                 if name == "portable look-up" and rows not in _PORTABLE_ROWS:
                     continue
                 timed = time_calls([partial(matmul, x) for matmul in matmuls], run.device)
+                read = 2 * out * into if name == "dense" else packed_bytes
                 record[name] = {
                     "us": timed.microseconds,
-                    "gb_per_s": round(packed_bytes / timed.seconds / 1e9, 1),
+                    "gb_per_s": round(read / timed.seconds / 1e9, 1),
                     "captured": timed.captured,
                 }
             yield record
@@ -64,7 +65,8 @@ def _kernels(run: MatmulRun, out: int, into: int, copies: int) -> dict[str, list
         "multiflora": _linears(ops, weights),
         "batch-invariant": _linears(invariant, weights),
         "portable look-up": _linears(portable, weights),
-        "decode + dense": [lambda x, w=w: ops.linear.decode_and_multiply(x, w) for w in weights],
+        "decode + dense, in slices": _decoding(ops, weights, None),
+        "decode + dense, whole": _decoding(ops, weights, 2 * out * into),
         "dense": _dense(run, out, into),
     }
     bitsandbytes = _bitsandbytes(run, out, into, copies)
@@ -73,6 +75,13 @@ def _kernels(run: MatmulRun, out: int, into: int, copies: int) -> dict[str, list
 
 def _linears(ops: TritonOps, weights: Sequence[Nf4Weight]) -> list[Matmul]:
     return [lambda x, w=w: ops.linear(x, w, None, None) for w in weights]
+
+
+def _decoding(
+    ops: TritonOps, weights: Sequence[Nf4Weight], slice_bytes: int | None
+) -> list[Matmul]:
+    decode = ops.linear.decode_and_multiply
+    return [lambda x, w=w: decode(x, w, slice_bytes=slice_bytes) for w in weights]
 
 
 def _dense(run: MatmulRun, out: int, into: int) -> list[Matmul]:

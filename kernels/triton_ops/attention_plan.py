@@ -50,7 +50,8 @@ class _Span:
     chunk_size: int
 
     def num_chunks(self, window: int | None) -> int:
-        last = self.first_position + self.num_rows - 1
+        # A span of no row still needs one program, to set it to zero.
+        last = self.first_position + max(1, self.num_rows) - 1
         first = 0 if window is None else max(0, self.first_position - window + 1)
         return last // self.chunk_size - first // self.chunk_size + 1
 

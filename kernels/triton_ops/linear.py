@@ -25,6 +25,8 @@ WARPS = 4
 RANK_BLOCK = 16
 # Programs that share the ranks of one shrink tile.
 _RANK_PROGRAMS = 4
+# Programs that share the tiles of a step: a captured grid has room for many more than it uses.
+_TILE_PROGRAMS = 32
 SHRINK_COLUMNS = 128
 SHRUNK_STRIDE = 3 * MAX_RANK
 # Columns of a stand-alone expand by its rows: sum and delta fill the registers of four warps.
@@ -124,10 +126,12 @@ class Linear:
         slabs = num_slabs(x.shape[1])
         size = slabs * plan.num_shrunk_rows * SHRUNK_STRIDE
         shrunk = self._accelerator.workspace.get("shrunk", size, torch.float32)
-        lora_shrink_kernel[plan.num_shrink_tiles, slabs, _RANK_PROGRAMS](
+        programs = min(plan.num_shrink_tiles, _TILE_PROGRAMS)
+        lora_shrink_kernel[programs, slabs, _RANK_PROGRAMS](
             x,
             shrunk,
             plan.shrink_tiles,
+            plan.num_shrink_tiles,
             plan.segments,
             entries,
             entries.stride(0),
@@ -154,9 +158,11 @@ class Linear:
         plan: LoraPlan = lora.plan
         delta = self._delta_arguments(x, y, lora, overlap=False)
         columns = EXPAND_COLUMNS[plan.expand_rows]
-        lora_expand_kernel[ceil_div(y.shape[1], columns), plan.num_expand_tiles](
+        programs = min(plan.num_expand_tiles, _TILE_PROGRAMS)
+        lora_expand_kernel[ceil_div(y.shape[1], columns), programs](
             y,
             plan.expand_tiles,
+            plan.num_expand_tiles,
             delta.segments,
             delta.entries,
             delta.shrunk,
@@ -176,12 +182,17 @@ class Linear:
         return y
 
     def decode_and_multiply(
-        self, x: Tensor, weight: Nf4Weight, bias: Tensor | None = None
+        self,
+        x: Tensor,
+        weight: Nf4Weight,
+        bias: Tensor | None = None,
+        *,
+        slice_bytes: int | None = None,
     ) -> Tensor:
         """Many rows: decode a slice that fits the cache, multiply it, go on to the next."""
         shape = TiledShape(weight.out_features, weight.in_features)
         row_bytes = weight.in_features * x.element_size()
-        blocks_at_once = max(1, _SLICE_BYTES // (row_bytes * shape.rows))
+        blocks_at_once = max(1, (slice_bytes or _SLICE_BYTES) // (row_bytes * shape.rows))
         y = x.new_empty(x.shape[0], weight.out_features)
         size = blocks_at_once * shape.rows * weight.in_features
         scratch = self._accelerator.workspace.get(f"slice-{x.dtype}", size, x.dtype)

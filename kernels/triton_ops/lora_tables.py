@@ -24,7 +24,8 @@ from .lora_epilogue import (
 )
 
 MAX_RANK = 256
-_FIRST_CAPACITY = 64
+# Slots before the tables must move, which voids captured graphs: 16 MB for an 8B model.
+_FIRST_CAPACITY = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import triton.language as tl
 from .codebook import gather_plane, load_words, permute_planes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_block"])
 def nf4_dequantize_kernel(
     codes,
     absmax,

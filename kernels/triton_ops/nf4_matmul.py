@@ -17,7 +17,8 @@ from .lora_epilogue import add_segments
 GROUP = tl.constexpr(64)
 
 
-@triton.jit
+# Compiled once for any number of rows: alignment follows from the other arguments.
+@triton.jit(do_not_specialize=["M", "shrunk_rows"])
 def nf4_matmul_kernel(
     x,
     codes,

@@ -91,7 +91,7 @@ def _adapters(ops: TritonOps, dtype: torch.dtype) -> tuple[float, float]:
     tables = ops.make_lora_tables([[_OUT]], x.device)
     for slot, factors in enumerate(versions):
         tables.write(slot, {0: factors})
-    plan = ops.plan_lora(segments, num_rows=_ROWS, staging=DirectStaging(x.device))
+    plan = ops.plan_lora(segments, num_rows=_ROWS, staging=DirectStaging(x.device, torch.int32))
     found = ops.linear(x, weight, None, LoraInput(tables.projection(0), plan))
     wanted = x.double() @ dense.T
     for segment in segments:
@@ -122,7 +122,7 @@ def _attention(ops: TritonOps, dtype: torch.dtype) -> tuple[float, float]:
                 block_size=_BLOCK,
                 window=None,
                 max_context=_KEYS,
-                staging=DirectStaging(device),
+                staging=DirectStaging(device, torch.int32),
             ),
             _HEAD_DIM**-0.5,
         )

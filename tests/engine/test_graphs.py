@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from multiflora.engine.graphs import StepGraphs, eager_capacity, row_counts, static_capacity
+from multiflora.engine.graphs import (
+    CaptureFailed,
+    StepGraphs,
+    eager_capacity,
+    row_counts,
+    static_capacity,
+    uncaptured_row_counts,
+)
 from multiflora.engine.request import AdapterShare, GenerationRequest
 from multiflora.kernels.staging import PackedStaging, StagingOverflow
 from multiflora.kernels.triton_ops.interpreter import INTERPRETED
@@ -14,6 +21,22 @@ from multiflora.kernels.triton_ops.interpreter import INTERPRETED
 CPU = torch.device("cpu")
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the interpreter only")
 BLOCKS = 32
+
+
+class Recorder:
+    """Records calls as ``CudaCapture`` does; ``fails`` as a device may."""
+
+    def __init__(self) -> None:
+        self.num_resets = 0
+        self.fails = False
+
+    def __call__(self, step: Callable[[], Tensor]) -> "Recorded":
+        if self.fails:
+            raise CaptureFailed("the driver says no")
+        return Recorded(step)
+
+    def reset(self) -> None:
+        self.num_resets += 1
 
 
 class Recorded:
@@ -26,7 +49,7 @@ class Recorded:
         return self._step()
 
 
-def make_graphs(loop, *, max_rows: int = 4) -> StepGraphs:
+def make_graphs(loop, *, max_rows: int = 4, recorder: Recorder | None = None) -> StepGraphs:
     runner = loop._runner
     return StepGraphs(
         runner._builder,
@@ -35,7 +58,7 @@ def make_graphs(loop, *, max_rows: int = 4) -> StepGraphs:
         max_rows=max_rows,
         max_blocks=BLOCKS,
         device=CPU,
-        capture=Recorded,
+        capture=recorder or Recorder(),
     )
 
 
@@ -67,7 +90,9 @@ def test_the_triton_engine_answers_as_the_cpu_engine_captured_or_not(make_bench)
 def test_swaps_blends_and_padding_need_no_new_capture(make_bench) -> None:
     bench = make_bench("llama", kernels="triton")
     graphs = bench.loop._runner.graphs = make_graphs(bench.loop)
-    bench.run(requests(bench, ["rank-1"], 2))
+    # All are resident from here on, so that both requests of a pair decode together.
+    for name in ("rank-1", "rank-3", "rank-40-down"):
+        bench.run([bench.request(name, range(5, 9), id=f"alone-{name}", max_tokens=2)])
     captured = graphs.num_captured
     blend = GenerationRequest(
         id="blend",
@@ -85,22 +110,41 @@ def test_swaps_blends_and_padding_need_no_new_capture(make_bench) -> None:
 @interpreted
 def test_tables_that_moved_void_all_captured_steps(make_bench) -> None:
     bench = make_bench("llama", kernels="triton")
-    graphs = bench.loop._runner.graphs = make_graphs(bench.loop, max_rows=1)
+    recorder = Recorder()
+    graphs = bench.loop._runner.graphs = make_graphs(bench.loop, max_rows=1, recorder=recorder)
     bench.run(requests(bench, ["rank-1"], 2))
-    bench.loop._residency.tables.write(500, {})
+    bench.loop._residency.tables.write(5000, {})
     bench.reasons.clear()
     bench.run(requests(bench, [None], 2))
     assert graphs.num_captured == 1
+    assert recorder.num_resets == 1
 
 
 @interpreted
-def test_warm_up_captures_every_size_with_and_without_adapters_and_writes_no_cache(
-    make_bench,
+def test_after_a_failed_capture_steps_run_uncaptured_for_good(make_bench, caplog) -> None:
+    bench = make_bench("llama", kernels="triton")
+    recorder = Recorder()
+    graphs = bench.loop._runner.graphs = make_graphs(bench.loop, max_rows=1, recorder=recorder)
+    recorder.fails = True
+    bench.run(requests(bench, ["rank-1"], 3))
+    assert len(bench.answers["rank-1-4"]) == 3
+    assert caplog.text.count("no step is captured any more") == 1
+    assert graphs.num_captured == 0
+
+
+@interpreted
+def test_warm_up_captures_every_size_and_kind_of_step_and_writes_no_cache(
+    make_bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from multiflora.kernels.triton_ops import lora_plan
+
+    monkeypatch.setattr(lora_plan, "_LONGEST_WALK", 1)
     bench = make_bench("llama", kernels="triton")
     graphs = make_graphs(bench.loop, max_rows=2)
     graphs.warm_up()
-    assert graphs.num_captured == 2 * 2
+    # One row has no other kind than one version and none.
+    assert graphs.num_captured == 2 + 3
+    bench.loop._runner.warm_up((3,))
     for keys, values in bench.loop._runner._caches:
         assert not keys.any()
         assert not values.any()
@@ -111,6 +155,7 @@ def test_sizes_end_at_the_most_requests_of_a_step() -> None:
     assert row_counts(20) == (1, 2, 4, 8, 16, 20)
     assert row_counts(64)[-1] == 64
     assert row_counts(1000)[-1] == 256
+    assert uncaptured_row_counts(100) == (16, 32, 64)
 
 
 def test_a_static_staging_gives_the_same_places_each_step_and_one_copy() -> None:

@@ -84,7 +84,10 @@ def _rank_constants() -> dict[str, Any]:
 
 def lora_shrink(arch: int) -> CompiledKernel:
     tables = {k: v for k, v in LORA_TABLES.items() if k not in ("tiles", *_SLICES)}
-    signature = {**tables, "x": "*bf16:16", "shrink_tiles": "*i32:16", "K": "i32:16"}
+    signature = {
+        **tables,
+        **{"x": "*bf16:16", "shrink_tiles": "*i32:16", "num_tiles": "i32", "K": "i32:16"},
+    }
     constants = {
         "BM": SHRINK_ROWS,
         "BK": linear.SHRINK_COLUMNS,
@@ -96,7 +99,10 @@ def lora_shrink(arch: int) -> CompiledKernel:
 
 def lora_expand(arch: int, rows: int) -> CompiledKernel:
     tables = {k: v for k, v in LORA_TABLES.items() if k != "tiles"}
-    signature = {**tables, "y": "*bf16:16", "expand_tiles": "*i32:16", "N": "i32:16"}
+    signature = {
+        **tables,
+        **{"y": "*bf16:16", "expand_tiles": "*i32:16", "num_tiles": "i32", "N": "i32:16"},
+    }
     constants = {"BM": rows, "BN": linear.EXPAND_COLUMNS[rows], **_rank_constants()}
     registers = linear.EXPAND_REGISTERS
     return _compile(lora_expand_kernel, signature, constants, arch, max_registers=registers)

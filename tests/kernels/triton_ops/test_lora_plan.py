@@ -156,7 +156,7 @@ def test_tables_grow_without_losing_a_slot_and_say_that_they_moved() -> None:
     tables.write(1, {0: make_factors(4)})
     before, generation = tables.entries[1].clone(), tables.generation
     projection = tables.projection(0)
-    tables.write(1000, {0: make_factors(8)})
+    tables.write(3000, {0: make_factors(8)})
     assert tables.generation != generation
     assert torch.equal(tables.entries[1], before)
-    assert int(projection.entries[1000, 1]) == 8
+    assert int(projection.entries[3000, 1]) == 8

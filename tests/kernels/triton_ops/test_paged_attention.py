@@ -264,3 +264,8 @@ def test_an_eager_step_writes_zeros_to_rows_of_no_run(device: torch.device) -> N
     found = pages.attend(random(7, 4, 32).to(device), runs)
     assert not found[[0, 4, 6]].any()
     assert bool(found[[1, 2, 3, 5]].isfinite().all())
+
+
+def test_a_step_of_padding_alone_is_zero(device: torch.device) -> None:
+    pages = Pages([5], device=device)
+    assert not pages.attend(random(3, 4, 32, seed=3).to(device), []).any()
