@@ -94,10 +94,13 @@ def commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def save(name: str, record: Mapping[str, Any]) -> Path:
-    """Write one record, with everything needed to repeat it, to ``results/<name>-<time>.json``."""
+def save(name: str, record: Mapping[str, Any], *, path: Path | None = None) -> Path:
+    """Write one record, with everything needed to repeat it, to ``results/<name>-<time>.json``.
+
+    ``path`` is that of an earlier call, to write a longer record of the same run.
+    """
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path = path or RESULTS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     facts = {
         "benchmark": name,
         "command": "python -m " + " ".join([_module(), *sys.argv[1:]]),

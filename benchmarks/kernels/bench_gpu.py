@@ -10,7 +10,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from multiflora.kernels.triton_ops.accelerator import Accelerator
 from multiflora.kernels.triton_ops.backend import TritonOps
 from multiflora.kernels.triton_ops.self_check import check
 
-Section = Callable[[], Any]
+Section = Callable[[], Iterable[Any]]
 
 
 def main() -> int:
@@ -35,21 +36,31 @@ def main() -> int:
     dtype = getattr(torch, arguments.dtype)
     record: dict[str, Any] = {"dtype": arguments.dtype, "smoke": arguments.smoke}
     failed = False
+    path: Path | None = None
     started = time.perf_counter()
     for name, section in _sections(device, dtype, record, smoke=arguments.smoke).items():
-        try:
-            result = section()
-            record[name] = list(result) if isinstance(result, Iterable) else result
-        except Exception as error:  # a section that fails must not cost the others' numbers
-            failed = True
-            traceback.print_exc()
-            record[name] = {"error": f"{type(error).__name__}: {error}"}
-        print(f"{time.perf_counter() - started:6.1f} s  {name}", file=sys.stderr, flush=True)
-    record["seconds"] = round(time.perf_counter() - started, 1)
-    path = save(f"gpu-kernels-{_device_name(device)}", record) if not arguments.smoke else None
+        failed |= not _run(name, section, record)
+        record["seconds"] = round(time.perf_counter() - started, 1)
+        print(f"{record['seconds']:6.1f} s  {name}", file=sys.stderr, flush=True)
+        if not arguments.smoke:
+            # After every section: a machine that goes away takes no number with it.
+            path = save(f"gpu-kernels-{_device_name(device)}", record, path=path)
     _print(record)
     print(f"saved {path}" if path else "smoke run: nothing measured, nothing saved")
     return int(failed)
+
+
+def _run(name: str, section: Section, record: dict[str, Any]) -> bool:
+    """Rows as they come, so that one that fails costs none before it."""
+    rows: list[Any] = []
+    record[name] = rows
+    try:
+        rows.extend(section())
+    except Exception as error:
+        traceback.print_exc()
+        record[f"{name}_error"] = f"{type(error).__name__}: {error}"
+        return False
+    return True
 
 
 def _parse() -> argparse.Namespace:
@@ -105,31 +116,25 @@ def _sections(
     )
     invariant = replace(step, batch_invariant=True, batches=step.batches[:3])
 
-    def bandwidth() -> float:
+    def bandwidth() -> list[float]:
         record["copy_bytes_per_s"] = copy_bandwidth(
             device, num_bytes=(1 << 16 if smoke else 2 << 30)
         )
-        return round(record["copy_bytes_per_s"] / 1e9, 1)
+        return [round(record["copy_bytes_per_s"] / 1e9, 1)]
 
     return {
         "copy_gb_per_s": bandwidth,
-        "self_check": lambda: [
-            vars_of(result) for result in check(TritonOps(Accelerator.open(device)), dtype)
-        ],
+        "self_check": lambda: map(asdict, check(TritonOps(Accelerator.open(device)), dtype)),
         "matmul_errors": lambda: [matmul.check(gemm)],
         "invariance_probe": lambda: [matmul.probe_invariance(gemm)] if not smoke else [],
-        "decode_step": lambda: list(decode_step.measure(step, record["copy_bytes_per_s"])),
-        "decode_step_batch_invariant": lambda: list(
-            decode_step.measure(invariant, record["copy_bytes_per_s"])
+        "decode_step": lambda: decode_step.measure(step, record["copy_bytes_per_s"]),
+        "decode_step_batch_invariant": lambda: decode_step.measure(
+            invariant, record["copy_bytes_per_s"]
         ),
-        "lora": lambda: list(lora.measure(adapters)),
-        "attention": lambda: list(attention.measure(heads)),
-        "matmul": lambda: list(matmul.measure(gemm)),
+        "lora": lambda: lora.measure(adapters),
+        "attention": lambda: attention.measure(heads),
+        "matmul": lambda: matmul.measure(gemm),
     }
-
-
-def vars_of(result: Any) -> dict[str, Any]:
-    return {"name": result.name, "error": result.error, "tolerance": result.tolerance}
 
 
 def _tiny_model() -> Any:

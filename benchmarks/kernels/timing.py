@@ -31,8 +31,13 @@ def copies_for(num_bytes: int, device: torch.device, *, most: int = 32) -> int:
     return max(2, min(most, -(-ROTATION_BYTES // num_bytes)))
 
 
-def time_calls(calls: Sequence[Callable[[], object]], device: torch.device) -> CallTime:
-    """Time ``calls`` one after the other, each on memory of its own; per call."""
+def time_calls(
+    calls: Sequence[Callable[[], object]], device: torch.device, *, capturable: bool = True
+) -> CallTime:
+    """Time ``calls`` one after the other, each on memory of its own; per call.
+
+    Calls that synchronize are not ``capturable``: a capture that fails spoils all later ones.
+    """
     if device.type != "cuda":
         started = time.perf_counter()
         for call in calls:
@@ -41,8 +46,8 @@ def time_calls(calls: Sequence[Callable[[], object]], device: torch.device) -> C
     run = _run_all(calls)
     run()
     torch.cuda.synchronize()
-    replay = _capture(run)
-    return CallTime(_median(replay or run) / len(calls), captured=replay is not None)
+    measured = _capture(run) if capturable else run
+    return CallTime(_median(measured) / len(calls), captured=capturable)
 
 
 def _run_all(calls: Sequence[Callable[[], object]]) -> Callable[[], None]:
@@ -53,7 +58,7 @@ def _run_all(calls: Sequence[Callable[[], object]]) -> Callable[[], None]:
     return run
 
 
-def _capture(run: Callable[[], None]) -> Callable[[], None] | None:
+def _capture(run: Callable[[], None]) -> Callable[[], None]:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -61,13 +66,8 @@ def _capture(run: Callable[[], None]) -> Callable[[], None] | None:
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            run()
-    except RuntimeError:
-        # A peer that synchronizes cannot be captured; it is timed as it is and marked.
-        torch.cuda.synchronize()
-        return None
+    with torch.cuda.graph(graph, stream=stream):
+        run()
     return graph.replay
 
 

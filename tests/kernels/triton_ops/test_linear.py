@@ -16,8 +16,9 @@ from multiflora.kernels.triton_ops.accelerator import Accelerator
 from multiflora.kernels.triton_ops.backend import TritonOps
 from multiflora.kernels.triton_ops.interpreter import INTERPRETED
 
-pytestmark = pytest.mark.skipif(not INTERPRETED, reason="runs in the interpreter only")
-CPU = torch.device("cpu")
+# On a GPU where there is one, else in the interpreter.
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+pytestmark = [] if INTERPRETED else pytest.mark.gpu
 # Slices that end inside a column block, and a K that no split divides.
 WIDTHS, K = (96, 24, 40), 320
 N = sum(WIDTHS)
@@ -25,11 +26,11 @@ RANKS = [(8, 8, 8), (1, 0, 3), (0, 40, 0), (20, 16, 5)]
 
 
 def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
-    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def make_ops(*, batch_invariant: bool = False) -> TritonOps:
-    return TritonOps(Accelerator.open(CPU), batch_invariant=batch_invariant)
+    return TritonOps(Accelerator.open(DEVICE), batch_invariant=batch_invariant)
 
 
 def make_factors(ranks: Sequence[int], seed: int, dtype: torch.dtype) -> LoraFactors:
@@ -48,17 +49,20 @@ class Projection:
 
     def __init__(self, ops: TritonOps, dtype: torch.dtype = torch.float16) -> None:
         self.ops = ops
-        self.canonical = quantize(random(N, K, seed=3))
-        self.weight = ops.pack_nf4(self.canonical, dtype)
+        canonical = quantize(random(N, K, seed=3).cpu())
+        self.dense = nf4.dequantize(canonical).to(DEVICE)
+        self.weight = ops.pack_nf4(canonical, dtype)
+        for name, tensor in self.weight.tensors.items():
+            self.weight.tensors[name] = tensor.to(DEVICE)
         self.versions = [make_factors(ranks, seed, dtype) for seed, ranks in enumerate(RANKS)]
-        self.tables = ops.make_lora_tables([WIDTHS], CPU)
+        self.tables = ops.make_lora_tables([WIDTHS], DEVICE)
         for slot, factors in enumerate(self.versions):
             self.tables.write(slot, {0: factors})
 
     def __call__(
         self, x: Tensor, segments: Sequence[Segment], bias: Tensor | None = None
     ) -> Tensor:
-        plan = self.ops.plan_lora(segments, num_rows=len(x), staging=DirectStaging(CPU))
+        plan = self.ops.plan_lora(segments, num_rows=len(x), staging=DirectStaging(DEVICE))
         lora = LoraInput(self.tables.projection(0), plan) if segments else None
         return self.ops.linear(x, self.weight, bias, lora)
 
@@ -79,7 +83,7 @@ def test_every_split_of_k_gives_the_same_product(
     monkeypatch.setattr(accelerator, "_INTERPRETED_MULTIPROCESSORS", multiprocessors)
     projection = Projection(make_ops())
     x = random(5, K, seed=1).half()
-    wanted = x.double() @ nf4.dequantize(projection.canonical).double().T
+    wanted = x.double() @ projection.dense.double().T
     for _ in range(2):
         # Twice: the arrival counters must be back at zero.
         assert relative(projection(x, []), wanted) < 1e-3
@@ -130,7 +134,7 @@ def test_one_tenants_nan_reaches_no_other_row(
 def test_padding_rows_of_a_static_step_change_no_bit(dtype: torch.dtype) -> None:
     projection = Projection(make_ops(batch_invariant=True), dtype)
     x, segments = random(16, K, seed=1).to(dtype), [Segment(0, 1, 0), Segment(1, 3, 3)]
-    staging = PackedStaging(CPU, 4096, is_static=True)
+    staging = PackedStaging(DEVICE, 4096, is_static=True)
     staging.begin()
     plan = projection.ops.plan_lora(segments, num_rows=16, staging=staging)
     staging.commit()
