@@ -1,6 +1,6 @@
 """Nobody starves, nothing leaks, limits hold: the scheduler under random lives."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -30,6 +30,9 @@ class FakeMemory:
         self.delay = delay
         self.waits: dict[str, int] = {}
         self.broken: set[str] = set()
+
+    def prefetch(self, groups: Iterable[Sequence[str]]) -> None:
+        self.groups = list(groups)
 
     def prepare(self, digests: Iterable[str]) -> Readiness:
         digests = tuple(digests)
