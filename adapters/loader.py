@@ -1,6 +1,9 @@
 """Reads versions in background threads. The engine's loop starts reads and collects them."""
 
 import logging
+import os
+import sys
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -12,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 _NUM_THREADS: Final = 3
 _LARGE_BYTES: Final = 64 << 20
+_NICENESS: Final = 10
 
 Outcome = TypeVar("Outcome")
 
@@ -35,8 +39,8 @@ class Loader:
     ) -> None:
         self._reader = reader
         self._large_bytes = large_bytes
-        self._small_lane = ThreadPoolExecutor(num_threads, thread_name_prefix="adapter-load")
-        self._large_lane = ThreadPoolExecutor(1, thread_name_prefix="adapter-load-large")
+        self._small_lane = _make_lane(num_threads, "adapter-load")
+        self._large_lane = _make_lane(1, "adapter-load-large")
         self._plans: dict[str, Future[PlannedVersion]] = {}
         self._reads: dict[str, Future[HostVersion]] = {}
         self._large: set[str] = set()
@@ -81,6 +85,16 @@ class Loader:
     def close(self) -> None:
         for lane in (self._small_lane, self._large_lane):
             lane.shutdown(wait=True, cancel_futures=True)
+
+
+def _make_lane(num_threads: int, name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(num_threads, thread_name_prefix=name, initializer=_yield_to_steps)
+
+
+def _yield_to_steps() -> None:
+    """Give this thread less of a busy processor than the engine's loop gets."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _take(work: dict[str, Future[Outcome]]) -> list[Finished[Outcome]]:

@@ -92,7 +92,8 @@ class VersionReader:
             buffer = fill_buffer(
                 planned.layout, tensors.get_tensor, self._dtype, is_pinned=self._is_pinned
             )
-        if not torch.isfinite(buffer).all():
+        # One pass without temporaries; a NaN is both extremes.
+        if not torch.stack(torch.aminmax(buffer)).isfinite().all():
             raise AdapterRejected(
                 "not_finite",
                 f"version {planned.digest[:12]} overflows {self._dtype}; use --dtype bfloat16",

@@ -19,6 +19,8 @@ from .frame import read_frame, write_frame
 from .loop import EngineLoop
 from .messages import Command, Configure, Ready, Report, StartFailed
 
+_SWITCH_SECONDS = 0.0002
+
 logger = logging.getLogger(__name__)
 
 
@@ -26,6 +28,9 @@ def main(descriptor: int) -> None:
     # The API process decides when to stop; a terminal's Ctrl-C reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A step takes the interpreter's lock back after every op; at the default of 5 ms, threads that
+    # load adapters would hold it for longer than the op took.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     connection = socket.socket(fileno=descriptor)
     decoder = msgspec.msgpack.Decoder(Command)
     encoder = msgspec.msgpack.Encoder()
