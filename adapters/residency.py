@@ -105,7 +105,8 @@ class Residency:
         """Start whatever is needed; raises ``AdapterRejected`` if one of the loads failed."""
         wanted = tuple(dict.fromkeys(digests))
         for digest in wanted:
-            self._check_failure(digest)
+            if failure := self._recent_failure(digest):
+                raise failure
             if self.tier_of(digest) is Tier.DISK and self._wishes.add(digest):
                 self._start_loads()
         missing = [digest for digest in wanted if digest not in self.slots]
@@ -219,7 +220,7 @@ class Residency:
     def _is_missing(self, digest: str) -> bool:
         is_under_way = digest in self._loader or digest in self._waiting
         is_missing = self.tier_of(digest) is Tier.DISK and not is_under_way
-        return is_missing and digest not in self._failures
+        return is_missing and not self._recent_failure(digest)
 
     def _start_read(self, planned: PlannedVersion) -> bool:
         keep = self._wishes.keep(planned.digest, apart_from=self.slots.digests())
@@ -267,9 +268,9 @@ class Residency:
                 yield LoadResult(digest, None)
 
     def _fail(self, digest: str, error: AdapterRejected) -> Iterator[LoadResult]:
-        now = self._clock()
-        recent = {d: f for d, f in self._failures.items() if now - f.at_seconds < _RETRY_SECONDS}
-        self._failures = {**recent, digest: _Failure(error, now)}
+        for other in tuple(self._failures):
+            self._recent_failure(other)
+        self._failures[digest] = _Failure(error, self._clock())
         if digest in self._wishes.loads:
             del self._wishes.loads[digest]
             yield LoadResult(digest, error)
@@ -278,13 +279,13 @@ class Residency:
             self.slots.unpin(digest)
             yield LoadResult(digest, error, is_pin=True)
 
-    def _check_failure(self, digest: str) -> None:
+    def _recent_failure(self, digest: str) -> AdapterRejected | None:
+        """Why ``digest`` is not read again yet; an old failure is forgotten."""
         failure = self._failures.get(digest)
-        if failure is None:
-            return
-        if self._clock() - failure.at_seconds < _RETRY_SECONDS:
-            raise failure.error
-        del self._failures[digest]
+        if failure and self._clock() - failure.at_seconds >= _RETRY_SECONDS:
+            del self._failures[digest]
+            return None
+        return failure.error if failure else None
 
     # Host to device.
 
