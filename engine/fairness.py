@@ -113,11 +113,6 @@ class FairQueue:
         """
         return max(request.waiting_since, self._last_turns.get(request.client, 0))
 
-    def oldest(self) -> ActiveRequest | None:
-        """The head that has been passed over for longest."""
-        heads = (queue[0] for queue in self._queues.values())
-        return min(heads, key=lambda r: (self.passed_over_since(r), r.arrival), default=None)
-
     def _lift(self, key: QueueKey) -> None:
         tenant, digests = key
         self._by_versions.lift(digests, {d for _, d in self._queues})

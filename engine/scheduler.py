@@ -158,7 +158,7 @@ class Scheduler:
         starving, self._lacks_room = self._lacks_room, None
         if starving is None or starving.id not in self._requests or not self._running:
             return
-        running: Counter[Hashable] = Counter(request.client for request in self._running)
+        running = self._num_running_by_client()
         client, num_running = running.most_common(1)[0]
         # With less than two more, they would take the room from each other in turn.
         if num_running >= running[starving.client] + 2:
@@ -217,11 +217,18 @@ class Scheduler:
     def _by_turn(self) -> list[ActiveRequest]:
         """The head of every queue in the order of admission; a starving one goes first."""
         heads = self._waiting.candidates()
-        oldest = self._waiting.oldest()
-        if oldest and self._is_starving(oldest):
-            heads.remove(oldest)
-            heads.insert(0, oldest)
+        starving = [request for request in heads if self._is_starving(request)]
+        if starving:
+            # A client with requests running is being served, however long its others wait.
+            running = self._num_running_by_client()
+            age = self._waiting.passed_over_since
+            first = min(starving, key=lambda r: (running[r.client], age(r), r.arrival))
+            heads.remove(first)
+            heads.insert(0, first)
         return heads
+
+    def _num_running_by_client(self) -> Counter[Hashable]:
+        return Counter(request.client for request in self._running)
 
     def _is_starving(self, request: ActiveRequest) -> bool:
         age = self._step - self._waiting.passed_over_since(request)
