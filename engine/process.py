@@ -4,6 +4,7 @@ Run as ``python -m multiflora.engine.process SOCKET_FD``. It ends when its paren
 however the parent died.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -58,6 +59,10 @@ def _build(first: Configure, report: Callable[[Report], None]) -> EngineLoop | N
     except StartupError as error:
         report(StartFailed(error.code, str(error)))
         return None
+    # What lives as long as the engine is not looked through again: a full collection over the
+    # modules of torch stops every stream for 200 ms, and loads bring many small objects.
+    gc.collect()
+    gc.freeze()
     report(Ready(loop.info))
     return loop
 
