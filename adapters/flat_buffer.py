@@ -10,9 +10,15 @@ from multiflora.kernels.ops import LoraFactors, LoraPart
 from .layout import FlatLayout, PartLayout, ProjectionLayout
 
 
-def fill_buffer(layout: FlatLayout, read: Callable[[str], Tensor], dtype: torch.dtype) -> Tensor:
+def fill_buffer(
+    layout: FlatLayout,
+    read: Callable[[str], Tensor],
+    dtype: torch.dtype,
+    *,
+    is_pinned: bool = False,
+) -> Tensor:
     """Build the flat buffer [num_elements] of ``dtype`` from named PEFT tensors."""
-    buffer = torch.zeros(layout.num_elements, dtype=dtype)
+    buffer = torch.zeros(layout.num_elements, dtype=dtype, pin_memory=is_pinned)
     for projection in layout.projections:
         a = _matrix(buffer, projection.a_offset, projection.num_ranks, projection.in_features)
         for part in projection.parts:

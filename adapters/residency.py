@@ -1,199 +1,367 @@
-"""Versions on their way into device memory and into the tables that kernels read."""
+"""Where every version is, and its way between disk, host memory and the device.
 
-from collections.abc import Collection, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+                 plan, read (threads)        copy (a stream)
+        disk  ------------------------> host -------------> device
+                  reserved before          kept, if there is room, when it leaves the device
+
+On CUDA the host tier keeps its copy of a version that is on the device, so that leaving costs
+nothing. On a CPU both tiers are the same memory: a version moves between them and counts once.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-
-import torch
-from safetensors import safe_open
-from torch import Tensor
+from typing import Final
 
 from multiflora.kernels.ops import LoraTables
 
+from .device_tier import DeviceTier
 from .error import AdapterRejected
-from .flat_buffer import factor_views, fill_buffer
-from .folder import WEIGHTS_NAME
-from .inspection import inspect_adapter
-from .layout import FlatLayout, plan_layout
-from .peft_format import ModuleSpec
-from .slots import Readiness, SlotTable
-from .store import AdapterStore
-from .target import Projection
+from .host_tier import HostTier
+from .loader import Loader
+from .slots import Readiness
+from .tier import Tier
+from .transfer import Transfer
+from .version_reader import HostVersion, PlannedVersion
+from .wish import WishList
+
+# Small versions on their way to host memory at one time, and all that were looked at.
+_MAX_SMALL_LOADS: Final = 8
+_MAX_LOADS: Final = 64
+# How often small loads may take host memory that an earlier one waits for.
+_MAX_OVERTAKES: Final = 32
+# A version that failed is not read again for every request of a flood.
+_RETRY_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """A finished load; ``error`` is None when the version is resident."""
+    """The end of a load or, with ``is_pin``, of a pin; ``error`` is None if it succeeded."""
 
     digest: str
     error: AdapterRejected | None
+    is_pin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class _HostVersion:
-    layout: FlatLayout
-    buffer: Tensor
+class _Failure:
+    error: AdapterRejected
+    at_seconds: float
 
-    @property
-    def num_bytes(self) -> int:
-        return self.buffer.numel() * self.buffer.element_size()
+
+@dataclass(slots=True)
+class _WaitingLoad:
+    """A planned load that host memory has no room for yet."""
+
+    planned: PlannedVersion
+    num_overtakes: int = 0
 
 
 class Residency:
-    """Loads versions in a background thread and places them in slots between steps.
-
-    Only the engine's loop calls this; the thread touches nothing but the store and its own tensors.
-    """
+    """Decides what is loaded, placed, kept and evicted. Only the engine's loop calls it."""
 
     def __init__(
         self,
-        store: AdapterStore,
-        projections: Sequence[Projection],
+        loader: Loader,
         tables: LoraTables,
+        transfer: Transfer,
         *,
-        dtype: torch.dtype,
-        device: torch.device,
-        capacity_bytes: int,
+        device_bytes: int,
+        host_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.slots = SlotTable(capacity_bytes)
+        self.num_loads = 0
+        self.num_copies = 0
+        self.arrivals: Counter[Tier] = Counter()
         self.tables = tables
-        self._store = store
-        self._projections = projections
-        self._dtype = dtype
-        self._device = device
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapter-load")
-        self._loads: dict[str, Future[_HostVersion]] = {}
-        self._loaded: dict[str, _HostVersion] = {}
-        self._errors: dict[str, AdapterRejected] = {}
+        self._loader = loader
+        self._device = DeviceTier(tables, transfer, device_bytes)
+        self.slots = self._device.slots
+        self.host: HostTier[HostVersion] = HostTier(host_bytes)
+        self._clock = clock
+        self._wishes = WishList()
+        self._waiting: dict[str, _WaitingLoad] = {}
+        self._failures: dict[str, _Failure] = {}
 
     def close(self) -> None:
-        self._loader.shutdown(wait=True, cancel_futures=True)
+        self._loader.close()
+
+    # What the scheduler asks.
+
+    def prefetch(self, groups: Iterable[Sequence[str]]) -> None:
+        """Say which versions waiting requests need, the next to be admitted first.
+
+        Replaces what was said before: versions that nobody waits for any more are not read. Places
+        the first ones in device memory, at the cost of nobody who comes before them.
+        """
+        self._wishes.replace(groups)
+        self._start_loads()
+        for digest in self._wishes.first():
+            if digest in self.host and digest not in self.slots:
+                self._place(digest)
 
     def prepare(self, digests: Iterable[str]) -> Readiness:
-        """Start whatever loads are needed; raises ``AdapterRejected`` if one of them failed."""
+        """Start whatever is needed; raises ``AdapterRejected`` if one of the loads failed."""
         wanted = tuple(dict.fromkeys(digests))
         for digest in wanted:
-            if digest in self._errors:
-                raise self._errors[digest]
-            if digest not in self.slots and digest not in self._loaded:
-                self.start_load(digest)
-        if any(digest in self._loads for digest in wanted):
-            return Readiness.LOADING
-        placed = [self._place(digest, keep=wanted) for digest in wanted if digest in self._loaded]
-        if all(placed):
-            return Readiness.READY
-        self._check_fit(wanted)
-        return Readiness.NO_ROOM
+            if failure := self._recent_failure(digest):
+                raise failure
+            if self.tier_of(digest) is Tier.DISK and self._wishes.add(digest):
+                self._start_loads()
+        missing = [digest for digest in wanted if digest not in self.slots]
+        placed = [self._place(d, mates=wanted) for d in missing if d in self.host]
+        if not all(placed):
+            self._check_fit(wanted)
+            return Readiness.NO_ROOM
+        is_ready = all(self.slots.is_ready(digest) for digest in wanted)
+        return Readiness.READY if is_ready else Readiness.LOADING
 
-    def _check_fit(self, wanted: Collection[str]) -> None:
-        """Refuse a blend whose parents can never be resident together."""
-        needed = sum(
-            self._loaded[d].num_bytes if d in self._loaded else self.slots.bytes_of(d)
-            for d in wanted
-        )
+    def lease(self, digests: Iterable[str]) -> None:
+        for digest in digests:
+            self.slots.lease(digest)
+            self._wishes.serve(digest)
+            self.host.touch(digest)
+
+    def release(self, digests: Iterable[str]) -> None:
+        for digest in digests:
+            self.slots.release(digest)
+
+    def count_arrival(self, digests: Iterable[str]) -> None:
+        """Note where a new request finds its versions."""
+        for digest in digests:
+            self.arrivals[self.tier_of(digest)] += 1
+
+    # What commands ask.
+
+    def start_load(self, digest: str) -> bool:
+        """Begin loading, or report that there is nothing to load; forgets an earlier failure."""
+        self._failures.pop(digest, None)
+        if self.tier_of(digest) is not Tier.DISK:
+            return False
+        self._wishes.loads[digest] = None
+        self._start_loads()
+        return True
+
+    def pin(self, digest: str) -> None:
+        """Bring ``digest`` to the device and keep it there; ``poll`` tells how that ended."""
+        self._failures.pop(digest, None)
+        self._wishes.pins[digest] = None
+        self._start_loads()
+
+    def unpin(self, digest: str) -> None:
+        """Let a version be evicted again; a pin that still waits is given up without a result."""
+        self._wishes.pins.pop(digest, None)
+        self.slots.unpin(digest)
+
+    def unload(self, digest: str) -> bool:
+        """Free an idle version's memory in both tiers; False while it is in use or on its way."""
+        self._failures.pop(digest, None)
+        if digest in self._loader or digest in self._waiting or digest in self._wishes.pins:
+            return False
+        if digest in self.slots:
+            if not self.slots.can_leave(digest):
+                return False
+            self._device.remove(digest)
+        self.host.drop(digest)
+        return True
+
+    def poll(self) -> list[LoadResult]:
+        """Take in finished reads and copies; called between steps."""
+        results = [*self._take_plans(), *self._take_reads()]
+        for digest in self._device.take_arrivals():
+            self._end_copy(digest)
+        results += self._settle_pins()
+        self._start_loads()
+        return results
+
+    @property
+    def is_loading(self) -> bool:
+        return bool(len(self._loader) or self._waiting or self._device.is_copying)
+
+    def tier_of(self, digest: str) -> Tier:
+        if self.slots.is_ready(digest):
+            return Tier.DEVICE
+        # While it is copied its bytes are still in host memory.
+        return Tier.HOST if digest in self.host or digest in self.slots else Tier.DISK
+
+    def tiers(self) -> dict[str, Tier]:
+        """The tier of every version that is in memory; all others are on disk."""
+        return {d: self.tier_of(d) for d in (*self.host.digests(), *self.slots.digests())}
+
+    # Disk to host.
+
+    def _start_loads(self) -> None:
+        """Read what is wished for, most urgent first, as far as memory and threads go."""
+        for digest in [d for d in self._waiting if not self._wishes.has(d)]:
+            del self._waiting[digest]
+        overtaken: list[_WaitingLoad] = []
+        for digest in [d for d in self._wishes.ordered() if d in self._waiting]:
+            load = self._waiting[digest]
+            if not self._loader.has_lane_for(load.planned):
+                continue
+            if self._start_read(load.planned):
+                for other in overtaken:
+                    other.num_overtakes += 1
+            elif load.num_overtakes >= _MAX_OVERTAKES:
+                return
+            else:
+                overtaken.append(load)
+        self._start_plans()
+
+    def _start_plans(self) -> None:
+        for digest in self._wishes.ordered():
+            is_full = self._loader.num_small >= _MAX_SMALL_LOADS
+            if is_full or len(self._loader) + len(self._waiting) >= _MAX_LOADS:
+                return
+            if self._is_missing(digest):
+                self._loader.plan(digest)
+
+    def _is_missing(self, digest: str) -> bool:
+        is_under_way = digest in self._loader or digest in self._waiting
+        is_missing = self.tier_of(digest) is Tier.DISK and not is_under_way
+        return is_missing and not self._recent_failure(digest)
+
+    def _start_read(self, planned: PlannedVersion) -> bool:
+        keep = self._wishes.keep(planned.digest, apart_from=self.slots.digests())
+        if not self.host.reserve(planned.digest, planned.host_bytes, keep=keep):
+            return False
+        del self._waiting[planned.digest]
+        self._loader.read(planned)
+        self.num_loads += 1
+        return True
+
+    def _take_plans(self) -> Iterator[LoadResult]:
+        for finished in self._loader.take_plans():
+            try:
+                if isinstance(finished.outcome, AdapterRejected):
+                    raise finished.outcome
+                self._check_size(finished.outcome)
+            except AdapterRejected as error:
+                yield from self._fail(finished.digest, error)
+            else:
+                self._waiting[finished.digest] = _WaitingLoad(finished.outcome)
+
+    def _check_size(self, planned: PlannedVersion) -> None:
+        for needed, flag, limit in (
+            (planned.num_bytes, "--adapter-memory", self.slots.capacity_bytes),
+            (planned.host_bytes, "--adapter-host-memory", self.host.capacity_bytes),
+        ):
+            if needed > limit:
+                raise AdapterRejected(
+                    "adapter_too_large",
+                    f"version {planned.digest[:12]} needs {needed} bytes, {flag} is {limit}",
+                )
+
+    def _take_reads(self) -> Iterator[LoadResult]:
+        for finished in self._loader.take_reads():
+            digest = finished.digest
+            if isinstance(finished.outcome, AdapterRejected):
+                self.host.drop(digest)
+                yield from self._fail(digest, finished.outcome)
+                continue
+            self.host.fill(digest, finished.outcome)
+            # Evict nobody for it yet: the request that needs it knows which others must stay.
+            self._place(digest, mates=self.slots.digests())
+            if digest in self._wishes.loads:
+                del self._wishes.loads[digest]
+                yield LoadResult(digest, None)
+
+    def _fail(self, digest: str, error: AdapterRejected) -> Iterator[LoadResult]:
+        for other in tuple(self._failures):
+            self._recent_failure(other)
+        self._failures[digest] = _Failure(error, self._clock())
+        if digest in self._wishes.loads:
+            del self._wishes.loads[digest]
+            yield LoadResult(digest, error)
+        if digest in self._wishes.pins:
+            del self._wishes.pins[digest]
+            self.slots.unpin(digest)
+            yield LoadResult(digest, error, is_pin=True)
+
+    def _recent_failure(self, digest: str) -> AdapterRejected | None:
+        """Why ``digest`` is not read again yet; an old failure is forgotten."""
+        failure = self._failures.get(digest)
+        if failure and self._clock() - failure.at_seconds >= _RETRY_SECONDS:
+            del self._failures[digest]
+            return None
+        return failure.error if failure else None
+
+    # Host to device.
+
+    def _place(self, digest: str, *, mates: Sequence[str] = ()) -> bool:
+        """Begin to bring a host version to the device; False without room."""
+        version = self.host.get(digest)
+        assert version is not None
+        keep = {*mates, *self._wishes.keep(digest)}
+        evicted = self._device.place(digest, version, keep=keep)
+        if evicted is None:
+            return False
+        if self._device.shares_memory:
+            self.host.drop(digest)
+        elif not self.slots.is_ready(digest):
+            self.host.hold(digest, True)
+        self.num_copies += 1
+        for victim, given_back in evicted.items():
+            if given_back and self.host.reserve(
+                victim, given_back.host_bytes, keep=self._wishes.keep(victim)
+            ):
+                self.host.fill(victim, given_back)
+        return True
+
+    def _end_copy(self, digest: str) -> None:
+        if not self._device.shares_memory:
+            self.host.hold(digest, False)
+
+    def _check_fit(self, wanted: Sequence[str]) -> None:
+        """Refuse versions that can never be resident together beside the pinned ones."""
+        sizes = {d: self._bytes_of(d) for d in wanted}
+        needed = sum(size for size in sizes.values())
         if needed > self.slots.capacity_bytes:
             raise AdapterRejected(
                 "adapter_too_large",
                 f"the blend's versions need {needed} bytes together, --adapter-memory is "
                 f"{self.slots.capacity_bytes}",
             )
-
-    def start_load(self, digest: str) -> bool:
-        """Begin loading, or report that there is nothing to load; forgets an earlier failure."""
-        self._errors.pop(digest, None)
-        if digest in self.slots or digest in self._loaded:
-            return False
-        if digest not in self._loads:
-            self._loads[digest] = self._loader.submit(self._load, digest)
-        return True
-
-    def poll(self) -> list[LoadResult]:
-        """Take in finished loads; called between steps."""
-        finished = [digest for digest, load in self._loads.items() if load.done()]
-        return [self._take(digest, self._loads.pop(digest)) for digest in finished]
-
-    @property
-    def is_loading(self) -> bool:
-        return bool(self._loads)
-
-    def lease(self, digests: Iterable[str]) -> None:
-        for digest in digests:
-            self.slots.lease(digest)
-
-    def release(self, digests: Iterable[str]) -> None:
-        for digest in digests:
-            self.slots.release(digest)
-
-    def unload(self, digest: str) -> bool:
-        """Free an idle version's memory; False while it is leased."""
-        self._loaded.pop(digest, None)
-        self._errors.pop(digest, None)
-        if digest in self._loads:
-            return False
-        if digest not in self.slots:
-            return True
-        if not self.slots.is_idle(digest):
-            return False
-        self.tables.clear(self.slots.slot_of(digest))
-        self.slots.remove(digest)
-        return True
-
-    def _load(self, digest: str) -> _HostVersion:
-        folder = self._store.open(digest)
-        modules = inspect_adapter(folder, self._projections)
-        _check_ranks(modules, self.tables.max_rank)
-        layout = plan_layout(self._projections, modules)
-        with safe_open(folder.path / WEIGHTS_NAME, framework="pt") as tensors:
-            buffer = fill_buffer(layout, tensors.get_tensor, self._dtype)
-        if not torch.isfinite(buffer).all():
+        pinned = set(self.slots.pinned)
+        needed = sum(size for digest, size in sizes.items() if digest not in pinned)
+        free = self.slots.capacity_bytes - self.slots.pinned_bytes
+        if needed > free:
             raise AdapterRejected(
-                "not_finite", f"version {digest[:12]} overflows {self._dtype}; use --dtype bfloat16"
+                "no_room_beside_pinned",
+                f"{needed} bytes of adapters are needed, {free} are not pinned; unpin a version "
+                "or raise --adapter-memory",
             )
-        return _HostVersion(layout, buffer)
 
-    def _take(self, digest: str, load: Future[_HostVersion]) -> LoadResult:
-        try:
-            version = load.result()
-            if version.num_bytes > self.slots.capacity_bytes:
-                raise AdapterRejected(
-                    "adapter_too_large",
-                    f"version {digest[:12]} needs {version.num_bytes} bytes, --adapter-memory is "
-                    f"{self.slots.capacity_bytes}",
-                )
-        except AdapterRejected as error:
-            self._errors[digest] = error
-        except Exception as error:  # the loader thread's outer edge
-            self._errors[digest] = AdapterRejected("load_failed", f"{digest[:12]}: {error}")
-        else:
-            self._keep(digest, version)
-            # Evict nobody for it yet: the request that needs it knows which others must stay.
-            self._place(digest, keep=self.slots.digests())
-        return LoadResult(digest, self._errors.get(digest))
+    def _bytes_of(self, digest: str) -> int:
+        """Bytes on the device; 0 while nobody has looked at the version yet."""
+        if digest in self.slots:
+            return self.slots.bytes_of(digest)
+        if digest in self._waiting:
+            return self._waiting[digest].planned.num_bytes
+        version = self.host.get(digest)
+        return version.num_bytes if version else 0
 
-    def _keep(self, digest: str, version: _HostVersion) -> None:
-        """Hold a version on the host until it is placed; the oldest beyond the budget go."""
-        self._loaded[digest] = version
-        held = sum(other.num_bytes for other in self._loaded.values())
-        while held > self.slots.capacity_bytes:
-            oldest = next(iter(self._loaded))
-            held -= self._loaded.pop(oldest).num_bytes
+    # Pins.
 
-    def _place(self, digest: str, *, keep: Collection[str]) -> bool:
-        version = self._loaded[digest]
-        placement = self.slots.place(digest, version.num_bytes, keep=keep)
-        if placement is None:
-            return False
-        del self._loaded[digest]
-        views = factor_views(version.layout, version.buffer.to(self._device))
-        self.tables.write(placement.slot, views)
-        return True
+    def _settle_pins(self) -> Iterator[LoadResult]:
+        for digest in tuple(self._wishes.pins):
+            if self.tier_of(digest) is Tier.DISK:
+                continue
+            if not self.slots.pin(digest, self._bytes_of(digest)):
+                del self._wishes.pins[digest]
+                yield LoadResult(digest, self._pin_refusal(digest), is_pin=True)
+                continue
+            if digest not in self.slots:
+                self._place(digest)
+            if self.slots.is_ready(digest):
+                del self._wishes.pins[digest]
+                yield LoadResult(digest, None, is_pin=True)
 
-
-def _check_ranks(modules: Sequence[ModuleSpec], limit: int | None) -> None:
-    widest = max(modules, key=lambda module: module.rank)
-    if limit is not None and widest.rank > limit:
-        raise AdapterRejected(
-            "rank_too_large",
-            f"{widest.path} has rank {widest.rank}, these kernels take {limit} at most; "
-            "re-compress the adapter to a lower rank",
+    def _pin_refusal(self, digest: str) -> AdapterRejected:
+        return AdapterRejected(
+            "pin_too_large",
+            f"version {digest[:12]} needs {self._bytes_of(digest)} bytes, "
+            f"{self.slots.pinned_bytes} of {self.slots.capacity_bytes} are pinned already; unpin "
+            "another one or raise --adapter-memory",
         )

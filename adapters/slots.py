@@ -1,13 +1,15 @@
 """Which version sits in which slot of device memory. Pure bookkeeping, no tensors.
 
-A slot is taken while its version loads, counted by leases while requests run on it, and reused only
-when no lease is left; the least recently used idle version goes first.
+A slot is taken while its version is copied in, counted by leases while requests run on it, and
+reused only when no lease and no pin is left; ``eviction`` says which idle version goes first.
 """
 
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
+
+from .eviction import choose_victims
 
 
 class Readiness(Enum):
@@ -23,6 +25,7 @@ class _Occupant:
     slot: int
     num_bytes: int
     leases: int = 0
+    is_arriving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class Placement:
 
     slot: int
     evicted: tuple[str, ...]
+    freed_slots: tuple[int, ...]
 
 
 class SlotTable:
@@ -39,7 +43,9 @@ class SlotTable:
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
+        self.num_evictions = 0
         self._occupants: OrderedDict[str, _Occupant] = OrderedDict()  # least recently used first
+        self._pins: dict[str, int] = {}
         self._free_slots: list[int] = []
         self._num_slots = 0
 
@@ -59,8 +65,27 @@ class SlotTable:
     def num_leases(self) -> int:
         return sum(occupant.leases for occupant in self._occupants.values())
 
+    @property
+    def pinned_bytes(self) -> int:
+        """What pins take away from everybody else, whether their versions have arrived or not."""
+        return sum(self._pins.values())
+
+    @property
+    def pinned(self) -> tuple[str, ...]:
+        return tuple(self._pins)
+
+    def pin(self, digest: str, num_bytes: int) -> bool:
+        """Keep ``digest`` from being evicted, now or once it arrives; False if pins fill it all."""
+        if digest not in self._pins and self.pinned_bytes + num_bytes > self.capacity_bytes:
+            return False
+        self._pins[digest] = num_bytes
+        return True
+
+    def unpin(self, digest: str) -> None:
+        self._pins.pop(digest, None)
+
     def place(self, digest: str, num_bytes: int, *, keep: Collection[str] = ()) -> Placement | None:
-        """Give ``digest`` a slot, evicting idle versions; None while leases leave no room.
+        """Give ``digest`` a slot, evicting idle versions; None while the others leave no room.
 
         Versions in ``keep`` stay too: the other parents of a blend must not make room for this one.
         """
@@ -68,23 +93,34 @@ class SlotTable:
         evicted = self._choose_victims(num_bytes, keep)
         if evicted is None:
             return None
+        freed = tuple(self._occupants[victim].slot for victim in evicted)
         for victim in evicted:
             self.remove(victim)
+        self.num_evictions += len(evicted)
         slot = self._free_slots.pop() if self._free_slots else self._new_slot()
         self._occupants[digest] = _Occupant(slot, num_bytes)
         self.used_bytes += num_bytes
-        return Placement(slot, evicted)
+        return Placement(slot, evicted, freed)
 
     def _choose_victims(self, num_bytes: int, keep: Collection[str]) -> tuple[str, ...] | None:
         missing = self.used_bytes + num_bytes - self.capacity_bytes
-        victims = []
-        for digest, occupant in self._occupants.items():
-            if missing <= 0:
-                break
-            if not occupant.leases and digest not in keep:
-                victims.append(digest)
-                missing -= occupant.num_bytes
-        return tuple(victims) if missing <= 0 else None
+        if missing <= 0:
+            return ()
+        idle = (d for d in self._occupants if d not in keep and self.can_leave(d))
+        return choose_victims(((d, self._occupants[d].num_bytes) for d in idle), missing)
+
+    def can_leave(self, digest: str) -> bool:
+        """Whether neither a lease nor a pin nor a copy under way needs the version's memory."""
+        occupant = self._occupants[digest]
+        return not occupant.leases and not occupant.is_arriving and digest not in self._pins
+
+    def set_arriving(self, digest: str, is_arriving: bool) -> None:
+        """Mark a version whose bytes are on their way: nobody may use or move it."""
+        self._occupants[digest].is_arriving = is_arriving
+
+    def is_ready(self, digest: str) -> bool:
+        occupant = self._occupants.get(digest)
+        return occupant is not None and not occupant.is_arriving
 
     def _new_slot(self) -> int:
         self._num_slots += 1
@@ -93,10 +129,12 @@ class SlotTable:
     def remove(self, digest: str) -> None:
         occupant = self._occupants.pop(digest)
         assert not occupant.leases
+        assert not occupant.is_arriving
         self.used_bytes -= occupant.num_bytes
         self._free_slots.append(occupant.slot)
 
     def lease(self, digest: str) -> None:
+        assert self.is_ready(digest)
         self._occupants[digest].leases += 1
         self._occupants.move_to_end(digest)
 
@@ -104,6 +142,3 @@ class SlotTable:
         occupant = self._occupants[digest]
         assert occupant.leases > 0
         occupant.leases -= 1
-
-    def is_idle(self, digest: str) -> bool:
-        return not self._occupants[digest].leases

@@ -1,9 +1,13 @@
 """An admitted or waiting request and how far it has come. No tensors."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from .kv_blocks import block_key, root_key
 from .request import GenerationRequest
+
+# A tenant, or "", and the digests of a blend.
+QueueKey = tuple[str, tuple[str, ...]]
 
 
 @dataclass(slots=True, eq=False)
@@ -37,9 +41,14 @@ class ActiveRequest:
         return tuple(share.digest for share in self.request.adapters)
 
     @property
-    def fairness_key(self) -> tuple[str, ...]:
-        """Requests with the same versions share one queue; the base has its own."""
-        return self.digests
+    def queue_key(self) -> QueueKey:
+        """Requests with the same tenant and versions share one queue; the base has its own."""
+        return self.request.tenant, self.digests
+
+    @property
+    def client(self) -> Hashable:
+        """Who waits when this request waits: its tenant or, without one, its versions."""
+        return self.request.tenant or self.digests
 
     @property
     def num_prompt(self) -> int:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import torch
 
+from multiflora.adapters.loader import Loader
 from multiflora.adapters.residency import Residency
 from multiflora.adapters.store import AdapterStore
+from multiflora.adapters.transfer import make_transfer
+from multiflora.adapters.version_reader import VersionReader
 from multiflora.kernels.choose import KernelsUnavailable, choose_ops
 from multiflora.kernels.cpu_ops import has_fast_bfloat16
 from multiflora.kernels.ops import LoraTables, Ops, RopeTable
@@ -109,13 +112,20 @@ def _connect(
     projections = model.projections()
     widths = [[target.out_features for target in p.slices] for p in projections]
     tables = place.ops.make_lora_tables(widths, place.device)
-    residency = Residency(
+    transfer = make_transfer(place.device)
+    reader = VersionReader(
         AdapterStore(Path(config.data_dir)),
         projections,
-        tables,
         dtype=place.dtype,
-        device=place.device,
-        capacity_bytes=plan.adapter_bytes,
+        max_rank=tables.max_rank,
+        is_pinned=not transfer.shares_memory,
+    )
+    residency = Residency(
+        Loader(reader),
+        tables,
+        transfer,
+        device_bytes=plan.adapter_bytes,
+        host_bytes=plan.adapter_host_bytes,
     )
     pool = BlockPool(
         plan.num_kv_blocks, config.cache.block_size, prefix_caching=config.cache.prefix_caching

@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from enum import StrEnum
 from typing import Any, Self
 
 from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.tier import Tier
 
 from .config import EngineConfig
 from .errors import (
@@ -22,9 +23,13 @@ from .errors import (
 )
 from .messages import (
     Abort,
+    Adapters,
     Events,
+    GetAdapters,
     GetStats,
     LoadVersion,
+    Pin,
+    PinFailed,
     Progress,
     Ready,
     Report,
@@ -32,8 +37,10 @@ from .messages import (
     Stats,
     Submit,
     UnloadVersion,
+    Unpin,
     VersionFailed,
     VersionLoaded,
+    VersionPinned,
 )
 from .request import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenEvent
 from .transport import ProcessTransport, ThreadTransport, Transport
@@ -74,7 +81,10 @@ class EngineClient:
         self._streams: dict[str, asyncio.Queue[TokenEvent]] = {}
         self._versions: dict[str, asyncio.Future[None]] = {}
         self._kept_versions: dict[str, None] = {}
+        self._pins: dict[str, asyncio.Future[None]] = {}
+        self._pinned_versions: dict[str, None] = {}
         self._stats: list[asyncio.Future[EngineStats]] = []
+        self._tiers: list[asyncio.Future[dict[str, Tier]]] = []
         self._restarting: asyncio.Task[None] | None = None
         self.num_restarts = 0
 
@@ -151,23 +161,67 @@ class EngineClient:
 
         Raises ``AdapterRejected`` if that fails.
         """
-        self._require_ready()
-        waiting = self._versions.get(digest)
-        if waiting is None:
-            waiting = self._versions[digest] = asyncio.get_running_loop().create_future()
-            self.transport.send(LoadVersion(digest))
         self._kept_versions[digest] = None
         try:
-            await asyncio.shield(waiting)
+            await self.warm(digest)
         except AdapterRejected:
             self._kept_versions.pop(digest, None)
             raise
 
+    async def warm(self, digest: str) -> None:
+        """Load a version once: to the device if it has free room, else to host memory.
+
+        Raises ``AdapterRejected`` if it cannot be loaded, ``EngineUnavailable`` without an engine.
+        """
+        self._require_ready()
+        waiting = self._versions.get(digest)
+        if waiting is None:
+            self.transport.send(LoadVersion(digest))
+            waiting = self._versions[digest] = asyncio.get_running_loop().create_future()
+        await asyncio.shield(waiting)
+
     async def unload_version(self, digest: str) -> None:
-        """Free a version's memory once no request uses it."""
+        """Free a version's memory once no request uses it and no pin keeps it."""
         self._kept_versions.pop(digest, None)
         self._require_ready()
         self.transport.send(UnloadVersion(digest))
+
+    async def pin(self, digest: str) -> None:
+        """Bring a version to the device and keep it there, over restarts too, until ``unpin``.
+
+        Returns when it is there. Raises ``AdapterRejected`` if it cannot be loaded or pins leave no
+        room for it, ``EngineUnavailable`` if the engine is not there or dies meanwhile; it is not
+        pinned then.
+        """
+        self._require_ready()
+        waiting = self._pins.get(digest)
+        if waiting is None:
+            self.transport.send(Pin(digest))
+            waiting = self._pins[digest] = asyncio.get_running_loop().create_future()
+        await asyncio.shield(waiting)
+
+    async def unpin(self, digest: str) -> None:
+        """Let a version be evicted again. Needs no engine: a new one pins what is pinned here."""
+        self._pinned_versions.pop(digest, None)
+        if waiting := self._pins.pop(digest, None):
+            _settle(waiting, AdapterRejected("unpinned", "the version was unpinned meanwhile"))
+        with contextlib.suppress(EngineUnavailable):
+            self.transport.send(Unpin(digest))
+
+    @property
+    def pinned_versions(self) -> tuple[str, ...]:
+        return tuple(self._pinned_versions)
+
+    async def adapter_states(self) -> dict[str, Tier]:
+        """The tier of every version in memory; one that is not listed is on disk.
+
+        Raises ``EngineUnavailable`` if there is no engine.
+        """
+        self._require_ready()
+        answer: asyncio.Future[dict[str, Tier]] = asyncio.get_running_loop().create_future()
+        self._tiers.append(answer)
+        self.transport.send(GetAdapters())
+        return await answer
 
     async def stats(self) -> EngineStats:
         """Counters of the running engine. Raises ``EngineUnavailable`` if there is none."""
@@ -200,6 +254,12 @@ class EngineClient:
                 self._settle_version(digest, None)
             case VersionFailed(digest, code, message):
                 self._settle_version(digest, AdapterRejected(code, message))
+            case VersionPinned(digest):
+                self._settle_pin(digest, None)
+            case PinFailed(digest, code, message):
+                self._settle_pin(digest, AdapterRejected(code, message))
+            case Adapters(tiers):
+                _settle(self._tiers.pop(0), tiers)
             case Stats(stats):
                 _settle(self._stats.pop(0), stats)
 
@@ -211,14 +271,23 @@ class EngineClient:
         if waiting := self._versions.pop(digest, None):
             _settle(waiting, error)
 
+    def _settle_pin(self, digest: str, error: AdapterRejected | None) -> None:
+        if waiting := self._pins.pop(digest, None):
+            if error is None:
+                self._pinned_versions[digest] = None
+            else:
+                self._pinned_versions.pop(digest, None)
+            _settle(waiting, error)
+
     def _on_end(self) -> None:
         """The engine is gone: nobody may wait for it any longer."""
         died = EngineUnavailable("the engine process ended; it is being restarted")
         self._settle_start(StartupError("the engine process ended while starting; see its log"))
-        for waiting in (*self._versions.values(), *self._stats):
+        answers = (*self._versions.values(), *self._pins.values(), *self._stats, *self._tiers)
+        for waiting in answers:
             _settle(waiting, died)
-        self._versions.clear()
-        self._stats.clear()
+        for waits in (self._versions, self._pins, self._stats, self._tiers):
+            waits.clear()
         for request_id, stream in self._streams.items():
             stream.put_nowait(_death_of(request_id))
         if self._state is EngineState.READY:
@@ -236,11 +305,17 @@ class EngineClient:
             except (StartupError, EngineUnavailable, OSError):
                 logger.exception("the engine did not restart")
         self.num_restarts += 1
-        for digest in list(self._kept_versions):
+        await self._restore(self.pin, "pinned", self._pinned_versions)
+        await self._restore(self.load_version, "loaded", self._kept_versions)
+
+    async def _restore(
+        self, bring: Callable[[str], Awaitable[None]], word: str, digests: Mapping[str, None]
+    ) -> None:
+        for digest in list(digests):
             try:
-                await self.load_version(digest)
+                await bring(digest)
             except (AdapterRejected, EngineUnavailable) as error:
-                logger.warning("version %s was not loaded again: %s", digest[:12], error)
+                logger.warning("version %s was not %s again: %s", digest[:12], word, error)
 
 
 def _settle(future: "asyncio.Future[Any]", outcome: object) -> None:

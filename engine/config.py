@@ -66,9 +66,17 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterConfig:
-    """Device memory for adapter versions."""
+    """Memory for adapter versions: on the device, and in host memory ahead of it."""
 
     memory_bytes: int | None = None
+    host_memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.host_memory_bytes is not None and self.host_memory_bytes < 1:
+            raise ValueError(
+                f"--adapter-host-memory is {self.host_memory_bytes} bytes; every version passes "
+                "through it, so it must hold the largest one"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,22 +7,28 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from multiflora.adapters.residency import Residency
+from multiflora.adapters.residency import LoadResult, Residency
 
 from .kv_blocks import BlockPool
 from .messages import (
     Abort,
+    Adapters,
     Command,
     Events,
+    GetAdapters,
     GetStats,
     LoadVersion,
+    Pin,
+    PinFailed,
     Report,
     Shutdown,
     Stats,
     Submit,
     UnloadVersion,
+    Unpin,
     VersionFailed,
     VersionLoaded,
+    VersionPinned,
 )
 from .request import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenEvent
 from .runner import Draw, Runner
@@ -77,6 +83,8 @@ class EngineLoop:
         self._take_loads()
         if self._scheduler.has_requests:
             self._step()
+        else:
+            self._residency.prefetch(())
         self._flush()
 
     def _take_commands(self) -> None:
@@ -104,6 +112,13 @@ class EngineLoop:
                 self._load(digest)
             case UnloadVersion(digest):
                 self._unloads.add(digest)
+            case Pin(digest):
+                self._unloads.discard(digest)
+                self._residency.pin(digest)
+            case Unpin(digest):
+                self._residency.unpin(digest)
+            case GetAdapters():
+                self._report(Adapters(self._residency.tiers()))
             case GetStats():
                 self._report(Stats(self.stats()))
             case Shutdown():
@@ -121,6 +136,7 @@ class EngineLoop:
             stops = dict.fromkeys((*request.sampling.stop_token_ids, *self._eos_token_ids))
             sampling = replace(request.sampling, stop_token_ids=tuple(stops))
             request = replace(request, sampling=sampling)
+        self._residency.count_arrival(share.digest for share in request.adapters)
         self._scheduler.submit(request)
 
     def _problem(self, request: GenerationRequest) -> tuple[str, str] | None:
@@ -157,11 +173,7 @@ class EngineLoop:
 
     def _take_loads(self) -> None:
         for result in self._residency.poll():
-            if result.error:
-                failure = VersionFailed(result.digest, result.error.code, str(result.error))
-                self._report(failure)
-            else:
-                self._report(VersionLoaded(result.digest))
+            self._report(_outcome(result))
         self._unloads = {digest for digest in self._unloads if not self._residency.unload(digest)}
 
     def _step(self) -> None:
@@ -249,7 +261,7 @@ class EngineLoop:
             self._report(Events(events))
 
     def stats(self) -> EngineStats:
-        slots = self._residency.slots
+        slots, host = self._residency.slots, self._residency.host
         return EngineStats(
             steps=self._counts["steps"],
             num_waiting=self._scheduler.num_waiting,
@@ -266,9 +278,25 @@ class EngineLoop:
             adapter_bytes_total=slots.capacity_bytes,
             adapter_leases=slots.num_leases,
             resident_versions=slots.digests(),
+            pinned_versions=slots.pinned,
+            adapter_pinned_bytes=slots.pinned_bytes,
+            adapter_evictions=slots.num_evictions,
+            adapter_host_bytes_used=host.used_bytes,
+            adapter_host_bytes_total=host.capacity_bytes,
+            adapter_host_evictions=host.num_evictions,
+            adapter_loads=self._residency.num_loads,
+            adapter_copies=self._residency.num_copies,
+            adapter_arrivals={t.value: n for t, n in self._residency.arrivals.items()},
             step_seconds=self._step_seconds,
             requests_finished=dict(self._finished),
         )
+
+
+def _outcome(result: LoadResult) -> Report:
+    if result.error:
+        failure = PinFailed if result.is_pin else VersionFailed
+        return failure(result.digest, result.error.code, str(result.error))
+    return VersionPinned(result.digest) if result.is_pin else VersionLoaded(result.digest)
 
 
 def _spread(items: Sequence[ScheduledRequest], draws: Sequence[Draw]) -> list[Draw | None]:

@@ -22,6 +22,8 @@ GIB = 1 << 30
 # A host is shared with other programs: automatic sizes take little of it.
 HOST_KV_SHARE, HOST_KV_LIMIT = 0.25, 4 * GIB
 HOST_ADAPTER_SHARE, HOST_ADAPTER_LIMIT = 0.25, GIB
+# Host memory behind an accelerator's adapters, as a multiple of theirs.
+HOST_TIER_FACTOR = 4
 # An accelerator is ours, but for fragmentation and the driver's own buffers.
 DEVICE_RESERVE_SHARE = 0.08
 DEVICE_ADAPTER_SHARE, DEVICE_ADAPTER_LIMIT = 0.10, 8 * GIB
@@ -40,8 +42,10 @@ class MemoryPlan:
     head_bytes: int
     kv_cache_bytes: int
     adapter_bytes: int
+    adapter_host_bytes: int
     workspace_bytes: int
     available_bytes: int
+    is_on_host: bool
 
     @property
     def base_bytes(self) -> int:
@@ -50,7 +54,13 @@ class MemoryPlan:
 
     @property
     def total_bytes(self) -> int:
-        return self.base_bytes + self.kv_cache_bytes + self.adapter_bytes + self.workspace_bytes
+        """What is taken of ``available_bytes``; an accelerator leaves host memory alone."""
+        host = self.adapter_host_bytes if self.is_on_host else 0
+        device = self.kv_cache_bytes + self.adapter_bytes + self.workspace_bytes
+        return self.base_bytes + device + host
+
+    def _reserve_note(self) -> str:
+        return "adapters that left" if self.is_on_host else "adapters that left, in host memory"
 
     def render(self) -> str:
         """A table for people, one part per line."""
@@ -61,6 +71,7 @@ class MemoryPlan:
             ("head", self.head_bytes, "" if self.head_bytes else "shares the embedding"),
             ("KV cache", self.kv_cache_bytes, f"{self.num_kv_blocks} blocks, {tokens} tokens"),
             ("adapters", self.adapter_bytes, ""),
+            ("in reserve", self.adapter_host_bytes, self._reserve_note()),
             ("workspace", self.workspace_bytes, "activations, logits, one tensor while loading"),
             ("total", self.total_bytes, f"of {_size(self.available_bytes)} available"),
         )
@@ -107,8 +118,12 @@ def plan_memory(
         head_bytes=sizes.head,
         kv_cache_bytes=num_blocks * block_bytes,
         adapter_bytes=adapters,
+        adapter_host_bytes=_host_tier_bytes(
+            config, adapters, free - adapters - num_blocks * block_bytes if on_host else None
+        ),
         workspace_bytes=workspace,
         available_bytes=available,
+        is_on_host=on_host,
     )
     _check(plan, config, block_bytes)
     return plan
@@ -200,6 +215,15 @@ def _automatic_sizes(config: EngineConfig, free: int, *, on_host: bool) -> tuple
     return adapters, max(kv_limit, 0)
 
 
+def _host_tier_bytes(config: EngineConfig, adapters: int, left: int | None) -> int:
+    """Bytes of the tier behind the device; ``left`` is what a CPU engine has for it."""
+    if config.adapter.host_memory_bytes is not None:
+        return config.adapter.host_memory_bytes
+    if left is not None:
+        return max(0, min(adapters, left))
+    return min(HOST_TIER_FACTOR * adapters, int(available_memory() * HOST_ADAPTER_SHARE))
+
+
 def _num_blocks(config: EngineConfig, length: int, kv_limit: int, block_bytes: int) -> int:
     if config.cache.memory_bytes is not None:
         return config.cache.memory_bytes // block_bytes
@@ -223,7 +247,7 @@ def _check(plan: MemoryPlan, config: EngineConfig, block_bytes: int) -> None:
         raise NotEnoughMemory(
             f"the plan needs {_size(plan.total_bytes)}, {_size(plan.available_bytes)} are "
             f"available:\n{plan.render()}\n"
-            "lower --kv-cache-memory, --adapter-memory or --max-model-len"
+            "lower --kv-cache-memory, --adapter-memory, --adapter-host-memory or --max-model-len"
         )
     needed = (math.ceil((config.max_model_len or 1) / plan.block_size) + 1) * block_bytes
     if plan.kv_cache_bytes < needed:

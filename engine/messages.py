@@ -7,6 +7,8 @@ from typing import Final
 
 import msgspec
 
+from multiflora.adapters.tier import Tier
+
 from .config import EngineConfig
 from .request import EngineInfo, EngineStats, GenerationRequest, TokenEvent
 
@@ -28,15 +30,32 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
 
 
 class LoadVersion(msgspec.Struct, frozen=True, tag=True):
-    """Bring the stored version ``digest`` into memory ahead of its first request."""
+    """Bring the stored version ``digest`` into memory ahead of its first request.
+
+    It stays in host memory if the device has no free room: nobody is evicted for it.
+    """
 
     digest: str
 
 
 class UnloadVersion(msgspec.Struct, frozen=True, tag=True):
-    """Drop a version once no lease is left."""
+    """Drop a version once no lease and no pin is left."""
 
     digest: str
+
+
+class Pin(msgspec.Struct, frozen=True, tag=True):
+    """Bring a version to the device and never evict it; answered when it is there."""
+
+    digest: str
+
+
+class Unpin(msgspec.Struct, frozen=True, tag=True):
+    digest: str
+
+
+class GetAdapters(msgspec.Struct, frozen=True, tag=True):
+    pass
 
 
 class GetStats(msgspec.Struct, frozen=True, tag=True):
@@ -79,9 +98,47 @@ class VersionFailed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
+class VersionPinned(msgspec.Struct, frozen=True, tag=True):
+    digest: str
+
+
+class PinFailed(msgspec.Struct, frozen=True, tag=True):
+    digest: str
+    code: str
+    message: str
+
+
+class Adapters(msgspec.Struct, frozen=True, tag=True):
+    """The tier of every version in memory; all others are on disk."""
+
+    tiers: dict[str, Tier]
+
+
 class Stats(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
-Command = Configure | Submit | Abort | LoadVersion | UnloadVersion | GetStats | Shutdown
-Report = Ready | StartFailed | Progress | Events | VersionLoaded | VersionFailed | Stats
+Command = (
+    Configure
+    | Submit
+    | Abort
+    | LoadVersion
+    | UnloadVersion
+    | Pin
+    | Unpin
+    | GetAdapters
+    | GetStats
+    | Shutdown
+)
+Report = (
+    Ready
+    | StartFailed
+    | Progress
+    | Events
+    | VersionLoaded
+    | VersionFailed
+    | VersionPinned
+    | PinFailed
+    | Adapters
+    | Stats
+)

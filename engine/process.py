@@ -4,6 +4,7 @@ Run as ``python -m multiflora.engine.process SOCKET_FD``. It ends when its paren
 however the parent died.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -19,6 +20,8 @@ from .frame import read_frame, write_frame
 from .loop import EngineLoop
 from .messages import Command, Configure, Ready, Report, StartFailed
 
+_SWITCH_SECONDS = 0.0002
+
 logger = logging.getLogger(__name__)
 
 
@@ -26,6 +29,9 @@ def main(descriptor: int) -> None:
     # The API process decides when to stop; a terminal's Ctrl-C reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A step takes the interpreter's lock back after every op; at the default of 5 ms, threads that
+    # load adapters would hold it for longer than the op took.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     connection = socket.socket(fileno=descriptor)
     decoder = msgspec.msgpack.Decoder(Command)
     encoder = msgspec.msgpack.Encoder()
@@ -53,6 +59,10 @@ def _build(first: Configure, report: Callable[[Report], None]) -> EngineLoop | N
     except StartupError as error:
         report(StartFailed(error.code, str(error)))
         return None
+    # What lives as long as the engine is not looked through again: a full collection over the
+    # modules of torch stops every stream for 200 ms, and loads bring many small objects.
+    gc.collect()
+    gc.freeze()
     report(Ready(loop.info))
     return loop
 

@@ -71,7 +71,8 @@ class GenerationRequest:
     """One sequence to continue.
 
     ``adapters`` is empty for the base; several shares are a blend. ``cache_salt`` separates tenants
-    in the prefix cache.
+    in the prefix cache and comes from the client; ``tenant`` is whom the server takes the client
+    for, and shares the engine fairly with the other tenants.
     """
 
     id: str
@@ -79,6 +80,7 @@ class GenerationRequest:
     sampling: SamplingParams
     adapters: tuple[AdapterShare, ...] = ()
     cache_salt: str = ""
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +122,11 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """Counters and gauges of one engine, since its start."""
+    """Counters and gauges of one engine, since its start.
+
+    ``adapter_loads`` are reads of files, ``adapter_copies`` arrivals on the device.
+    ``adapter_arrivals`` counts the versions of new requests by the tier they were found in.
+    """
 
     steps: int = 0
     num_waiting: int = 0
@@ -136,6 +142,15 @@ class EngineStats:
     adapter_bytes_used: int = 0
     adapter_bytes_total: int = 0
     adapter_leases: int = 0
+    adapter_host_bytes_used: int = 0
+    adapter_host_bytes_total: int = 0
+    adapter_pinned_bytes: int = 0
+    adapter_loads: int = 0
+    adapter_copies: int = 0
+    adapter_evictions: int = 0
+    adapter_host_evictions: int = 0
     resident_versions: tuple[str, ...] = ()
+    pinned_versions: tuple[str, ...] = ()
     step_seconds: float = 0.0
     requests_finished: dict[str, int] = field(default_factory=dict)
+    adapter_arrivals: dict[str, int] = field(default_factory=dict)

@@ -4,9 +4,15 @@ Running requests come first, in the order of their admission: one token each for
 then prefill chunks within the token budget. When blocks run out, the request admitted last gives
 its blocks back and is recomputed later; the one admitted first always advances, so nobody is
 starved by preemption.
+
+A client that has got no turn for ``starvation_steps`` goes before everybody else. If there is no
+room, one request per step of the client that has most of them running is set back for it, as long
+as that client keeps more than the waiting one has.
 """
 
-from collections.abc import Iterable, Iterator
+import heapq
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +28,10 @@ from .request import FinishReason, GenerationRequest
 
 class AdapterMemory(Protocol):
     """What the scheduler needs of the versions in device memory."""
+
+    def prefetch(self, groups: Iterable[Sequence[str]]) -> None:
+        """Take note of what the waiting requests need, the next to be admitted first."""
+        ...
 
     def prepare(self, digests: Iterable[str]) -> Readiness:
         """Whether all are resident; starts what is missing. Raises ``AdapterRejected``."""
@@ -77,6 +87,7 @@ class Scheduler:
         self._step = 0
         self._arrivals = 0
         self._last_preemption = 0
+        self._lacks_room: ActiveRequest | None = None
         self.num_preemptions = 0
 
     @property
@@ -128,6 +139,7 @@ class Scheduler:
         """Plan one step; the plan is empty if nothing can run yet."""
         self._step += 1
         self._fresh_blocks = []
+        self._make_room()
         budget = self._config.max_batched_tokens
         counts: dict[str, int] = {}
         for request in self._by_phase():
@@ -135,9 +147,22 @@ class Scheduler:
             if count and request in self._running and self._reserve(request, count, counts):
                 counts[request.id] = count
                 budget -= count
+        heads = self._by_turn()
+        self._memory.prefetch([request.digests for request in heads if request.digests])
         if self._step != self._last_preemption:
-            self._admit(budget, counts)
+            self._admit(heads, budget, counts)
         return self._plan(counts)
+
+    def _make_room(self) -> None:
+        """Set back one request of the largest client for one that starves."""
+        starving, self._lacks_room = self._lacks_room, None
+        if starving is None or starving.id not in self._requests or not self._running:
+            return
+        running = self._num_running_by_client()
+        client, num_running = running.most_common(1)[0]
+        # With less than two more, they would take the room from each other in turn.
+        if num_running >= running[starving.client] + 2:
+            self._set_back(next(r for r in reversed(self._running) if r.client == client))
 
     def _by_phase(self) -> Iterator[ActiveRequest]:
         """Decoding requests before prefilling ones; each in the order of admission."""
@@ -171,12 +196,15 @@ class Scheduler:
             self._fresh_blocks += blocks
 
     def _preempt(self, request: ActiveRequest) -> None:
+        self._set_back(request)
+        self._last_preemption = self._step
+
+    def _set_back(self, request: ActiveRequest) -> None:
         self._running.remove(request)
         self._free(request)
         request.num_computed = 0
         request.waiting_since = self._step
         self._waiting.add(request, first=True)
-        self._last_preemption = self._step
         self.num_preemptions += 1
 
     def _free(self, request: ActiveRequest) -> None:
@@ -186,38 +214,56 @@ class Scheduler:
         request.blocks = []
         self._memory.release(request.digests)
 
-    def _admit(self, budget: int, counts: dict[str, int]) -> None:
+    def _by_turn(self) -> list[ActiveRequest]:
+        """The head of every queue in the order of admission; a starving one goes first."""
+        heads = self._waiting.candidates()
+        starving = [request for request in heads if self._is_starving(request)]
+        if starving:
+            # A client with requests running is being served, however long its others wait.
+            running = self._num_running_by_client()
+            age = self._waiting.passed_over_since
+            first = min(starving, key=lambda r: (running[r.client], age(r), r.arrival))
+            heads.remove(first)
+            heads.insert(0, first)
+        return heads
+
+    def _num_running_by_client(self) -> Counter[Hashable]:
+        return Counter(request.client for request in self._running)
+
+    def _is_starving(self, request: ActiveRequest) -> bool:
+        age = self._step - self._waiting.passed_over_since(request)
+        return age > self._config.starvation_steps
+
+    def _admit(self, heads: list[ActiveRequest], budget: int, counts: dict[str, int]) -> None:
+        starving = heads[0] if heads and self._is_starving(heads[0]) else None
         blocked: dict[tuple[str, ...], Readiness] = {}
-        while budget > 0 and len(self._running) < self._config.max_num_requests:
-            request = self._next(blocked)
-            if request is None:
+        turns = _Turns(self._waiting, heads, first=starving)
+        while budget > 0 and (request := turns.next()):
+            if len(self._running) >= self._config.max_num_requests:
+                self._lacks_room = request if request is starving else None
                 return
-            readiness = self._prepare(request)
+            readiness = blocked.get(request.digests) or self._prepare(request)
             if readiness is not Readiness.READY:
-                blocked[request.fairness_key] = readiness
+                blocked[request.digests] = readiness
+                if request is starving and readiness is Readiness.NO_ROOM:
+                    # Whoever is admitted before it would keep the room occupied.
+                    return
                 continue
             if not self._place(request):
+                self._lacks_room = request if request is starving else None
                 return
             count = min(request.num_pending, budget)
             self._grow(request, self._missing_blocks(request, count))
             counts[request.id] = count
             budget -= count
-
-    def _next(self, blocked: dict[tuple[str, ...], Readiness]) -> ActiveRequest | None:
-        """The next request to admit; one that has waited too long for room excludes all others."""
-        oldest = self._waiting.oldest()
-        if oldest and self._step - oldest.waiting_since > self._config.starvation_steps:
-            readiness = blocked.get(oldest.fairness_key)
-            if readiness is not Readiness.LOADING:
-                return oldest if readiness is None else None
-        heads = self._waiting.candidates()
-        return next((r for r in heads if r.fairness_key not in blocked), None)
+            turns.put_next(request)
 
     def _prepare(self, request: ActiveRequest) -> Readiness:
         try:
             return self._memory.prepare(request.digests)
         except AdapterRejected as error:
-            self._rejections.append(Rejection(request, error))
+            same = (other for other in self._waiting if other.digests == request.digests)
+            self._rejections += [Rejection(other, error) for other in same]
             return Readiness.LOADING
 
     def _place(self, request: ActiveRequest) -> bool:
@@ -232,8 +278,11 @@ class Scheduler:
         request.num_computed = len(cached) * self._pool.block_size
         if request.num_cached is None:
             request.num_cached = request.num_computed
+            # Charged before it is computed, or one client's backlog would fill a whole step.
+            self._waiting.charge(request, request.num_pending)
         self._memory.lease(request.digests)
         self._waiting.remove(request)
+        self._waiting.note_turn(request, self._step)
         self._running.append(request)
         return True
 
@@ -262,9 +311,9 @@ class Scheduler:
         """Take in the result of one planned item; returns why the request ends, if it does."""
         request = item.request
         request.num_computed += item.count
-        self._waiting.charge(request, item.count)
         if token is not None:
             request.tokens.append(token)
+            self._waiting.charge(request, 1)
         self._register_blocks(request, item.start)
         return None if token is None else finish_reason(request, token)
 
@@ -273,6 +322,37 @@ class Scheduler:
         keys = request.full_block_keys(block_size)
         for index in range(start // block_size, request.num_computed // block_size):
             self._pool.register(request.blocks[index], keys[index])
+
+
+class _Turns:
+    """Waiting requests in the order of their turns, while admissions change the counters."""
+
+    def __init__(
+        self, queue: FairQueue, heads: Sequence[ActiveRequest], *, first: ActiveRequest | None
+    ) -> None:
+        self._queue = queue
+        self._first = first
+        self._heap = [(queue.priority(head), head) for head in heads if head is not first]
+
+    def next(self) -> ActiveRequest | None:
+        """Take the next one; it is not looked at again in this step."""
+        if self._first:
+            first, self._first = self._first, None
+            return first
+        while self._heap:
+            noted, request = self._heap[0]
+            current = self._queue.priority(request)
+            if current == noted:
+                return heapq.heappop(self._heap)[1]
+            # Counters only rise: what was noted is never too high.
+            heapq.heapreplace(self._heap, (current, request))
+        return None
+
+    def put_next(self, admitted: ActiveRequest) -> None:
+        """Let the queue of ``admitted`` have another turn."""
+        following = self._queue.next_of(admitted.queue_key)
+        if following:
+            heapq.heappush(self._heap, (self._queue.priority(following), following))
 
 
 def finish_reason(request: ActiveRequest, token: int) -> FinishReason | None:

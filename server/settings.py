@@ -170,6 +170,14 @@ class ServeSettings:
         default=None,
         metadata=_about("memory of resident adapters, such as 500MB", parse_size, metavar="SIZE"),
     )
+    adapter_host_memory: int | None = field(
+        default=None,
+        metadata=_about(
+            "host memory that keeps adapters which left the device, such as 4GiB",
+            parse_size,
+            metavar="SIZE",
+        ),
+    )
     max_num_requests: int = field(
         default=64, metadata=_about("most requests in one step", parse_int)
     )
@@ -228,7 +236,9 @@ class ServeSettings:
                 max_num_requests=self.max_num_requests,
                 max_batched_tokens=self.max_batched_tokens,
             ),
-            adapter=AdapterConfig(memory_bytes=self.adapter_memory),
+            adapter=AdapterConfig(
+                memory_bytes=self.adapter_memory, host_memory_bytes=self.adapter_host_memory
+            ),
         )
 
 

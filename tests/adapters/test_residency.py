@@ -9,10 +9,13 @@ import torch
 
 from multiflora.adapters.error import AdapterRejected
 from multiflora.adapters.intake import import_adapter
+from multiflora.adapters.loader import Loader
 from multiflora.adapters.residency import Residency
 from multiflora.adapters.slots import Readiness
 from multiflora.adapters.store import AdapterStore
 from multiflora.adapters.target import Projection
+from multiflora.adapters.transfer import SharedTransfer
+from multiflora.adapters.version_reader import VersionReader
 from multiflora.kernels.lora_tables import ListTables
 from multiflora.kernels.ops import LoraFactors
 
@@ -31,18 +34,24 @@ def digests(
 @pytest.fixture
 def make_residency(
     projections: tuple[Projection, ...], tmp_path: Path
-) -> Iterator[Callable[[int], Residency]]:
+) -> Iterator[Callable[..., Residency]]:
     made: list[Residency] = []
 
-    def make(capacity_bytes: int) -> Residency:
+    def make(capacity_bytes: int, host_bytes: int = 1 << 20) -> Residency:
+        reader = VersionReader(
+            AdapterStore(tmp_path),
+            projections,
+            dtype=torch.float32,
+            max_rank=None,
+            is_pinned=False,
+        )
         made.append(
             Residency(
-                AdapterStore(tmp_path),
-                projections,
+                Loader(reader),
                 ListTables(len(projections)),
-                dtype=torch.float32,
-                device=torch.device("cpu"),
-                capacity_bytes=capacity_bytes,
+                SharedTransfer(),
+                device_bytes=capacity_bytes,
+                host_bytes=host_bytes,
             )
         )
         return made[-1]
@@ -58,7 +67,8 @@ def in_slot(residency: Residency, slot: int) -> list[LoraFactors | None]:
 
 
 def settle(residency: Residency, *digests: str) -> Readiness:
-    """Prepare until nothing loads any more."""
+    """Prepare for the only waiting request until nothing loads any more."""
+    residency.prefetch([digests])
     for _ in range(1000):
         residency.poll()
         readiness = residency.prepare(digests)
@@ -69,7 +79,7 @@ def settle(residency: Residency, *digests: str) -> Readiness:
 
 
 def test_a_version_is_loading_first_and_ready_later(
-    make_residency: Callable[[int], Residency], digests: list[str]
+    make_residency: Callable[..., Residency], digests: list[str]
 ) -> None:
     residency = make_residency(1 << 20)
     assert residency.prepare(digests[:1]) is Readiness.LOADING
@@ -80,7 +90,7 @@ def test_a_version_is_loading_first_and_ready_later(
 
 
 def test_idle_versions_make_room_and_leased_ones_stay(
-    make_residency: Callable[[int], Residency], digests: list[str]
+    make_residency: Callable[..., Residency], digests: list[str]
 ) -> None:
     probe = make_residency(1 << 20)
     settle(probe, digests[0])
@@ -95,7 +105,7 @@ def test_idle_versions_make_room_and_leased_ones_stay(
 
 
 def test_two_versions_of_one_request_do_not_evict_each_other(
-    make_residency: Callable[[int], Residency], digests: list[str]
+    make_residency: Callable[..., Residency], digests: list[str]
 ) -> None:
     probe = make_residency(1 << 20)
     settle(probe, *digests[:2])
@@ -106,7 +116,7 @@ def test_two_versions_of_one_request_do_not_evict_each_other(
 
 
 def test_a_version_larger_than_the_memory_is_refused_with_both_numbers(
-    make_residency: Callable[[int], Residency], digests: list[str]
+    make_residency: Callable[..., Residency], digests: list[str]
 ) -> None:
     residency = make_residency(64)
     with pytest.raises(AdapterRejected, match="--adapter-memory is 64"):
@@ -114,7 +124,7 @@ def test_a_version_larger_than_the_memory_is_refused_with_both_numbers(
 
 
 def test_a_blend_that_never_fits_together_is_refused(
-    make_residency: Callable[[int], Residency], digests: list[str]
+    make_residency: Callable[..., Residency], digests: list[str]
 ) -> None:
     probe = make_residency(1 << 20)
     settle(probe, *digests[:2])
@@ -124,7 +134,7 @@ def test_a_blend_that_never_fits_together_is_refused(
 
 
 def test_a_version_that_is_not_stored_fails_and_can_be_tried_again(
-    make_residency: Callable[[int], Residency],
+    make_residency: Callable[..., Residency],
 ) -> None:
     residency = make_residency(1 << 20)
     with pytest.raises(AdapterRejected, match="not in the store"):
@@ -134,7 +144,7 @@ def test_a_version_that_is_not_stored_fails_and_can_be_tried_again(
 
 
 def test_unloading_waits_for_the_last_lease(
-    make_residency: Callable[[int], Residency], digests: list[str]
+    make_residency: Callable[..., Residency], digests: list[str]
 ) -> None:
     residency = make_residency(1 << 20)
     settle(residency, digests[0])
@@ -148,24 +158,25 @@ def test_unloading_waits_for_the_last_lease(
 
 
 def test_loads_ahead_of_room_are_held_within_the_budget(
-    make_residency: Callable[[int], Residency], digests: list[str]
+    make_residency: Callable[..., Residency], digests: list[str]
 ) -> None:
     probe = make_residency(1 << 20)
     settle(probe, digests[2])
-    residency = make_residency(probe.slots.used_bytes)
+    largest = probe.slots.used_bytes
+    residency = make_residency(largest, largest)
     for digest in digests:
         residency.start_load(digest)
         while residency.is_loading:
             residency.poll()
     assert residency.slots.digests() == (digests[0],)
-    held = residency._loaded.values()
-    assert sum(version.num_bytes for version in held) <= residency.slots.capacity_bytes
+    assert residency.host.digests() == (digests[2],)
+    assert residency.host.used_bytes <= largest
     for digest in (*digests, *digests):
         assert settle(residency, digest) is Readiness.READY
 
 
 def test_a_version_that_is_held_needs_no_second_load(
-    make_residency: Callable[[int], Residency], digests: list[str]
+    make_residency: Callable[..., Residency], digests: list[str]
 ) -> None:
     residency = make_residency(1 << 20)
     assert residency.start_load(digests[0])
@@ -174,7 +185,7 @@ def test_a_version_that_is_held_needs_no_second_load(
 
 
 def test_unloading_during_a_load_waits_for_its_end(
-    make_residency: Callable[[int], Residency], digests: list[str]
+    make_residency: Callable[..., Residency], digests: list[str]
 ) -> None:
     residency = make_residency(1 << 20)
     residency.start_load(digests[0])

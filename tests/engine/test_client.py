@@ -12,6 +12,7 @@ import pytest
 from multiflora.adapters.error import AdapterRejected
 from multiflora.adapters.intake import import_adapter
 from multiflora.adapters.store import AdapterStore
+from multiflora.adapters.tier import Tier
 from multiflora.engine.client import EngineClient, EngineState
 from multiflora.engine.config import BaseConfig, CacheConfig, EngineConfig
 from multiflora.engine.errors import EngineUnavailable, RequestFailed, StartupError
@@ -146,6 +147,33 @@ def test_a_version_that_cannot_load_is_an_error_of_the_caller(
         await client.unload_version(digest)
         await asyncio.sleep(0.05)
         assert (await client.stats()).resident_versions == ()
+
+    play(EngineClient.in_process_of_its_own(config), digest, scenario)
+
+
+def test_pins_outlive_the_engine(config: EngineConfig, digest: str) -> None:
+    async def scenario(client: EngineClient, digest: str) -> None:
+        transport = client.transport
+        assert isinstance(transport, ProcessTransport)
+        with pytest.raises(AdapterRejected):
+            await client.pin("0" * 64)
+        await client.pin(digest)
+        assert await client.adapter_states() == {digest: Tier.DEVICE}
+        assert transport.pid
+        os.kill(transport.pid, signal.SIGKILL)
+        await wait_until(lambda: client.state is not EngineState.READY)
+        for call in (client.pin, client.warm):
+            with pytest.raises(EngineUnavailable):
+                await call(digest)
+        with pytest.raises(EngineUnavailable):
+            await client.adapter_states()
+        await wait_until(lambda: client.num_restarts == 1)
+        await wait_until(lambda: not client._pins)
+        assert (await client.stats()).pinned_versions == (digest,)
+        await client.unpin(digest)
+        assert (await client.stats()).pinned_versions == client.pinned_versions == ()
+        await client.warm(digest)
+        assert await client.adapter_states() == {digest: Tier.DEVICE}
 
     play(EngineClient.in_process_of_its_own(config), digest, scenario)
 

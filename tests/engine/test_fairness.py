@@ -1,7 +1,9 @@
 """Turns go by tokens served, not by arrival, and idling earns nothing."""
 
+from dataclasses import replace
+
 from multiflora.engine.active_request import ActiveRequest
-from multiflora.engine.fairness import FairQueue
+from multiflora.engine.fairness import FairQueue, TokenCounters
 from multiflora.engine.request import AdapterShare, GenerationRequest, SamplingParams
 
 
@@ -54,11 +56,51 @@ def test_the_base_is_a_client_like_any_adapter() -> None:
     assert queue.candidates() == [other, base]
 
 
-def test_the_oldest_waiting_request_is_known() -> None:
+def of_tenant(id: str, tenant: str, name: str, arrival: int) -> ActiveRequest:
+    request = replace(make(id, name).request, tenant=tenant)
+    return ActiveRequest(request, arrival)
+
+
+def test_a_tenant_with_many_adapters_gets_one_share() -> None:
     queue = FairQueue()
-    assert queue.oldest() is None
-    young, old = make("young", "a"), make("old", "b")
-    young.waiting_since, old.waiting_since = 9, 2
-    queue.add(young)
-    queue.add(old)
-    assert queue.oldest() is old
+    many = [of_tenant(f"m{n}", "many", f"adapter-{n}", n) for n in range(4)]
+    one = of_tenant("one", "one", "adapter-9", 9)
+    for request in (*many, one):
+        queue.add(request)
+    queue.remove(many[0])
+    queue.charge(many[0], 50)
+    assert queue.candidates() == [one, *many[1:]]
+
+
+def test_an_adapter_of_many_tenants_gets_one_share() -> None:
+    queue = FairQueue()
+    shared = [of_tenant(f"s{n}", f"tenant-{n}", "shared", n) for n in range(3)]
+    quiet = of_tenant("quiet", "tenant-9", "own", 9)
+    for request in (*shared, quiet):
+        queue.add(request)
+    queue.remove(shared[0])
+    queue.charge(shared[0], 50)
+    assert queue.candidates()[0] is quiet
+
+
+def test_a_backlog_does_not_starve_while_it_gets_turns() -> None:
+    queue = FairQueue()
+    served, next_in_line = make("served", "busy", 0), make("next", "busy", 1)
+    other = make("other", "quiet", 2)
+    other.waiting_since = 3
+    for request in (served, next_in_line, other):
+        queue.add(request)
+    queue.remove(served)
+    queue.note_turn(served, 8)
+    assert queue.passed_over_since(next_in_line) == 8
+    assert queue.passed_over_since(other) == 3
+
+
+def test_counters_of_those_who_left_do_not_pile_up() -> None:
+    counters = TokenCounters()
+    counters.charge("busy", 10)
+    for number in range(5000):
+        counters.lift(number, ["busy"])
+    assert len(counters) < 5000
+    counters.lift("late", ["busy"])
+    assert counters.of("late") == counters.of("busy")

@@ -102,6 +102,28 @@ def test_device_memory_is_used_up_but_for_a_reserve() -> None:
     assert 0.88 * 24 * GIB < plan.total_bytes <= 0.95 * 24 * GIB
 
 
+def test_adapters_that_left_get_as_much_host_memory_as_is_left() -> None:
+    on_host = plan_memory(config(), model())
+    assert on_host.adapter_host_bytes == on_host.adapter_bytes
+    explicit = AdapterConfig(memory_bytes=7 * MIB, host_memory_bytes=9 * MIB)
+    assert plan_memory(config(adapter=explicit), model()).adapter_host_bytes == 9 * MIB
+    tight = plan_memory(config(cache=CacheConfig(memory_bytes=11 * GIB)), model())
+    assert tight.adapter_host_bytes < tight.adapter_bytes * 4
+    assert tight.total_bytes <= tight.available_bytes
+
+
+def test_an_accelerator_s_host_tier_is_not_taken_from_its_own_memory() -> None:
+    plan = plan_memory(config(), model(), available_bytes=24 * GIB)
+    assert plan.adapter_host_bytes == min(4 * plan.adapter_bytes, 4 * GIB)
+    device = plan.base_bytes + plan.kv_cache_bytes + plan.adapter_bytes + plan.workspace_bytes
+    assert plan.total_bytes == device
+
+
+def test_a_host_tier_without_bytes_is_refused() -> None:
+    with pytest.raises(ValueError, match="--adapter-host-memory is 0 bytes"):
+        AdapterConfig(host_memory_bytes=0)
+
+
 def test_explicit_sizes_are_kept() -> None:
     plan = plan_memory(
         config(
@@ -169,7 +191,8 @@ def test_table_names_every_part_and_adds_up() -> None:
     for word in ("linears", "embedding", "head", "KV cache", "adapters", "workspace", "total"):
         assert word in table
     assert "16.00 GiB available" in table
-    parts = plan.base_bytes + plan.kv_cache_bytes + plan.adapter_bytes + plan.workspace_bytes
+    adapters = plan.adapter_bytes + plan.adapter_host_bytes
+    parts = plan.base_bytes + plan.kv_cache_bytes + adapters + plan.workspace_bytes
     assert plan.total_bytes == parts
 
 

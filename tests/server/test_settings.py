@@ -147,6 +147,7 @@ def test_the_engine_gets_its_part(tmp_path):
         data_dir=tmp_path,
         kv_cache_memory=1,
         adapter_memory=2,
+        adapter_host_memory=5,
         max_num_requests=3,
         max_batched_tokens=4,
     )
@@ -159,6 +160,7 @@ def test_the_engine_gets_its_part(tmp_path):
     assert (config.batch_invariant, config.cuda_graphs) == (True, False)
     assert (config.max_model_len, config.data_dir) == (99, str(tmp_path))
     assert (config.cache.memory_bytes, config.adapter.memory_bytes) == (1, 2)
+    assert config.adapter.host_memory_bytes == 5
     assert config.scheduler.max_num_requests == 3
     assert config.scheduler.max_batched_tokens == 4
 

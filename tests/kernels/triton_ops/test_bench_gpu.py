@@ -1,4 +1,4 @@
-"""The GPU benchmark runs from end to end, on tiny shapes in the interpreter; it measures nothing."""
+"""The GPU benchmark runs end to end, on tiny shapes in the interpreter; it measures nothing."""
 
 import os
 import subprocess

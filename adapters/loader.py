@@ -1,0 +1,118 @@
+"""Reads versions in background threads. The engine's loop starts reads and collects them."""
+
+import logging
+import os
+import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from .error import AdapterRejected
+from .version_reader import HostVersion, PlannedVersion, Reader
+
+logger = logging.getLogger(__name__)
+
+_NUM_THREADS: Final = 3
+_LARGE_BYTES: Final = 64 << 20
+_NICENESS: Final = 10
+
+Outcome = TypeVar("Outcome")
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Generic[Outcome]):
+    """One finished piece of work; an ``AdapterRejected`` where it failed."""
+
+    digest: str
+    outcome: Outcome | AdapterRejected
+
+
+class Loader:
+    """Two lanes: versions above ``large_bytes`` wait for each other, never small ones for them.
+
+    A slow small version occupies one of ``num_threads``.
+    """
+
+    def __init__(
+        self, reader: Reader, *, num_threads: int = _NUM_THREADS, large_bytes: int = _LARGE_BYTES
+    ) -> None:
+        self._reader = reader
+        self._large_bytes = large_bytes
+        self._small_lane = _make_lane(num_threads, "adapter-load")
+        self._large_lane = _make_lane(1, "adapter-load-large")
+        self._plans: dict[str, Future[PlannedVersion]] = {}
+        self._reads: dict[str, Future[HostVersion]] = {}
+        self._large: set[str] = set()
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._plans or digest in self._reads
+
+    def __len__(self) -> int:
+        return len(self._plans) + len(self._reads)
+
+    @property
+    def num_small(self) -> int:
+        """Work in the lane of small versions, and of those of unknown size."""
+        return len(self._plans) + len(self._reads) - len(self._large)
+
+    def has_lane_for(self, planned: PlannedVersion) -> bool:
+        """False while another large version is read: a queued one would only occupy memory."""
+        return planned.num_bytes <= self._large_bytes or not self._large
+
+    def plan(self, digest: str) -> None:
+        """Begin to read what ``digest`` will take."""
+        assert digest not in self
+        self._plans[digest] = self._small_lane.submit(self._reader.plan, digest)
+
+    def read(self, planned: PlannedVersion) -> None:
+        """Begin to read a version whose host memory is reserved."""
+        assert planned.digest not in self
+        is_large = planned.num_bytes > self._large_bytes
+        lane = self._large_lane if is_large else self._small_lane
+        self._reads[planned.digest] = lane.submit(self._reader.read, planned)
+        if is_large:
+            self._large.add(planned.digest)
+
+    def take_plans(self) -> list[Finished[PlannedVersion]]:
+        return _take(self._plans)
+
+    def take_reads(self) -> list[Finished[HostVersion]]:
+        finished = _take(self._reads)
+        self._large.difference_update(item.digest for item in finished)
+        return finished
+
+    def close(self) -> None:
+        for lane in (self._small_lane, self._large_lane):
+            lane.shutdown(wait=True, cancel_futures=True)
+
+
+def _make_lane(num_threads: int, name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(num_threads, thread_name_prefix=name, initializer=_yield_to_steps)
+
+
+def _yield_to_steps() -> None:
+    """Give this thread less of a busy processor than the engine's loop gets."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+
+
+def _take(work: dict[str, Future[Outcome]]) -> list[Finished[Outcome]]:
+    done = [digest for digest, future in work.items() if future.done()]
+    return [_finish(digest, work.pop(digest)) for digest in done]
+
+
+def _finish(digest: str, future: Future[Outcome]) -> Finished[Outcome]:
+    try:
+        return Finished(digest, future.result())
+    except AdapterRejected as error:
+        return Finished(digest, error)
+    except Exception as error:  # the loader thread's outer edge
+        logger.exception("version %s could not be read", digest[:12])
+        return Finished(digest, AdapterRejected("load_failed", _public_message(digest, error)))
+
+
+def _public_message(digest: str, error: Exception) -> str:
+    """What went wrong without what may hold paths or addresses."""
+    reason = error.strerror if isinstance(error, OSError) else None
+    return f"version {digest[:12]} could not be read: {reason or type(error).__name__}; try again"

@@ -1,0 +1,111 @@
+"""From a stored version to its flat buffer in host memory, in two moves.
+
+The first reads the header and says how many bytes the second will allocate.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from .error import AdapterRejected
+from .flat_buffer import fill_buffer
+from .folder import WEIGHTS_NAME, AdapterFolder
+from .inspection import inspect_adapter
+from .layout import FlatLayout, plan_layout
+from .peft_format import ModuleSpec
+from .store import AdapterStore
+from .target import Projection
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedVersion:
+    """What a version will take: ``num_bytes`` on the device, ``host_bytes`` in host memory."""
+
+    digest: str
+    folder: AdapterFolder
+    layout: FlatLayout
+    num_bytes: int
+    host_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostVersion:
+    """A version's flat buffer [num_elements] in host memory."""
+
+    layout: FlatLayout
+    buffer: Tensor
+    host_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.buffer.numel() * self.buffer.element_size()
+
+
+class Reader(Protocol):
+    """How versions are read; called in loader threads."""
+
+    def plan(self, digest: str) -> PlannedVersion:
+        """Raises ``AdapterRejected`` or ``OSError``."""
+        ...
+
+    def read(self, planned: PlannedVersion) -> HostVersion:
+        """Raises ``AdapterRejected`` or ``OSError``."""
+        ...
+
+
+class VersionReader:
+    """Reads from the store in ``dtype``; ``is_pinned`` for memory that a device copies from."""
+
+    def __init__(
+        self,
+        store: AdapterStore,
+        projections: Sequence[Projection],
+        *,
+        dtype: torch.dtype,
+        max_rank: int | None,
+        is_pinned: bool,
+    ) -> None:
+        self._store = store
+        self._projections = projections
+        self._dtype = dtype
+        self._max_rank = max_rank
+        self._is_pinned = is_pinned
+
+    def plan(self, digest: str) -> PlannedVersion:
+        folder = self._store.open(digest)
+        modules = inspect_adapter(folder, self._projections)
+        _check_ranks(modules, self._max_rank)
+        layout = plan_layout(self._projections, modules)
+        num_bytes = layout.num_elements * self._dtype.itemsize
+        return PlannedVersion(digest, folder, layout, num_bytes, self._host_bytes(num_bytes))
+
+    def _host_bytes(self, num_bytes: int) -> int:
+        # torch's allocator of pinned memory rounds up to a power of two.
+        return 1 << (num_bytes - 1).bit_length() if self._is_pinned else num_bytes
+
+    def read(self, planned: PlannedVersion) -> HostVersion:
+        with safe_open(planned.folder.path / WEIGHTS_NAME, framework="pt") as tensors:
+            buffer = fill_buffer(
+                planned.layout, tensors.get_tensor, self._dtype, is_pinned=self._is_pinned
+            )
+        # One pass without temporaries; a NaN is both extremes.
+        if not torch.stack(torch.aminmax(buffer)).isfinite().all():
+            raise AdapterRejected(
+                "not_finite",
+                f"version {planned.digest[:12]} overflows {self._dtype}; use --dtype bfloat16",
+            )
+        return HostVersion(planned.layout, buffer, planned.host_bytes)
+
+
+def _check_ranks(modules: Sequence[ModuleSpec], limit: int | None) -> None:
+    widest = max(modules, key=lambda module: module.rank)
+    if limit is not None and widest.rank > limit:
+        raise AdapterRejected(
+            "rank_too_large",
+            f"{widest.path} has rank {widest.rank}, these kernels take {limit} at most; "
+            "re-compress the adapter to a lower rank",
+        )

@@ -1,0 +1,367 @@
+"""Interleavings of everything that can happen to versions, against the promises of residency.
+
+Reads and copies end when the test says so, in any order; memory behaves as on CUDA and as on a CPU.
+"""
+
+from collections import Counter
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.folder import AdapterFolder
+from multiflora.adapters.layout import FlatLayout
+from multiflora.adapters.loader import Loader
+from multiflora.adapters.residency import LoadResult, Residency
+from multiflora.adapters.slots import Readiness
+from multiflora.adapters.tier import Tier
+from multiflora.adapters.transfer import Arrival
+from multiflora.adapters.version_reader import HostVersion, PlannedVersion
+from multiflora.kernels.lora_tables import ListTables
+
+SIZES = {"a": 8, "b": 16, "c": 24, "d": 40, "e": 4, "f": 56}
+BROKEN = "broken"
+DEVICE_BYTES, HOST_BYTES = 80, 64
+
+
+class Reader:
+    """Versions of ``SIZES`` bytes; ``BROKEN`` cannot be read."""
+
+    def plan(self, digest: str) -> PlannedVersion:
+        size = SIZES.get(digest, 8)
+        return PlannedVersion(
+            digest, folder=_FOLDER, layout=_LAYOUT, num_bytes=size, host_bytes=size
+        )
+
+    def read(self, planned: PlannedVersion) -> HostVersion:
+        if planned.digest == BROKEN:
+            raise OSError(5, "the disk is on fire", "/a/secret/path")
+        buffer = torch.zeros(planned.num_bytes, dtype=torch.uint8)
+        return HostVersion(planned.layout, buffer, planned.host_bytes)
+
+
+_FOLDER: AdapterFolder = None  # type: ignore[assignment]
+_LAYOUT = FlatLayout((), 0)
+
+
+class Lane:
+    """An executor whose work is done when the test says so."""
+
+    def __init__(self) -> None:
+        self.work: list[tuple[Future[Any], Any, Any]] = []
+
+    def submit(self, function: Any, argument: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.work.append((future, function, argument))
+        return future
+
+    def finish(self, index: int) -> None:
+        future, function, argument = self.work.pop(index % len(self.work))
+        try:
+            future.set_result(function(argument))
+        except Exception as error:
+            future.set_exception(error)
+
+    def shutdown(self, **_: object) -> None: ...
+
+
+class Transfer:
+    """Copies that are complete when the test says so, or memory that is shared."""
+
+    def __init__(self, *, shares_memory: bool) -> None:
+        self.shares_memory = shares_memory
+        self.under_way: list[Copy] = []
+
+    def start(self, buffer: torch.Tensor) -> Arrival:
+        if self.shares_memory:
+            return Arrival(buffer)
+        self.under_way.append(Copy())
+        return Arrival(buffer.clone(), self.under_way[-1])  # type: ignore[arg-type]
+
+
+class Copy:
+    is_done = False
+
+    def query(self) -> bool:
+        return self.is_done
+
+
+class World:
+    """A residency without threads, and the requests around it."""
+
+    def __init__(self, *, shares_memory: bool, large_bytes: int = 30) -> None:
+        self.lane = Lane()
+        self.transfer = Transfer(shares_memory=shares_memory)
+        self.seconds = 0.0
+        loader = Loader(Reader(), large_bytes=large_bytes)
+        loader.close()
+        loader._small_lane = loader._large_lane = self.lane  # type: ignore[assignment]
+        self.residency = Residency(
+            loader,
+            ListTables(1),
+            self.transfer,
+            device_bytes=DEVICE_BYTES,
+            host_bytes=HOST_BYTES,
+            clock=lambda: self.seconds,
+        )
+        self.waiting: list[tuple[str, ...]] = []
+        self.running: list[tuple[str, ...]] = []
+        self.pinned: set[str] = set()
+        self.asked_pins: set[str] = set()
+        self.rejected: list[tuple[str, ...]] = []
+
+    def take(self, results: list[LoadResult]) -> None:
+        for result in results:
+            if result.is_pin:
+                self.asked_pins.discard(result.digest)
+                if result.error is None:
+                    self.pinned.add(result.digest)
+
+    def step(self) -> None:
+        """One turn of the loop: poll, say who waits, admit whoever is ready."""
+        self.take(self.residency.poll())
+        self.residency.prefetch(self.waiting)
+        for group in list(self.waiting):
+            try:
+                readiness = self.residency.prepare(group)
+            except AdapterRejected:
+                self.waiting.remove(group)
+                self.rejected.append(group)
+                continue
+            if readiness is Readiness.READY:
+                self.residency.lease(group)
+                self.waiting.remove(group)
+                self.running.append(group)
+            elif readiness is Readiness.NO_ROOM:
+                return
+
+    def end(self, index: int) -> None:
+        self.residency.release(self.running.pop(index % len(self.running)))
+
+    def advance(self) -> None:
+        """Everything under way ends, and every request that runs."""
+        self.seconds += 10
+        while self.lane.work:
+            self.lane.finish(0)
+        for copy in self.transfer.under_way:
+            copy.is_done = True
+        self.transfer.under_way.clear()
+        self.step()
+        while self.running:
+            self.end(0)
+
+
+groups = st.lists(st.sampled_from([*SIZES, BROKEN]), min_size=1, max_size=2, unique=True)
+
+
+class ResidencyMachine(RuleBasedStateMachine):
+    @initialize(shares_memory=st.booleans())
+    def begin(self, shares_memory: bool) -> None:
+        self.world = World(shares_memory=shares_memory)
+
+    @rule(group=groups)
+    def arrive(self, group: list[str]) -> None:
+        if len(self.world.waiting) < 6:
+            self.world.waiting.append(tuple(group))
+
+    @rule()
+    def step(self) -> None:
+        self.world.step()
+
+    @precondition(lambda self: self.world.lane.work)
+    @rule(index=st.integers(0, 20))
+    def finish_work(self, index: int) -> None:
+        self.world.lane.finish(index)
+
+    @precondition(lambda self: self.world.transfer.under_way)
+    @rule(index=st.integers(0, 20))
+    def finish_copy(self, index: int) -> None:
+        under_way = self.world.transfer.under_way
+        under_way.pop(index % len(under_way)).is_done = True
+
+    @precondition(lambda self: self.world.running)
+    @rule(index=st.integers(0, 20))
+    def end(self, index: int) -> None:
+        self.world.end(index)
+
+    @precondition(lambda self: self.world.waiting)
+    @rule(index=st.integers(0, 20))
+    def abort(self, index: int) -> None:
+        self.world.waiting.pop(index % len(self.world.waiting))
+
+    @rule(digest=st.sampled_from([*SIZES, BROKEN]))
+    def ask_for_a_load(self, digest: str) -> None:
+        self.world.residency.start_load(digest)
+
+    @rule(digest=st.sampled_from([*SIZES, BROKEN]))
+    def pin(self, digest: str) -> None:
+        if digest not in self.world.pinned:
+            self.world.asked_pins.add(digest)
+            self.world.residency.pin(digest)
+
+    @rule(digest=st.sampled_from([*SIZES]))
+    def unpin(self, digest: str) -> None:
+        self.world.residency.unpin(digest)
+        self.world.pinned.discard(digest)
+        self.world.asked_pins.discard(digest)
+
+    @rule(digest=st.sampled_from([*SIZES]))
+    def unload(self, digest: str) -> None:
+        if self.world.residency.unload(digest):
+            assert self.world.residency.tier_of(digest) is Tier.DISK
+
+    @invariant()
+    def bytes_are_within_budgets_and_add_up(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        slots, host = self.world.residency.slots, self.world.residency.host
+        assert slots.used_bytes == sum(SIZES.get(d, 8) for d in slots.digests()) <= DEVICE_BYTES
+        assert sum(SIZES.get(d, 8) for d in host.digests()) <= host.used_bytes <= HOST_BYTES
+        assert slots.pinned_bytes <= DEVICE_BYTES
+        if self.world.transfer.shares_memory:
+            assert not set(slots.digests()) & set(host.digests()), "one memory was counted twice"
+
+    @invariant()
+    def leased_and_pinned_versions_stay(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        leased = {digest for group in self.world.running for digest in group}
+        for digest in leased | self.world.pinned:
+            assert self.world.residency.tier_of(digest) is Tier.DEVICE
+        leases = Counter(digest for group in self.world.running for digest in group)
+        assert self.world.residency.slots.num_leases == leases.total()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self._everybody_is_served()
+            self._nothing_is_left()
+
+    def _everybody_is_served(self) -> None:
+        for _ in range(60):
+            self.world.advance()
+            if not self.world.waiting and not self.world.asked_pins:
+                return
+        raise AssertionError(f"still waiting: {self.world.waiting} {self.world.asked_pins}")
+
+    def _nothing_is_left(self) -> None:
+        residency = self.world.residency
+        for digest in (*SIZES, BROKEN):
+            residency.unpin(digest)
+        for _ in range(20):
+            self.world.advance()
+        residency.prefetch(())
+        assert not residency.is_loading
+        for digest in (*SIZES, BROKEN):
+            assert residency.unload(digest)
+        assert residency.slots.used_bytes == residency.host.used_bytes == 0
+        assert residency.slots.num_leases == residency.slots.pinned_bytes == 0
+        assert residency.tiers() == {}
+
+
+TestResidencyMachine = ResidencyMachine.TestCase
+TestResidencyMachine.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("shares_memory", [True, False], ids=["cpu", "cuda"])
+def test_a_copy_under_way_is_not_usable_and_not_evictable(shares_memory: bool) -> None:
+    world = World(shares_memory=shares_memory)
+    world.waiting = [("d",)]
+    for _ in range(4):
+        world.step()
+        while world.lane.work:
+            world.lane.finish(0)
+    assert world.running == ([("d",)] if shares_memory else [])
+    assert world.residency.tier_of("d") is (Tier.DEVICE if shares_memory else Tier.HOST)
+    assert not world.residency.unload("d")
+    for copy in world.transfer.under_way:
+        copy.is_done = True
+    world.step()
+    assert world.running == [("d",)]
+
+
+def test_an_aborted_request_s_version_is_not_read_any_more() -> None:
+    world = World(shares_memory=True)
+    world.waiting = [("a",), ("b",)]
+    world.step()
+    while world.lane.work:
+        world.lane.finish(0)
+    world.waiting = [("b",)]
+    world.residency.prefetch(world.waiting)
+    world.step()
+    assert [argument.digest for _, _, argument in world.lane.work] == ["b"]
+
+
+def test_queued_large_versions_occupy_no_memory_before_their_turn() -> None:
+    world = World(shares_memory=True, large_bytes=10)
+    world.waiting = [("b",), ("c",), ("a",)]
+    world.step()
+    while world.lane.work:
+        world.lane.finish(0)
+    world.step()
+    assert {argument.digest for _, _, argument in world.lane.work} == {"b", "a"}
+    assert world.residency.host.used_bytes == SIZES["b"] + SIZES["a"]
+
+
+def test_a_failure_is_told_to_all_who_wait_and_tried_again_later() -> None:
+    world = World(shares_memory=True)
+    world.waiting = [(BROKEN,), ("a",), ("a", BROKEN)]
+    for _ in range(3):
+        world.step()
+        while world.lane.work:
+            world.lane.finish(0)
+    world.step()
+    assert set(world.rejected) == {(BROKEN,), ("a", BROKEN)}
+    assert world.running == [("a",)]
+    world.waiting = [(BROKEN,)]
+    world.step()
+    assert len(world.rejected) == 3, "a flood does not read it again at once"
+    world.seconds += 5
+    world.waiting = [(BROKEN,)]
+    world.step()
+    assert world.lane.work, "later it is read again"
+
+
+def test_a_failure_names_no_path() -> None:
+    world = World(shares_memory=True)
+    world.residency.start_load(BROKEN)
+    results: list[LoadResult] = []
+    for _ in range(3):
+        results += world.residency.poll()
+        while world.lane.work:
+            world.lane.finish(0)
+    (result,) = results
+    assert result.error
+    assert result.error.code == "load_failed"
+    assert "fire" in str(result.error)
+    assert "secret" not in str(result.error)
+
+
+def test_a_pin_that_cannot_fit_beside_others_is_refused_with_numbers() -> None:
+    world = World(shares_memory=True)
+    found: dict[str, LoadResult] = {}
+    for digest in ("f", "d"):
+        world.residency.pin(digest)
+        for _ in range(4):
+            found |= {result.digest: result for result in world.residency.poll()}
+            while world.lane.work:
+                world.lane.finish(0)
+    assert found["f"].error is None
+    refusal = found["d"].error
+    assert refusal
+    assert refusal.code == "pin_too_large"
+    assert "40 bytes, 56 of 80 are pinned" in str(refusal)
+    world.waiting = [("d",)]
+    for _ in range(4):
+        world.advance()
+    assert world.rejected == [("d",)], "who can never run must not wait"
