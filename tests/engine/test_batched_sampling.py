@@ -180,7 +180,7 @@ def mixed_batch(size: int = 2 * len(MIXED)) -> tuple[Tensor, list[ActiveRequest]
 def test_chunks_change_no_draw(chunk_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     logits, requests = mixed_batch()
     whole = tokens_of(logits, requests)
-    monkeypatch.setattr(sampler, "_CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(sampler, "_CHUNK_ELEMENTS", {"cpu": chunk_elements})
     assert tokens_of(logits, requests) == whole
 
 
