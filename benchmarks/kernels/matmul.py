@@ -1,6 +1,7 @@
 """One projection without adapters: ours, bitsandbytes, dense bf16, decode and multiply."""
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -97,6 +98,7 @@ def _bitsandbytes(run: MatmulRun, out: int, into: int, copies: int) -> list[Matm
     try:
         bnb: Any = importlib.import_module("bitsandbytes")
     except ImportError:
+        print("  bitsandbytes is not installed: its column is missing", file=sys.stderr)
         return None
     found: list[Matmul] = []
     for _ in range(copies):

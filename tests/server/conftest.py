@@ -251,6 +251,23 @@ def publisher(registry: Registry) -> Iterator[Publisher]:
 
 
 @pytest.fixture
+def stored_registry(tmp_path: Path) -> Iterator[Registry]:
+    """An empty registry on the disk, for modules whose ``registry`` keeps real adapters."""
+    registry = Registry.open(tmp_path / "data", reserved={"base"})
+    yield registry
+    registry.close()
+
+
+@pytest.fixture
+def stored_publisher(
+    stored_registry: Registry, projections: tuple[Projection, ...]
+) -> Iterator[Publisher]:
+    publisher = Publisher(stored_registry, projections)
+    yield publisher
+    publisher.close()
+
+
+@pytest.fixture
 def service(
     engine: FakeEngine,
     tokenizer: Tokenizer,

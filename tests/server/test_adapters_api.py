@@ -5,14 +5,13 @@ import hashlib
 import io
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from multiflora.adapters.registry import Registry
-from multiflora.adapters.target import Projection
 from multiflora.server.publishing import Publisher
 
 pytestmark = pytest.mark.anyio
@@ -20,17 +19,13 @@ Upload = Callable[..., Any]
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    registry = Registry.open(tmp_path / "data", reserved={"base"})
-    yield registry
-    registry.close()
+def registry(stored_registry: Registry) -> Registry:
+    return stored_registry
 
 
 @pytest.fixture
-def publisher(registry: Registry, projections: tuple[Projection, ...]) -> Iterator[Publisher]:
-    publisher = Publisher(registry, projections)
-    yield publisher
-    publisher.close()
+def publisher(stored_publisher: Publisher) -> Publisher:
+    return stored_publisher
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
 """vLLM's and SGLang's ways to load adapters, as their operators and trainers use them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from multiflora.adapters.registry import Registry
-from multiflora.adapters.target import Projection
 from multiflora.server.publishing import Publisher
 
 pytestmark = pytest.mark.anyio
@@ -14,17 +13,13 @@ LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    registry = Registry.open(tmp_path / "data")
-    yield registry
-    registry.close()
+def registry(stored_registry: Registry) -> Registry:
+    return stored_registry
 
 
 @pytest.fixture
-def publisher(registry: Registry, projections: tuple[Projection, ...]) -> Iterator[Publisher]:
-    publisher = Publisher(registry, projections)
-    yield publisher
-    publisher.close()
+def publisher(stored_publisher: Publisher) -> Publisher:
+    return stored_publisher
 
 
 @pytest.fixture

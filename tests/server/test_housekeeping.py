@@ -2,15 +2,13 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import cast
 
 import pytest
 
 from multiflora.adapters.registry import Registry
-from multiflora.adapters.target import Projection
 from multiflora.engine.client import EngineClient
 from multiflora.server.housekeeping import Housekeeping
 from multiflora.server.publishing import Publisher, Terms
@@ -28,17 +26,13 @@ class FakeClient:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    registry = Registry.open(tmp_path / "data")
-    yield registry
-    registry.close()
+def registry(stored_registry: Registry) -> Registry:
+    return stored_registry
 
 
 @pytest.fixture
-def publisher(registry: Registry, projections: tuple[Projection, ...]) -> Iterator[Publisher]:
-    publisher = Publisher(registry, projections)
-    yield publisher
-    publisher.close()
+def publisher(stored_publisher: Publisher) -> Publisher:
+    return stored_publisher
 
 
 @asynccontextmanager

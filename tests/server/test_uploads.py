@@ -4,7 +4,7 @@ import asyncio
 import json
 import resource
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import httpx
 import pytest
 
 from multiflora.adapters.registry import Registry
-from multiflora.adapters.target import Projection
 from multiflora.server.limits import Limits
 from multiflora.server.publishing import Publisher
 
@@ -21,17 +20,13 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    registry = Registry.open(tmp_path / "data")
-    yield registry
-    registry.close()
+def registry(stored_registry: Registry) -> Registry:
+    return stored_registry
 
 
 @pytest.fixture
-def publisher(registry: Registry, projections: tuple[Projection, ...]) -> Iterator[Publisher]:
-    publisher = Publisher(registry, projections)
-    yield publisher
-    publisher.close()
+def publisher(stored_publisher: Publisher) -> Publisher:
+    return stored_publisher
 
 
 @pytest.fixture
