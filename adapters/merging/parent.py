@@ -1,0 +1,103 @@
+"""A PEFT folder as deltas by module path, read without a base model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from safetensors import safe_open
+
+from ..error import AdapterRejected
+from ..folder import WEIGHTS_NAME, AdapterFolder, TensorEntry
+from ..peft_format import PREFIX, LoraSettings, parse_settings
+from .delta import Delta
+
+_A_ENDING, _B_ENDING = ".lora_A.weight", ".lora_B.weight"
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class ParentModule:
+    """One adapted linear: its shape [N, K], its rank and the scale of ``B @ A``."""
+
+    path: str
+    shape: tuple[int, int]
+    rank: int
+    scale: float
+
+
+class Parent:
+    """One adapter to be merged or exported; a context manager that holds its weights file open.
+
+    ``modules`` are its adapted linears by path, sorted; ``dtype`` is the widest of its tensors;
+    ``base_name`` is what its config calls its base, if anything. Raises ``AdapterRejected`` for an
+    adapter that is more than plain LoRA on linears.
+    """
+
+    def __init__(self, path: Path, *, name: str | None = None) -> None:
+        self.name = name or path.name
+        folder = AdapterFolder(path)
+        self.config = folder.config
+        self.base_name: str | None = folder.config.get("base_model_name_or_path")
+        entries = {entry.name: entry for entry in folder.entries}
+        self.modules: Mapping[str, ParentModule] = _find_modules(
+            entries, parse_settings(folder.config)
+        )
+        self.dtype = max(
+            {_DTYPES[entry.dtype] for entry in entries.values()}, key=lambda d: (d.itemsize, str(d))
+        )
+        self._tensors = safe_open(path / WEIGHTS_NAME, framework="pt")
+
+    def delta(self, path: str) -> Delta:
+        """The module's delta; raises ``AdapterRejected`` if it is not finite."""
+        a = self._tensors.get_tensor(f"{PREFIX}{path}{_A_ENDING}").float()
+        b = self._tensors.get_tensor(f"{PREFIX}{path}{_B_ENDING}").float()
+        if not (a.isfinite().all() and b.isfinite().all()):
+            raise AdapterRejected("not_finite", f"{self.name}: {path} holds NaN or infinity")
+        return Delta(b * self.modules[path].scale, a)
+
+    def __enter__(self) -> "Parent":
+        self._tensors.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._tensors.__exit__(kind, error, trace)
+
+
+def _find_modules(
+    entries: Mapping[str, TensorEntry], settings: LoraSettings
+) -> dict[str, ParentModule]:
+    modules: dict[str, ParentModule] = {}
+    for name, entry in entries.items():
+        if name.startswith(PREFIX) and name.endswith(_A_ENDING):
+            path = name.removeprefix(PREFIX).removesuffix(_A_ENDING)
+            modules[path] = _module(path, entry, entries, settings)
+        elif not name.endswith(_B_ENDING):
+            raise AdapterRejected(
+                "unsupported_feature", f"tensor {name}: only plain LoRA on linears can be merged"
+            )
+    if 2 * len(modules) != len(entries):
+        raise AdapterRejected("missing_tensor", "some lora_B has no lora_A")
+    return modules
+
+
+def _module(
+    path: str, a: TensorEntry, entries: Mapping[str, TensorEntry], settings: LoraSettings
+) -> ParentModule:
+    b = entries.get(f"{PREFIX}{path}{_B_ENDING}")
+    if b is None:
+        raise AdapterRejected("missing_tensor", f"{path} has a lora_A without its lora_B")
+    rank = settings.rank_of(path)
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank:
+        raise AdapterRejected(
+            "wrong_shape",
+            f"{path}: lora_A is {list(a.shape)} and lora_B {list(b.shape)}, the config says rank "
+            f"{rank}",
+        )
+    return ParentModule(path, (b.shape[0], a.shape[1]), rank, settings.scale_of(path))

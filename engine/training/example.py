@@ -1,0 +1,34 @@
+"""What a trainer is fed: token ids, and how much each of them counts in the loss.
+
+The data side (formats, templates, masks) makes these; the trainer knows nothing of text.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training sequence.
+
+    ``weights[i]`` is the weight of predicting ``ids[i]`` from what precedes it: 0 for text that is
+    only read, 1 for an answer, between for ``prompt_loss_weight``. The first token is never
+    predicted, so ``weights[0]`` is 0. ``line`` is the row's line in its file, from 1.
+    """
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+    line: int
+
+    def __post_init__(self) -> None:
+        assert len(self.ids) == len(self.weights)
+        assert not self.weights or self.weights[0] == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A prompt with a better and a worse completion, as token ids; ``line`` as in ``Example``."""
+
+    prompt: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+    line: int
