@@ -37,6 +37,7 @@ async def publish_path(service: Service, name: str, path: str, *, in_place: bool
     with service.drain.running():
         taken = await service.publisher.run(publish)
     service.metrics.adapter_change("publish")
+    await service.pinning.reconcile()
     return taken.entry
 
 

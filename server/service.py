@@ -17,6 +17,7 @@ from .catalog import Catalog
 from .drain import Drain
 from .limits import Limits
 from .metrics import Metrics
+from .pinning import Pinning
 from .publishing import Publisher
 
 _Parameters = ParamSpec("_Parameters")
@@ -34,6 +35,7 @@ class Service:
     metrics: Metrics
     registry: Registry
     publisher: Publisher
+    pinning: Pinning
     # Where paths that clients name may lie; None closes the routes that take such paths.
     adapters_root: Path | None = None
     end_tokens: frozenset[int] = frozenset()

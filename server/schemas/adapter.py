@@ -1,11 +1,12 @@
 """Adapters and versions as the API shows them, and the bodies of what can be done to them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
 
 from multiflora.adapters.entry import AdapterEntry, HistoryEvent
+from multiflora.adapters.tier import Tier
 from multiflora.adapters.version import Version
 
 from .body import RequestBody
@@ -28,7 +29,7 @@ def adapter_object(
     entry: AdapterEntry,
     version: Version,
     *,
-    resident: Collection[str],
+    tiers: Mapping[str, Tier],
     leases: Mapping[str, int],
     problem: str | None,
 ) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def adapter_object(
         "object": "adapter",
         "name": entry.name,
         "version": entry.digest,
-        "state": "device" if entry.digest in resident else "disk",
+        "state": tiers.get(entry.digest, Tier.DISK),
         "bytes": version.num_bytes,
         "rank": version.rank,
         "leases": sum(leases.get(digest, 0) for digest in entry.in_use),
@@ -54,7 +55,7 @@ def adapter_object(
 
 
 def version_object(
-    entry: AdapterEntry, version: Version, *, resident: Collection[str], leases: Mapping[str, int]
+    entry: AdapterEntry, version: Version, *, tiers: Mapping[str, Tier], leases: Mapping[str, int]
 ) -> dict[str, Any]:
     digest = version.digest
     return {
@@ -63,7 +64,7 @@ def version_object(
         "version": digest,
         "active": digest == entry.digest,
         "canary": entry.canary is not None and digest == entry.canary.digest,
-        "state": "device" if digest in resident else "disk",
+        "state": tiers.get(digest, Tier.DISK),
         "bytes": version.num_bytes,
         "rank": version.rank,
         "leases": leases.get(digest, 0),
