@@ -25,6 +25,7 @@ from .base_model import BaseModel, adapter_sources, read_base_model
 from .catalog import Catalog
 from .housekeeping import Housekeeping
 from .http_server import HttpServer
+from .hub_door import HubDoor
 from .limits import Limits
 from .listener import bind, url_of
 from .metrics import Metrics
@@ -167,6 +168,7 @@ def _service(
         publisher=publisher,
         pinning=Pinning(registry, client, publisher.match),
         adapters_root=settings.adapters_root,
+        hub=HubDoor(settings.adapters_hub),
         limits=Limits(max_upload_bytes=settings.max_upload_size),
         end_tokens=frozenset(base.config.eos_token_ids),
     )

@@ -25,6 +25,15 @@ class CanaryBody(RequestBody):
     weight: float = Field(ge=0, le=1, allow_inf_nan=False)
 
 
+class ImportBody(RequestBody):
+    """One of ``hub``, a repository of the Hugging Face hub, and ``path``, on the server."""
+
+    hub: str | None = Field(None, max_length=200)
+    revision: str | None = Field(None, min_length=1, max_length=200)
+    path: str | None = Field(None, min_length=1, max_length=4096)
+    activate: bool = True
+
+
 def adapter_object(
     entry: AdapterEntry,
     version: Version,
@@ -68,13 +77,17 @@ def version_object(
         "bytes": version.num_bytes,
         "rank": version.rank,
         "leases": leases.get(digest, 0),
-        # What follows the colon is a path of the server's.
-        "source": version.source.partition(":")[0],
+        "source": _shown_source(version.source),
         "parents": list(version.parents),
         "metrics": dict(version.metrics),
         "base": version.base,
         "created": version.created,
     }
+
+
+def _shown_source(source: str) -> str:
+    """Without what follows the colon where that is a path of the server's."""
+    return source if source.startswith("hub:") else source.partition(":")[0]
 
 
 def event_object(event: HistoryEvent) -> dict[str, Any]:
