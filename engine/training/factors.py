@@ -45,13 +45,10 @@ class TrainedFactors:
         """The lowest adapted projection; nothing below it needs a gradient."""
         return self.layout.projections[0].index
 
-    def a_matrices(self) -> list[Tensor]:
-        """A of every projection, [sum of R, K]."""
-        return [view.a for view in self._views.values()]
-
-    def b_matrices(self) -> list[Tensor]:
-        """B of every module, [R, N_slice]."""
-        return [part.b for view in self._views.values() for part in view.parts]
+    def leaves(self) -> list[Tensor]:
+        """A of every projection [sum of R, K] and B of every module [R, N_slice]."""
+        views = self._views.values()
+        return [view.a for view in views] + [part.b for view in views for part in view.parts]
 
     @torch.no_grad()
     def initialize(self, kind: str, stream_for: Callable[[str], torch.Generator]) -> None:

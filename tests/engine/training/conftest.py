@@ -1,6 +1,6 @@
 """The tiny models as a trainer sees them, and the same models in transformers and PEFT."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,10 +12,17 @@ from multiflora.engine.config import BaseConfig
 from multiflora.engine.models.load import load_base
 from multiflora.engine.models.registry import load_model_config
 from multiflora.engine.models.rope import rope_tables
-from multiflora.engine.training.example import Example
+from multiflora.engine.training.config import (
+    LoraSettings,
+    SupervisedSettings,
+    TrainingSettings,
+)
+from multiflora.engine.training.example import Example, Preference
 from multiflora.engine.training.factors import TrainedFactors
 from multiflora.engine.training.network import TrainingNetwork
 from multiflora.engine.training.packed_batch import PackedBatch, Packer
+from multiflora.engine.training.quantum import StepTaken, TrainingEvent
+from multiflora.engine.training.run import TrainingRun, make_task
 from multiflora.kernels import nf4
 from multiflora.kernels.choose import choose_ops
 from multiflora.kernels.ops import RopeTable
@@ -157,3 +164,92 @@ def drain() -> Callable[[Generator[Any, None, Result]], Result]:
                 return end.value
 
     return run
+
+
+@pytest.fixture
+def make_run(
+    make_network: Callable[..., TrainingNetwork], tmp_path: Path
+) -> Iterator[Callable[..., TrainingRun]]:
+    """``make_run(rows, folder=..., validation=..., rank=..., batch=..., ...)`` on a tiny base."""
+    made: list[TrainingRun] = []
+
+    def make(
+        rows: list[Any],
+        *,
+        folder: str = "run",
+        family: str = "llama",
+        validation: list[Any] | None = None,
+        start: dict[str, torch.Tensor] | None = None,
+        reference: TrainedFactors | None = None,
+        **settings: Any,
+    ) -> TrainingRun:
+        chosen = TrainingSettings(**{"lora": LoraSettings(rank=4, alpha=8), **settings})
+        run = TrainingRun(
+            make_network(family),
+            make_task(rows, chosen.method),
+            chosen,
+            folder=tmp_path / folder,
+            validation=None if validation is None else make_task(validation, chosen.method),
+            start=start,
+            reference=reference,
+        )
+        made.append(run)
+        return run
+
+    yield make
+    for run in made:
+        run.close()
+
+
+@pytest.fixture
+def finish() -> Callable[[TrainingRun], list[TrainingEvent]]:
+    """Run all quanta, return the events."""
+
+    def run_all(run: TrainingRun) -> list[TrainingEvent]:
+        events = []
+        while not run.has_ended:
+            event = run.run_quantum().event
+            if event is not None:
+                events.append(event)
+        return events
+
+    return run_all
+
+
+@pytest.fixture
+def losses(finish: Callable[..., Any]) -> Callable[[TrainingRun], list[float]]:
+    """Run to the end, return the loss of every step."""
+    return lambda run: [e.metrics["loss"] for e in finish(run) if isinstance(e, StepTaken)]
+
+
+@pytest.fixture
+def make_preferences() -> Callable[..., list[Preference]]:
+    """``make_preferences([(prompt, chosen, rejected), ...])``: random ids of these lengths."""
+
+    def make(lengths: list[tuple[int, int, int]], *, seed: int = 6) -> list[Preference]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def ids(count: int) -> tuple[int, ...]:
+            return tuple(torch.randint(2, 384, (count,), generator=generator).tolist())
+
+        return [
+            Preference(ids(prompt), ids(chosen), ids(rejected), line)
+            for line, (prompt, chosen, rejected) in enumerate(lengths, start=1)
+        ]
+
+    return make
+
+
+@pytest.fixture
+def make_rows(
+    make_examples: Callable[..., list[Example]], make_preferences: Callable[..., list[Preference]]
+) -> Callable[[object], list[Any]]:
+    """Seven rows of the kind that the method takes."""
+
+    def make(method: object) -> list[Any]:
+        if isinstance(method, SupervisedSettings):
+            return make_examples([30, 12, 45, 7, 22, 18, 9])
+        shapes = [(9, 5, 8), (4, 12, 3), (20, 6, 6), (3, 3, 14), (11, 2, 2), (7, 9, 4), (2, 5, 5)]
+        return make_preferences(shapes)
+
+    return make
