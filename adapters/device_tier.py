@@ -4,7 +4,8 @@ from collections.abc import Collection
 
 from multiflora.kernels.ops import LoraTables
 
-from .flat_buffer import factor_views
+from .adjustment_table import AdjustmentTable
+from .flat_buffer import adjustment_views, factor_views
 from .slots import SlotTable
 from .transfer import Arrival, Transfer
 from .version_reader import HostVersion
@@ -15,6 +16,7 @@ class DeviceTier:
 
     def __init__(self, tables: LoraTables, transfer: Transfer, capacity_bytes: int) -> None:
         self.slots = SlotTable(capacity_bytes)
+        self.adjustments = AdjustmentTable()
         self._tables = tables
         self._transfer = transfer
         self._arrivals: dict[str, tuple[HostVersion, Arrival]] = {}
@@ -41,7 +43,7 @@ class DeviceTier:
             return None
         # The tables keep what they name alive: cleared first, the memory can be used again.
         for slot in placement.freed_slots:
-            self._tables.clear(slot)
+            self._clear(slot)
         evicted = {victim: self._shared.pop(victim, None) for victim in placement.evicted}
         self.slots.set_arriving(digest, True)
         arrival = self._transfer.start(version.buffer)
@@ -59,14 +61,19 @@ class DeviceTier:
         return complete
 
     def _open(self, digest: str, version: HostVersion, arrival: Arrival) -> None:
-        views = factor_views(version.layout, arrival.buffer)
-        self._tables.write(self.slots.slot_of(digest), views)
+        slot = self.slots.slot_of(digest)
+        self._tables.write(slot, factor_views(version.layout, arrival.buffer))
+        self.adjustments.write(slot, adjustment_views(version.layout, arrival.buffer))
         self.slots.set_arriving(digest, False)
         if self.shares_memory:
             self._shared[digest] = version
 
     def remove(self, digest: str) -> None:
         """Free the memory of a version that nobody uses."""
-        self._tables.clear(self.slots.slot_of(digest))
+        self._clear(self.slots.slot_of(digest))
         self.slots.remove(digest)
         self._shared.pop(digest, None)
+
+    def _clear(self, slot: int) -> None:
+        self._tables.clear(slot)
+        self.adjustments.clear(slot)

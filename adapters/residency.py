@@ -78,6 +78,7 @@ class Residency:
         self._loader = loader
         self._device = DeviceTier(tables, transfer, device_bytes)
         self.slots = self._device.slots
+        self.adjustments = self._device.adjustments
         self.host: HostTier[HostVersion] = HostTier(host_bytes)
         self._clock = clock
         self._wishes = WishList()

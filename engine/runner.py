@@ -72,7 +72,7 @@ class Runner:
     def forward(self, batch: ForwardBatch) -> Tensor:
         """float32 [B, V] of the batch's sample rows."""
         hidden = self._decoder.forward(batch, self._caches)
-        return self._decoder.logits(hidden.index_select(0, batch.sample_rows))
+        return self._decoder.logits(hidden.index_select(0, batch.sample_rows), batch)
 
     def _zero(self, blocks: Sequence[int]) -> None:
         # A masked key contributes exactly zero only if it is finite: a reused block may hold
