@@ -21,20 +21,21 @@ from .config import EngineConfig
 from .errors import NotEnoughMemory, StartupError
 from .forward_batch import BatchBuilder
 from .graphs import CudaCapture, StepGraphs, eager_capacity, uncaptured_row_counts
+from .kv_arena import KvArena
 from .kv_blocks import BlockPool
 from .loop import EngineLoop
 from .memory_plan import MemoryPlan, plan_memory, resolve_dtype
 from .messages import Progress, Report
 from .models.base_rows import BaseRows
 from .models.config import ModelConfig
-from .models.decoder import Decoder, KvCache
+from .models.decoder import Decoder
 from .models.load import load_base
 from .models.registry import load_model_config
 from .models.rope import rope_tables
 from .models.source import resolve_model
 from .models.weights import BaseWeights
 from .request import EngineInfo
-from .runner import Runner, allocate_caches
+from .runner import Runner
 from .scheduler import Scheduler
 
 
@@ -153,6 +154,7 @@ def _build_runner(
     residency: Residency,
     tables: LoraTables,
 ) -> Runner:
+    arena = _allocate_cache(config, model, place, plan)
     cos, sin = rope_tables(
         model.rope,
         head_dim=model.head_dim,
@@ -163,17 +165,17 @@ def _build_runner(
         place.ops,
         rope=RopeTable(cos.to(place.device), sin.to(place.device)),
         block_size=config.cache.block_size,
+        pages_per_block=arena.pages_per_block,
         windows=model.windows or (None,),
         slot_of=residency.slots.slot_of,
         adjustments=residency.adjustments,
         head=len(model.projections()),
     )
-    caches = _allocate_caches(config, model, place, plan)
     max_blocks = -(-plan.max_model_len // config.cache.block_size)
     runner = Runner(
         Decoder(model, weights, place.ops, tables, residency.adjustments),
         builder,
-        caches,
+        arena,
         _make_staging(config, place, max_blocks, builder.num_windows),
         zeroes_blocks=not place.ops.MASKS_UNWRITTEN_KV,
     )
@@ -206,11 +208,11 @@ def _make_staging(
     return PackedStaging(place.device, capacity, is_static=False)
 
 
-def _allocate_caches(
+def _allocate_cache(
     config: EngineConfig, model: ModelConfig, place: _Place, plan: MemoryPlan
-) -> list[KvCache]:
+) -> KvArena:
     try:
-        return allocate_caches(
+        return KvArena(
             model,
             plan.num_kv_blocks,
             config.cache.block_size,

@@ -40,7 +40,7 @@ class ForwardBatch:
 
 
 class BatchBuilder:
-    """Holds what every batch needs: the rotary tables, the block size, the model's windows.
+    """Holds what every batch needs: rotary tables, the KV cache's shape, the model's windows.
 
     ``adjustments`` tell which versions need more than the segmented op, and ``head`` is the index
     of the head among the projections.
@@ -52,6 +52,7 @@ class BatchBuilder:
         *,
         rope: RopeTable,
         block_size: int,
+        pages_per_block: int,
         windows: Sequence[int | None],
         slot_of: Callable[[str], int],
         adjustments: AdjustmentTable | None = None,
@@ -60,6 +61,7 @@ class BatchBuilder:
         self._ops = ops
         self._rope = rope
         self._block_size = block_size
+        self._pages_per_block = pages_per_block
         self._windows = tuple(dict.fromkeys(windows))
         self._slot_of = slot_of
         self._adjustments = adjustments or AdjustmentTable()
@@ -139,7 +141,7 @@ class BatchBuilder:
     def _plan_attention(
         self, items: Sequence[ScheduledRequest], num_rows: int, staging: Staging
     ) -> dict[int | None, Any]:
-        runs = _attention_runs(items)
+        runs = self._attention_runs(items)
         return {
             window: self._ops.plan_attention(
                 runs,
@@ -158,24 +160,27 @@ class BatchBuilder:
 
     def _cache_rows(self, items: Sequence[ScheduledRequest]) -> list[int]:
         size = self._block_size
-        return [
-            item.request.blocks[position // size] * size + position % size
-            for item in items
-            for position in range(item.start, item.start + item.count)
-        ]
+        rows: list[int] = []
+        for item in items:
+            pages = self._pages(item)
+            positions = range(item.start, item.start + item.count)
+            rows += [pages[p // size] * size + p % size for p in positions]
+        return rows
+
+    def _attention_runs(self, items: Sequence[ScheduledRequest]) -> list[AttentionRun]:
+        runs = []
+        row = 0
+        for item in items:
+            runs.append(AttentionRun(row, row + item.count, item.start, self._pages(item)))
+            row += item.count
+        return runs
+
+    def _pages(self, item: ScheduledRequest) -> list[int]:
+        return item.request.first_pages(self._pages_per_block)
 
 
 def _tokens(item: ScheduledRequest) -> list[int]:
     return item.request.tokens[item.start : item.start + item.count]
-
-
-def _attention_runs(items: Sequence[ScheduledRequest]) -> list[AttentionRun]:
-    runs = []
-    row = 0
-    for item in items:
-        runs.append(AttentionRun(row, row + item.count, item.start, item.request.blocks))
-        row += item.count
-    return runs
 
 
 def _sample_rows(items: Sequence[ScheduledRequest]) -> list[int]:

@@ -211,7 +211,7 @@ class Scheduler:
         freed = set(request.blocks)
         self._fresh_blocks = [block for block in self._fresh_blocks if block not in freed]
         self._pool.release(request.blocks)
-        request.blocks = []
+        request.hold([])
         self._memory.release(request.digests)
 
     def _by_turn(self) -> list[ActiveRequest]:
@@ -274,7 +274,7 @@ class Scheduler:
         if needed > self._pool.num_free:
             self._pool.release(cached)
             return False
-        request.blocks = cached
+        request.hold(cached)
         request.num_computed = len(cached) * self._pool.block_size
         if request.num_cached is None:
             request.num_cached = request.num_computed

@@ -168,9 +168,7 @@ def test_warm_up_captures_every_size_and_kind_of_step_and_writes_no_cache(
     # One row has no other kind than one version and none.
     assert graphs.num_captured == 2 + 3
     bench.loop._runner.warm_up((3,))
-    for keys, values in bench.loop._runner._caches:
-        assert not keys.any()
-        assert not values.any()
+    assert not bench.loop._runner._arena.pages.any()
 
 
 def test_sizes_end_at_the_most_requests_of_a_step() -> None:
