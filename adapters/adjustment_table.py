@@ -29,6 +29,10 @@ class AdjustmentTable:
         """Whether rows of the version need more than the segmented op."""
         return slot in self._by_slot
 
+    def is_additive(self, slot: int) -> bool:
+        """Whether a blend can take a share of the version."""
+        return all(adjustment.is_additive for adjustment in self._by_slot.get(slot, {}).values())
+
     def touches(self, slot: int, index: int) -> bool:
         """Whether the version changes the projection ``index`` outside the segmented op."""
         return index in self._by_slot.get(slot, ())

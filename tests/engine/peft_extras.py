@@ -59,6 +59,10 @@ EXTRAS: Mapping[str, tuple[str, dict[str, Any]]] = {
         "LoraConfig",
         {**_LORA, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
     ),
+    "saved-embedding": (
+        "LoraConfig",
+        {**_LORA, "target_modules": ["lm_head", "o_proj"], "modules_to_save": ["embed_tokens"]},
+    ),
     "saved-both": (
         "LoraConfig",
         {

@@ -1,6 +1,7 @@
 """DoRA, biases, (IA)^3, heads and embeddings: mixed batches against PEFT, adapter by adapter."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from peft import PeftModel
 
 from multiflora.engine.active_request import ActiveRequest
+from multiflora.engine.request import AdapterShare
 from multiflora.engine.scheduler import ScheduledRequest, StepPlan
 from multiflora.kernels import nf4
 from multiflora.kernels.quantize import quantize
@@ -76,3 +78,58 @@ def test_logits_of_a_mixed_batch_equal_peft(
             error = float((next(rows) - expected).abs().max())
             assert error <= 1e-4, (name, error)
             assert (float((expected - without).abs().max()) > 0.1) == (name is not None), name
+
+
+@pytest.mark.parametrize("kernels", ["torch", "cpu"])
+@torch.no_grad()
+def test_blends_add_shares_of_biases_heads_and_embeddings(
+    kernels: str, extras: Callable[[str], Extras], make_bench: Callable[..., Any]
+) -> None:
+    model, adapters = extras("biased")
+    weights = {"bias-all": 0.75, "lora-bias": -0.5, "head-embedding": 0.5}
+    chosen = {name: adapters[name] for name in weights}
+    bench = make_bench(quantization="none", kernels=kernels, model=model, adapters=chosen)
+    blend = replace(
+        bench.request(None, PROMPTS[0], id="blend"),
+        adapters=tuple(AdapterShare(bench.digests[name], w) for name, w in weights.items()),
+    )
+    requests = [blend, bench.request("bias-all", PROMPTS[1])]
+    bench.run(requests)
+    merged = load(model)
+    base = {name: parameter.clone() for name, parameter in merged.named_parameters()}
+    for name, weight in weights.items():
+        adapted = PeftModel.from_pretrained(load(model), adapters[name])
+        for path, parameter in adapted.merge_and_unload().named_parameters():
+            merged.get_parameter(path).data += weight * (parameter - base[path])
+    row = bench.loop._runner.logits(prefill(bench, requests))[0]
+    expected = merged(torch.tensor([PROMPTS[0]])).logits[0, -1]
+    assert float((row - expected).abs().max()) <= 1e-4
+
+
+def test_the_engine_refuses_a_blend_that_the_server_let_through(
+    extras: Callable[[str], Extras], make_bench: Callable[..., Any]
+) -> None:
+    model, adapters = extras("tied")
+    chosen = {name: adapters[name] for name in ("plain", "dora-some")}
+    bench = make_bench(model=model, adapters=chosen)
+    shares = tuple(AdapterShare(digest, 0.5) for digest in bench.digests.values())
+    bench.run([replace(bench.request(None, PROMPTS[0], id="blend"), adapters=shares)])
+    assert "cannot be blended" in bench.errors["blend"].error
+
+
+@torch.no_grad()
+def test_bfloat16_is_as_close_as_plain_lora(
+    extras: Callable[[str], Extras], make_bench: Callable[..., Any]
+) -> None:
+    model, adapters = extras("biased")
+    bench = make_bench(quantization="none", dtype="bfloat16", model=model, adapters=adapters)
+    requests = [bench.request(name, PROMPTS[0], max_tokens=1) for name in adapters]
+    bench.run(requests)
+    rows = bench.loop._runner.logits(prefill(bench, requests))
+    errors = {}
+    for row, name in zip(rows, adapters, strict=True):
+        expected = reference(model, adapters[name], "none")(torch.tensor([PROMPTS[0]])).logits[
+            0, -1
+        ]
+        errors[name] = float((row - expected).norm() / expected.norm())
+    assert max(errors.values()) <= 2 * errors["plain"], errors
