@@ -33,16 +33,16 @@ def fill_buffer(
     return buffer
 
 
-def factor_views(layout: FlatLayout, buffer: Tensor) -> dict[int, LoraFactors]:
-    """Factors by projection index, but for the embedding's, which no matmul reads.
+def lora_views(layout: FlatLayout, buffer: Tensor) -> dict[int, LoraFactors]:
+    """Factors by projection index: views that share the buffer's memory."""
+    return {p.index: _factors(p, buffer) for p in layout.projections if p.num_ranks}
 
-    They are views that share the buffer's memory.
-    """
-    return {
-        p.index: _factors(p, buffer)
-        for p in layout.projections
-        if p.num_ranks and p.kind != "embedding"
-    }
+
+def factor_views(layout: FlatLayout, buffer: Tensor) -> dict[int, LoraFactors]:
+    """What the kernels' tables hold: ``lora_views`` but for the embedding's, which is looked up."""
+    lookups = {p.index for p in layout.projections if p.kind == "embedding"}
+    views = lora_views(layout, buffer)
+    return {index: factors for index, factors in views.items() if index not in lookups}
 
 
 def adjustment_views(layout: FlatLayout, buffer: Tensor) -> dict[int, Adjustment]:

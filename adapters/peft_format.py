@@ -151,7 +151,6 @@ class LoraSettings:
             return
         for is_used, what in (
             (self.ties_weights, "ensure_weight_tying, which ties one adapter to two modules"),
-            (self.use_dora and target.kind == "embedding", "DoRA"),
             (self.lora_bias and target.kind == "embedding", "lora_bias, which PEFT has not either"),
         ):
             if is_used:

@@ -292,10 +292,10 @@ HOSTILE: dict[str, tuple[tuple[dict[str, Any], Tensors], str, str]] = {
         "unsupported_feature",
         "ensure_weight_tying",
     ),
-    "dora on the embedding": (
+    "no magnitude on the embedding": (
         with_config("embedding", use_dora=True),
-        "unsupported_feature",
-        "DoRA",
+        "missing_tensor",
+        "embed_tokens.lora_magnitude_vector",
     ),
     "lora bias on the embedding": (
         with_config("embedding", lora_bias=True),

@@ -18,7 +18,7 @@ from multiflora.adapters.store import AdapterStore
 from multiflora.adapters.target import Projection, TargetModule
 from multiflora.adapters.version_reader import HostVersion, VersionReader
 
-HIDDEN, KV, VOCABULARY = 64, 300, 40
+HIDDEN, KV, VOCABULARY = 64, 300, 290
 QKV = Projection(
     0,
     "qkv",
@@ -130,6 +130,19 @@ def test_dora_divides_magnitudes_by_norms_slice_by_slice(
     torch.testing.assert_close(own.output_shift, shift, rtol=1e-4, atol=1e-6)
     assert all(start % 128 == 0 for _, start, _ in base.reads)
     assert {index for index, _, _ in base.reads} == {0}
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 16 << 20])
+def test_dora_of_an_embedding_has_a_norm_for_each_feature(
+    chunk_bytes: int, read: Callable[..., HostVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vector, "_CHUNK_BYTES", chunk_bytes)
+    target, base = EMBEDDING.slices[0], RandomBase()
+    tensors = _lookup(target) | {f"{target.path}.lora_magnitude_vector": random(HIDDEN, seed=80)}
+    version = read(config(target.path, use_dora=True), tensors, base)
+    a, b = (tensors[f"{target.path}.lora_embedding_{side}"] for side in "AB")
+    expected = random(HIDDEN, seed=80) / (base.weights[3] + 2.0 * (b @ a).T).norm(dim=0)
+    torch.testing.assert_close(adjustments(version)[3].output_scale, expected)
 
 
 def test_biases_shift_what_the_base_adds(read: Callable[..., HostVersion]) -> None:

@@ -50,6 +50,10 @@ EXTRAS: Mapping[str, tuple[str, dict[str, Any]]] = {
     ),
     "head": ("LoraConfig", {**_LORA, "target_modules": ["q_proj", "lm_head"]}),
     "head-dora": ("LoraConfig", {**_LORA, "use_dora": True, "target_modules": ["lm_head"]}),
+    "embedding-dora": (
+        "LoraConfig",
+        {**_LORA, "use_dora": True, "target_modules": ["embed_tokens", "up_proj"]},
+    ),
     "embedding": ("LoraConfig", {**_LORA, "target_modules": ["q_proj", "embed_tokens"]}),
     "head-embedding": (
         "LoraConfig",
