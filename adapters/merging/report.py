@@ -68,9 +68,14 @@ class MergeReport:
         return sum(0 in module.ranks for module in self.modules)
 
     def summary(self) -> dict[str, Any]:
-        """The whole merge in a few numbers."""
+        """The whole merge in a few numbers; means of pairs are over those with both modules."""
         modules = self.modules
-        pairs = [pair for module in modules for pair in module.pairs]
+        pairs = [
+            pair
+            for module in modules
+            for pair in module.pairs
+            if all(module.ranks[index] for index in pair.parents)
+        ]
         return {
             "num_modules": len(modules),
             "num_missing": self.num_missing,
