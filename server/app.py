@@ -11,6 +11,7 @@ from .limits import RequestLimitMiddleware
 from .openapi import describe_bodies
 from .routes import (
     adapter_actions,
+    adapter_import,
     adapters,
     chat,
     completions,
@@ -19,7 +20,7 @@ from .routes import (
     sglang_door,
     vllm_door,
 )
-from .schemas.adapter import CanaryBody, RollbackBody
+from .schemas.adapter import CanaryBody, ImportBody, RollbackBody
 from .schemas.chat import ChatBody
 from .schemas.completion import CompletionBody
 from .service import Service
@@ -30,6 +31,7 @@ _ROUTES = (
     models,
     adapters,
     adapter_actions,
+    adapter_import,
     vllm_door,
     sglang_door,
     health,
@@ -52,6 +54,6 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     for module in _ROUTES:
         app.include_router(module.router)
-    describe_bodies(app, ChatBody, CompletionBody, RollbackBody, CanaryBody)
+    describe_bodies(app, ChatBody, CompletionBody, RollbackBody, CanaryBody, ImportBody)
     add_error_handlers(app)
     return app

@@ -76,6 +76,24 @@ class UploadTimeout(RequestRejected):
     code = "upload_timeout"
 
 
+class SourceNotAllowed(RequestRejected):
+    """A repository or path that the operator has not allowed."""
+
+    code = "source_not_allowed"
+
+
+class HubNotFound(RequestRejected):
+    """A repository, or a revision of it, that this server's token cannot see."""
+
+    code = "hub_not_found"
+
+
+class HubUnavailable(EngineUnavailable):
+    """The hub does not answer, or this machine is offline."""
+
+    code = "hub_unavailable"
+
+
 class StorageFull(EngineUnavailable):
     """There is no room on the disk."""
 
@@ -146,6 +164,8 @@ _REJECTED_STATUS: Final[dict[type[RequestRejected], int]] = {
     RequestTooLarge: 413,
     HeaderTooLarge: 431,
     UploadTimeout: 408,
+    SourceNotAllowed: 403,
+    HubNotFound: 404,
 }
 _REGISTRY_STATUS: Final[dict[type[RegistryError], int]] = {
     InvalidName: 400,
@@ -180,7 +200,7 @@ def http_error(error: Exception) -> HttpError:
     match error:
         case RequestRejected():
             return HttpError(
-                status=_REJECTED_STATUS.get(type(error), 400),
+                status=_rejected_status(error),
                 type="invalid_request_error",
                 code=error.code,
                 message=str(error),
@@ -249,6 +269,10 @@ async def _answer_bad_query(request: Request, error: Exception) -> Response:
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
     return Response(status_code=499)
+
+
+def _rejected_status(error: RequestRejected) -> int:
+    return next((s for kind, s in _REJECTED_STATUS.items() if isinstance(error, kind)), 400)
 
 
 def _registry_error(error: RegistryError) -> HttpError:

@@ -25,10 +25,11 @@ from .base_model import BaseModel, adapter_sources, read_base_model
 from .catalog import Catalog
 from .housekeeping import Housekeeping
 from .http_server import HttpServer
+from .hub_door import HubDoor
 from .limits import Limits
 from .listener import bind, url_of
 from .metrics import Metrics
-from .pinning import load_if_pinned
+from .pinning import Pinning
 from .publishing import Publisher
 from .service import Service
 from .settings import ServeSettings
@@ -103,7 +104,8 @@ async def _run(
         await publisher.run(watched.scan)
     service = _service(settings, client, base, registry, publisher)
     _warn_of_unserved(service.catalog)
-    keeping = asyncio.create_task(Housekeeping(registry, publisher, client, watched=watched).run())
+    housekeeping = Housekeeping(registry, publisher, client, service.pinning, watched=watched)
+    keeping = asyncio.create_task(housekeeping.run())
     server = HttpServer(
         create_app(service),
         drain=service.drain,
@@ -117,7 +119,7 @@ async def _run(
         data_dir=settings.data_dir,
         has_chat_template=base.chat_template.is_available,
     )
-    starting = asyncio.create_task(_start(client, server, announcement, registry))
+    starting = asyncio.create_task(_start(client, server, announcement, service.pinning))
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -130,7 +132,7 @@ async def _run(
 
 
 async def _start(
-    client: EngineClient, server: HttpServer, announcement: Announcement, registry: Registry
+    client: EngineClient, server: HttpServer, announcement: Announcement, pinning: Pinning
 ) -> None:
     """Load the engine while probes are answered; a failure ends the server."""
     try:
@@ -141,8 +143,7 @@ async def _start(
         server.should_exit = True
         raise
     print(announcement.text(info), flush=True)
-    for entry in registry.entries():
-        await load_if_pinned(client, entry)
+    await pinning.reconcile()
 
 
 def _warn_of_unserved(catalog: Catalog) -> None:
@@ -165,7 +166,9 @@ def _service(
         metrics=Metrics(client),
         registry=registry,
         publisher=publisher,
+        pinning=Pinning(registry, client, publisher.match),
         adapters_root=settings.adapters_root,
+        hub=HubDoor(settings.adapters_hub),
         limits=Limits(max_upload_bytes=settings.max_upload_size),
         end_tokens=frozenset(base.config.eos_token_ids),
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from ..error import AdapterRejected
 from ..folder import WEIGHTS_NAME, AdapterFolder, TensorEntry
@@ -59,16 +60,22 @@ class Parent:
         self.dtype = widest(_DTYPES[entry.dtype] for entry in entries.values())
         self._tensors = safe_open(path / WEIGHTS_NAME, framework="pt")
 
-    def delta(self, path: str) -> Delta:
-        """The module's delta; raises ``AdapterRejected`` if it is not finite."""
-        a = self._tensors.get_tensor(f"{PREFIX}{path}{_A_ENDING}").float()
+    def factors(self, path: str) -> tuple[Tensor, Tensor]:
+        """B [N, R] and A [R, K] in float32, without the scale. Raises ``AdapterRejected`` if they
+        are not finite.
+        """
         b = self._tensors.get_tensor(f"{PREFIX}{path}{_B_ENDING}").float()
-        b = b * self.modules[path].scale
+        a = self._tensors.get_tensor(f"{PREFIX}{path}{_A_ENDING}").float()
         if not (a.isfinite().all() and b.isfinite().all()):
             raise AdapterRejected(
                 "not_finite", f"{self.name}: {path} holds NaN or infinity; did training diverge?"
             )
-        return Delta(b, a)
+        return b, a
+
+    def delta(self, path: str) -> Delta:
+        """The module's delta; raises as ``factors``."""
+        b, a = self.factors(path)
+        return Delta(b * self.modules[path].scale, a)
 
     def __enter__(self) -> "Parent":
         self._tensors.__enter__()

@@ -104,3 +104,17 @@ def test_a_policy_reads_what_it_prints(text: str) -> None:
 def test_a_policy_that_makes_no_sense_is_refused_with_the_remedy(text: str) -> None:
     with pytest.raises(ValueError, match=r"give exact, a number, or energy:0\.99"):
         RankPolicy.parse(text)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1], ids=["flat-spectrum", "decaying-spectrum"])
+def test_few_ranks_of_a_large_matrix_are_found_without_decomposing_it(
+    random_delta: MakeDelta, decay: float
+) -> None:
+    basis, other = (torch.linalg.qr(random_delta(1100, 1100, 200, i).b)[0] for i in range(2))
+    matrix = basis * torch.exp(-decay * torch.arange(200)) @ other.T
+    values = torch.exp(-decay * torch.arange(200)).double().square()
+    found = truncate(matrix, RankPolicy(rank=16))
+    best = float(values[:16].sum() / values.sum())
+    assert found.energy_kept == pytest.approx(best, rel=1e-2)
+    kept = float(found.delta.dense().double().square().sum() / matrix.double().square().sum())
+    assert found.energy_kept == pytest.approx(kept, rel=1e-4)
