@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from multiflora.engine.export.export import ExportSettings, Named, export_model
+from multiflora.engine.export.export import ExportSettings, export_model
+from multiflora.engine.models.named_folder import NamedFolder
 
 Export = Callable[..., tuple[Path, dict[str, Any]]]
 
@@ -23,8 +24,8 @@ def export(tmp_path: Path) -> Export:
     ) -> tuple[Path, dict[str, Any]]:
         out = tmp_path / name
         report = export_model(
-            Named(name="base", folder=model),
-            Named(name="adapter", folder=adapter),
+            NamedFolder("base", model),
+            NamedFolder("adapter", adapter),
             out,
             ExportSettings(**{"dtype": "float32", "verify": False, **settings}),
             progress=lambda *_: None,

@@ -17,7 +17,8 @@ PEAK = """
 import sys
 from pathlib import Path
 import torch
-from multiflora.engine.export.export import ExportSettings, Named, export_model
+from multiflora.engine.export.export import ExportSettings, export_model
+from multiflora.engine.models.named_folder import NamedFolder
 from multiflora.kernels.quantize import double_quantize, encode
 
 def status(key):
@@ -29,7 +30,7 @@ double_quantize(encode(torch.randn(1024, 1024)).absmax)
 before = status("VmRSS")
 model, adapter, out = (Path(argument) for argument in sys.argv[1:])
 export_model(
-    Named(name="base", folder=model), Named(name="adapter", folder=adapter), out,
+    NamedFolder("base", model), NamedFolder("adapter", adapter), out,
     ExportSettings(verify=False), progress=lambda *_: None,
 )
 print(status("VmHWM") - before)
