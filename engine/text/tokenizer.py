@@ -24,15 +24,17 @@ _ANCHORS: Final = ("\n", "x")
 class Tokenizer:
     """A fast tokenizer with the special tokens and the templates of its folder.
 
-    ``special_ids`` are the ids that ``skip_special_tokens`` leaves out.
+    ``special_ids`` are the ids that ``skip_special_tokens`` leaves out; ``special_tokens`` are what
+    they stand for.
     """
 
     def __init__(self, fast: FastTokenizer, folder: TokenizerFolder) -> None:
         added = fast.get_added_tokens_decoder()
         self.folder = folder
         self.special_ids = frozenset(number for number, token in added.items() if token.special)
+        self.special_tokens = frozenset(t.content for t in added.values() if t.special)
         self._fast = fast
-        self._quotation = Quotation([token.content for token in added.values() if token.special])
+        self._quotation = Quotation(self.special_tokens)
 
     @property
     def vocab_size(self) -> int:

@@ -1,4 +1,8 @@
-"""The rows of a training file, whatever format they were written in."""
+"""The rows of a training file, whatever format they were written in.
+
+All have a ``prompt`` (the text before the answer), ``answers`` (texts to learn), ``texts`` (all of
+them) and an ``identity``, which is equal for equal rows.
+"""
 
 import json
 from collections.abc import Mapping
@@ -28,6 +32,10 @@ class ChatRow:
         return tuple(message["content"] for message, is_trained in pairs if is_trained)
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(message["content"] for message in self.messages)
+
+    @property
     def identity(self) -> str:
         return _json([list(map(dict, self.messages)), self.is_trained])
 
@@ -43,6 +51,10 @@ class CompletionRow:
     @property
     def answers(self) -> tuple[str, ...]:
         return (self.completion,)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.prompt, self.completion)
 
     @property
     def identity(self) -> str:
@@ -62,6 +74,10 @@ class TextRow:
 
     @property
     def answers(self) -> tuple[str, ...]:
+        return (self.text,)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
         return (self.text,)
 
     @property
@@ -91,6 +107,15 @@ class ChatPair:
         return self.worse["content"]
 
     @property
+    def answers(self) -> tuple[str, ...]:
+        """The answer to learn."""
+        return (self.chosen,)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.prompt, self.chosen, self.rejected)
+
+    @property
     def identity(self) -> str:
         return _json([*map(dict, self.messages), dict(self.better), dict(self.worse)])
 
@@ -103,6 +128,15 @@ class CompletionPair:
     chosen: str
     rejected: str
     line: int
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The answer to learn."""
+        return (self.chosen,)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.prompt, self.chosen, self.rejected)
 
     @property
     def identity(self) -> str:

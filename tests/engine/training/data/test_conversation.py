@@ -1,5 +1,6 @@
 """What is learnt is what serving asks for: prompts of the chat route, answers to the last token."""
 
+import json
 import re
 from typing import Any
 
@@ -13,6 +14,7 @@ from multiflora.engine.training.data.problem import RowRejected
 from multiflora.engine.training.data.renderer import Renderer
 from multiflora.engine.training.data.row import ChatRow
 from multiflora.server.prompting import tokenize_chat
+from multiflora.server.schemas.body import parse_body
 from multiflora.server.schemas.chat import ChatBody
 
 from .conftest import FAMILIES, MakeRenderer
@@ -41,7 +43,8 @@ def learnt(renderer: Renderer, conversation: Conversation) -> list[str]:
 
 def served_prompt(renderer: Renderer, messages: Any) -> list[int]:
     """What the chat route makes of these messages."""
-    body = ChatBody(model="base", messages=list(messages))
+    sent = json.dumps({"model": "base", "messages": list(messages)})
+    body = parse_body(sent.encode(), ChatBody)
     (ids,) = tokenize_chat(renderer.tokenizer, renderer._template, body, max_model_len=10**6)
     return list(ids)
 
