@@ -27,9 +27,10 @@ from multiflora.engine.config import (
     CacheConfig,
     EngineConfig,
     SchedulerConfig,
+    TrainingConfig,
 )
 from multiflora.engine.loop import EngineLoop
-from multiflora.engine.messages import Command, Events, Report, Submit
+from multiflora.engine.messages import Command, Events, Report, Submit, Trained
 from multiflora.engine.models.registry import load_model_config
 from multiflora.engine.request import (
     AdapterShare,
@@ -38,6 +39,7 @@ from multiflora.engine.request import (
     SamplingParams,
     TokenEvent,
 )
+from multiflora.engine.training.job import JobEvent
 
 from .peft_extras import BASES, Extras, save_biased, save_extras
 
@@ -64,6 +66,7 @@ class Bench:
     answers: dict[str, list[int]] = field(default_factory=dict)
     reasons: dict[str, FinishReason] = field(default_factory=dict)
     errors: dict[str, TokenEvent] = field(default_factory=dict)
+    training: dict[str, list[JobEvent]] = field(default_factory=dict)
 
     def send(self, *commands: Command) -> None:
         for command in commands:
@@ -79,6 +82,8 @@ class Bench:
                     self.reasons[event.request_id] = event.finish_reason
                 if event.error:
                     self.errors[event.request_id] = event
+            if isinstance(report, Trained):
+                self.training.setdefault(report.job_id, []).append(report.event)
         self.reports.clear()
 
     def run(self, requests: Iterable[GenerationRequest], max_turns: int = 5000) -> None:
@@ -147,6 +152,7 @@ def make_bench(
         kernels: str = "auto",
         cache: CacheConfig | None = None,
         scheduler: SchedulerConfig | None = None,
+        training: TrainingConfig | None = None,
         changes: dict[str, Any] | None = None,
         max_model_len: int | None = None,
         model: Path | None = None,
@@ -162,6 +168,7 @@ def make_bench(
             max_model_len=max_model_len,
             cache=cache or CacheConfig(memory_bytes=8 << 20),
             scheduler=scheduler or SchedulerConfig(),
+            training=training or TrainingConfig(),
         )
         projections = load_model_config(folder).adapter_projections()
         store = AdapterStore(tmp_path)
@@ -177,7 +184,7 @@ def make_bench(
 
     yield make
     for bench in made:
-        bench.loop._residency.close()
+        bench.loop.close()
 
 
 @pytest.fixture(scope="session")
