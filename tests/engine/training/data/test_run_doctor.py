@@ -97,11 +97,12 @@ def test_a_flat_loss_means_that_nothing_was_learnt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
-    [({"grad_norm": 0.0}, "no parameter is trained"), ({"learning_rate": 0.0}, "zero throughout")],
+    ("name", "words"),
+    [("grad_norm", "no parameter is trained"), ("learning_rate", "zero throughout")],
 )
-def test_runs_that_cannot_learn(more: dict[str, float], words: str) -> None:
-    diagnosis = found(history(lambda part: 2.3, **more))["nothing_learnt"]
+def test_runs_that_cannot_learn(name: str, words: str) -> None:
+    rows = [{**row, name: 0.0} for row in history(lambda part: 2.3)]
+    diagnosis = found(rows)["nothing_learnt"]
     assert diagnosis.severity == "error"
     assert words in diagnosis.message
 
