@@ -11,13 +11,16 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Final
 
 import multiflora
 
 _INHERITED: Final = ("LD_LIBRARY_PATH",)
-_MAX_ANSWER_BYTES: Final = 64 << 10
+_MAX_ANSWER_BYTES: Final = 256 << 10
+# How often it is looked whether the answer is still wanted.
+_LOOK_SECONDS: Final = 0.2
 
 
 def program_of(module: str) -> str:
@@ -33,13 +36,18 @@ def program_of(module: str) -> str:
 
 
 def run_confined(
-    program: str, question: IO[bytes], complaint: IO[bytes], *, wall_seconds: float
+    program: str,
+    question: IO[bytes],
+    complaint: IO[bytes],
+    *,
+    wall_seconds: float,
+    is_cancelled: Callable[[], bool] | None = None,
 ) -> tuple[bytes, int]:
-    """What the process writes, up to 64 KiB, and its exit status; negative for a signal.
+    """What the process writes, up to 256 KiB, and its exit status; negative for a signal.
 
     It reads ``question`` as its input and writes errors to ``complaint``; both are files, since a
-    pipe to or from a process that hangs would block. It is gone when this returns or raises
-    ``TimeoutError``.
+    pipe to or from a process that hangs would block. It is gone when this returns, or raises
+    ``TimeoutError``, or ``InterruptedError`` because ``is_cancelled``.
     """
     deadline = time.monotonic() + wall_seconds
     process = subprocess.Popen(
@@ -54,7 +62,7 @@ def run_confined(
     assert process.stdout is not None
     try:
         with process.stdout as pipe:
-            answer = _read(pipe.fileno(), deadline)
+            answer = _read(pipe.fileno(), deadline, is_cancelled)
         return answer, process.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         raise TimeoutError from None
@@ -69,14 +77,19 @@ def _search_path() -> list[str]:
     return [os.path.abspath(entry) for entry in sys.path] + [str(root)]
 
 
-def _read(descriptor: int, deadline: float) -> bytes:
-    """All that is written until the other end closes. Raises ``TimeoutError``."""
+def _read(descriptor: int, deadline: float, is_cancelled: Callable[[], bool] | None) -> bytes:
+    """All that is written until the other end closes."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     answer = b""
     while len(answer) <= _MAX_ANSWER_BYTES:
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise TimeoutError
+        left = max(0.0, deadline - time.monotonic())
+        if not poll.poll(1000 * (min(left, _LOOK_SECONDS) if is_cancelled else left)):
+            if is_cancelled and is_cancelled():
+                raise InterruptedError
+            if time.monotonic() >= deadline:
+                raise TimeoutError
+            continue
         chunk = os.read(descriptor, _MAX_ANSWER_BYTES)
         if not chunk:
             break

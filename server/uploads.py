@@ -17,6 +17,8 @@ from multiflora.engine.errors import RequestRejected
 
 from .errors import RequestTooLarge, StorageFull, UnknownParameter, UploadTimeout
 
+# For a field that only the limit of the whole body bounds.
+ANY_SIZE: Final = 1 << 62
 # Parsing and writing happen in a thread, this much at a time.
 _BATCH_BYTES: Final = 1 << 18
 # A client that is still sending would miss an early answer.

@@ -28,8 +28,10 @@ from multiflora.engine.request import (
 )
 from multiflora.engine.text.chat_template import ChatTemplate, chat_template_of
 from multiflora.engine.text.tokenizer import Tokenizer, load_tokenizer
+from multiflora.engine.training.data.file_registry import FileRegistry
 from multiflora.server.app import create_app
 from multiflora.server.catalog import Catalog
+from multiflora.server.file_checker import FileChecker
 from multiflora.server.http_server import HttpServer
 from multiflora.server.listener import bind, url_of
 from multiflora.server.metrics import Metrics
@@ -268,12 +270,20 @@ def stored_publisher(
 
 
 @pytest.fixture
+def file_checker(registry: Registry, tmp_path: Path) -> Iterator[FileChecker]:
+    checker = FileChecker(FileRegistry(registry.database, tmp_path / "data"))
+    yield checker
+    checker.close()
+
+
+@pytest.fixture
 def service(
     engine: FakeEngine,
     tokenizer: Tokenizer,
     chat_template: ChatTemplate,
     registry: Registry,
     publisher: Publisher,
+    file_checker: FileChecker,
 ) -> Service:
     end = tokenizer.token_id("</s>")
     assert end is not None
@@ -285,6 +295,7 @@ def service(
         metrics=Metrics(cast(EngineClient, engine)),
         registry=registry,
         publisher=publisher,
+        file_checker=file_checker,
         end_tokens=frozenset({end}),
     )
 

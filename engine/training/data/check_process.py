@@ -23,7 +23,8 @@ def main() -> None:
     request = json.load(sys.stdin)
     os.nice(_NICENESS)
     restrict(ProcessLimits(**request["limits"], file_bytes=0))
-    os.write(sys.stdout.fileno(), json.dumps(_check(Path(request["path"]))).encode())
+    found = _check(Path(request["path"]))
+    os.write(sys.stdout.fileno(), json.dumps(found, ensure_ascii=False).encode())
 
 
 def _check(path: Path) -> dict[str, Any]:

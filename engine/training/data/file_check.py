@@ -6,6 +6,7 @@ Only rows, fields and types: tokens need the base, and are looked at when a job 
 import json
 import signal
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -48,11 +49,16 @@ class FileCheck:
         return None if self.num_rows else "the file has no rows"
 
 
-def check_file(path: Path, limits: CheckLimits | None = None) -> FileCheck:
+def check_file(
+    path: Path,
+    limits: CheckLimits | None = None,
+    *,
+    is_cancelled: Callable[[], bool] | None = None,
+) -> FileCheck:
     """Read all of the file, at low priority. Blocks for up to ``limits.wall_seconds``.
 
     A check that dies or takes too long is a failure of the file. Raises ``OSError`` if no process
-    can be started.
+    can be started, and ``InterruptedError`` soon after ``is_cancelled`` says so.
     """
     limits = limits or CheckLimits()
     request = {"path": str(path.absolute()), "limits": msgspec.to_builtins(limits)}
@@ -61,13 +67,18 @@ def check_file(path: Path, limits: CheckLimits | None = None) -> FileCheck:
         question.seek(0)
         try:
             answer, status = run_confined(
-                _PROGRAM, question, complaint, wall_seconds=limits.wall_seconds
+                *(_PROGRAM, question, complaint),
+                wall_seconds=limits.wall_seconds,
+                is_cancelled=is_cancelled,
             )
         except TimeoutError:
             return FileCheck(failure=f"checking took over {limits.wall_seconds} s; split the file")
     if status != 0:
         return FileCheck(failure=_death(status, limits))
-    return msgspec.json.decode(answer, type=FileCheck)
+    try:
+        return msgspec.json.decode(answer, type=FileCheck)
+    except msgspec.MsgspecError:
+        return FileCheck(failure="the check gave no answer; upload the file again")
 
 
 def _death(status: int, limits: CheckLimits) -> str:
