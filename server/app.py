@@ -11,6 +11,8 @@ from .limits import RequestLimitMiddleware
 from .openapi import describe_bodies
 from .routes import (
     adapter_actions,
+    adapter_import,
+    adapter_merge,
     adapters,
     chat,
     completions,
@@ -20,9 +22,10 @@ from .routes import (
     sglang_door,
     vllm_door,
 )
-from .schemas.adapter import CanaryBody, RollbackBody
+from .schemas.adapter import CanaryBody, ImportBody, RollbackBody
 from .schemas.chat import ChatBody
 from .schemas.completion import CompletionBody
+from .schemas.merge import MergeBody
 from .service import Service
 
 _ROUTES = (
@@ -31,6 +34,8 @@ _ROUTES = (
     models,
     adapters,
     adapter_actions,
+    adapter_import,
+    adapter_merge,
     files,
     vllm_door,
     sglang_door,
@@ -54,6 +59,6 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     for module in _ROUTES:
         app.include_router(module.router)
-    describe_bodies(app, ChatBody, CompletionBody, RollbackBody, CanaryBody)
+    describe_bodies(app, ChatBody, CompletionBody, RollbackBody, CanaryBody, ImportBody, MergeBody)
     add_error_handlers(app)
     return app

@@ -1,7 +1,6 @@
 """Multipart bodies on their way to the disk: parsed as they arrive and never held in memory."""
 
 import asyncio
-import errno
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, suppress
@@ -15,7 +14,13 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from multiflora.engine.errors import RequestRejected
 
-from .errors import RequestTooLarge, StorageFull, UnknownParameter, UploadTimeout
+from .errors import (
+    RequestTooLarge,
+    StorageFull,
+    UnknownParameter,
+    UploadTimeout,
+    is_disk_full,
+)
 
 # For a field that only the limit of the whole body bounds.
 ANY_SIZE: Final = 1 << 62
@@ -132,7 +137,7 @@ def _feed(parser: MultipartParser, data: bytes) -> None:
     except FormParserError as error:
         raise MalformedUpload(f"the body is not multipart/form-data: {error}") from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise StorageFull("the disk is full; nothing was stored") from error
         raise
 

@@ -13,11 +13,13 @@ from typing import Final
 
 import msgspec
 
-from multiflora.adapters.confined_process import program_of, run_confined
+from multiflora.adapters.child_process import SAME_PATH, answer_of, start_isolated
 
 from .problem import Problem, summary
 
-_PROGRAM: Final = program_of("multiflora.engine.training.data.check_process")
+_PROGRAM: Final = (
+    SAME_PATH + "from multiflora.engine.training.data.check_process import main; main()"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +68,9 @@ def check_file(
         question.write(json.dumps(request).encode())
         question.seek(0)
         try:
-            answer, status = run_confined(
-                *(_PROGRAM, question, complaint),
-                wall_seconds=limits.wall_seconds,
-                is_cancelled=is_cancelled,
+            process = start_isolated(_PROGRAM, question=question, complaint=complaint)
+            answer, status = answer_of(
+                process, wall_seconds=limits.wall_seconds, is_cancelled=is_cancelled
             )
         except TimeoutError:
             return FileCheck(failure=f"checking took over {limits.wall_seconds} s; split the file")

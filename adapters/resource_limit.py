@@ -1,4 +1,4 @@
-"""What a process may use, lowered by itself and for good."""
+"""What a process gives up before it reads what strangers made."""
 
 import resource
 import signal
@@ -18,8 +18,8 @@ class ProcessLimits:
     wall_seconds: int
 
 
-def restrict(limits: ProcessLimits) -> None:
-    """Limit this process; it can have no child, no thread and no core dump any more."""
+def restrict_process(limits: ProcessLimits) -> None:
+    """Limit this process for good; it can have no child, no thread and no core dump any more."""
     for kind, value in (
         (resource.RLIMIT_AS, limits.memory_bytes),
         (resource.RLIMIT_FSIZE, limits.file_bytes),
@@ -28,14 +28,15 @@ def restrict(limits: ProcessLimits) -> None:
         # A dump would be a tenant's data on the disk.
         (resource.RLIMIT_CORE, 0),
     ):
-        _lower(kind, value, value)
+        lower_limit(kind, value, value)
     # Above the soft limit comes SIGXCPU, which tells the parent the reason; SIGKILL would not.
-    _lower(resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + 1)
+    lower_limit(resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + 1)
     # The parent kills at wall_seconds; this is for the case that the parent is gone.
     signal.alarm(limits.wall_seconds + 1)
 
 
-def _lower(kind: int, soft: int, hard: int) -> None:
+def lower_limit(kind: int, soft: int, hard: int) -> None:
+    """Lower a resource limit of this process for good; one that is lower already stays."""
     _, ceiling = resource.getrlimit(kind)
     if ceiling != resource.RLIM_INFINITY:
         soft, hard = min(soft, ceiling), min(hard, ceiling)
