@@ -14,7 +14,7 @@ from multiflora.adapters.transfer import make_transfer
 from multiflora.adapters.version_reader import VersionReader
 from multiflora.kernels.choose import KernelsUnavailable, choose_ops
 from multiflora.kernels.cpu_ops import has_fast_bfloat16
-from multiflora.kernels.ops import LoraTables, Ops, RopeTable
+from multiflora.kernels.ops import Ops, RopeTable
 from multiflora.kernels.staging import DirectStaging, PackedStaging
 
 from .config import EngineConfig
@@ -23,6 +23,7 @@ from .forward_batch import BatchBuilder
 from .graphs import CudaCapture, StepGraphs, eager_capacity, uncaptured_row_counts
 from .kv_arena import KvArena
 from .kv_blocks import BlockPool
+from .kv_lender import KvLender
 from .loop import EngineLoop
 from .memory_plan import MemoryPlan, plan_memory, resolve_dtype
 from .messages import Progress, Report
@@ -124,15 +125,17 @@ def _connect(
         is_pinned=not transfer.shares_memory,
         base=BaseRows(weights, place.ops),
     )
+    pool = BlockPool(
+        plan.num_kv_blocks, config.cache.block_size, prefix_caching=config.cache.prefix_caching
+    )
+    arena = _allocate_cache(config, model, place, plan)
     residency = Residency(
         Loader(reader),
         tables,
         transfer,
         device_bytes=plan.adapter_bytes,
         host_bytes=plan.adapter_host_bytes,
-    )
-    pool = BlockPool(
-        plan.num_kv_blocks, config.cache.block_size, prefix_caching=config.cache.prefix_caching
+        lender=KvLender(pool, arena, max_blocks=plan.num_lendable_blocks),
     )
     return EngineLoop(
         info=_info(config, model, place, plan, weights, time.perf_counter() - started),
@@ -140,7 +143,7 @@ def _connect(
         scheduler=Scheduler(config.scheduler, pool, residency),
         pool=pool,
         residency=residency,
-        runner=_build_runner(config, model, place, plan, weights, residency, tables),
+        runner=_build_runner(config, model, place, plan, arena, weights, residency),
         report=report,
     )
 
@@ -150,11 +153,11 @@ def _build_runner(
     model: ModelConfig,
     place: _Place,
     plan: MemoryPlan,
+    arena: KvArena,
     weights: BaseWeights,
     residency: Residency,
-    tables: LoraTables,
 ) -> Runner:
-    arena = _allocate_cache(config, model, place, plan)
+    tables = residency.tables
     cos, sin = rope_tables(
         model.rope,
         head_dim=model.head_dim,

@@ -129,6 +129,7 @@ class EngineStats:
     """Counters and gauges of one engine, since its start.
 
     ``adapter_loads`` are reads of files, ``adapter_copies`` arrivals on the device.
+    ``adapter_borrowed_bytes`` of the KV cache hold versions beyond the adapters' own memory.
     ``adapter_arrivals`` counts the versions of new requests by the tier they were found in.
     """
 
@@ -145,6 +146,7 @@ class EngineStats:
     aborts: int = 0
     adapter_bytes_used: int = 0
     adapter_bytes_total: int = 0
+    adapter_borrowed_bytes: int = 0
     adapter_leases: int = 0
     adapter_host_bytes_used: int = 0
     adapter_host_bytes_total: int = 0
