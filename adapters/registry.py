@@ -108,6 +108,19 @@ class Registry:
             digest = canary.digest if canary else entry.digest
             return self._leases.take(name, digest, is_canary=canary is not None)
 
+    def lease_version(self, name: str, digest: str | None = None) -> Lease:
+        """Take a lease on a version that ``name`` keeps, by default the one it points at.
+
+        Raises ``UnknownName``, ``UnknownVersion``.
+        """
+        with self._lock:
+            entry = self._entries.get(name)
+            if entry is None:
+                raise UnknownName(name)
+            if digest is not None and digest not in entry.kept:
+                raise UnknownVersion(f"{name!r} does not keep version {digest[:64]!r}")
+            return self._leases.take(name, digest or entry.digest, is_canary=False)
+
     def _chosen_canary(self, entry: AdapterEntry, user: str | None) -> Canary | None:
         canary = entry.canary
         if canary is None:

@@ -28,6 +28,7 @@ from .http_server import HttpServer
 from .hub_door import HubDoor
 from .limits import Limits
 from .listener import bind, url_of
+from .merging import Merger
 from .metrics import Metrics
 from .pinning import Pinning
 from .publishing import Publisher
@@ -128,6 +129,7 @@ async def _run(
             task.cancel()
         await asyncio.gather(starting, keeping, return_exceptions=True)
         await client.stop()
+        service.merger.close()
     if not starting.cancelled():
         starting.result()
 
@@ -168,6 +170,7 @@ def _service(
         registry=registry,
         publisher=publisher,
         pinning=Pinning(registry, client, publisher.match),
+        merger=Merger(registry, publisher),
         adapters_root=settings.adapters_root,
         hub=HubDoor(settings.adapters_hub),
         limits=Limits(max_upload_bytes=settings.max_upload_size),

@@ -5,6 +5,9 @@ from typing import Literal
 
 from multiflora.adapters.target import Projection, TargetModule
 
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
@@ -85,6 +88,35 @@ class ModelConfig:
             Projection(self.num_layers, "head", (head,)),
             Projection(self.num_layers, "embedding", (embedding,)),
         )
+
+    def dense_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of a checkpoint that is no linear's weight, by name; a tied head is none."""
+        table = (self.vocab_size, self.hidden_size)
+        shapes: dict[str, tuple[int, ...]] = {EMBEDDING: table}
+        for layer in range(self.num_layers):
+            shapes |= self._dense_layer(layer)
+        shapes["model.norm.weight"] = (self.hidden_size,)
+        return shapes if self.tie_embeddings else shapes | {HEAD: table}
+
+    def _dense_layer(self, layer: int) -> dict[str, tuple[int, ...]]:
+        prefix = f"model.layers.{layer}"
+        norms = ("input_layernorm", "post_attention_layernorm")
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{prefix}.{norm}.weight": (self.hidden_size,) for norm in norms
+        }
+        if self.qk_norm:
+            for norm in ("q_norm", "k_norm"):
+                shapes[f"{prefix}.self_attn.{norm}.weight"] = (self.head_dim,)
+        biased = {
+            "qkv": self.qkv_bias,
+            "o": self.o_bias,
+            "gate_up": self.mlp_bias,
+            "down": self.mlp_bias,
+        }
+        for projection in self._layer(layer):
+            for part in projection.slices if biased[projection.kind] else ():
+                shapes[f"{part.path}.bias"] = (part.out_features,)
+        return shapes
 
     def _layer(self, layer: int) -> tuple[Projection, ...]:
         attention = f"model.layers.{layer}.self_attn"

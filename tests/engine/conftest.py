@@ -1,11 +1,14 @@
 """An engine in this process, driven step by step, over the tiny models."""
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from multiflora.adapters.intake import import_adapter
 from multiflora.adapters.store import AdapterStore
@@ -154,3 +157,31 @@ def make_bench(
     yield make
     for bench in made:
         bench.loop._residency.close()
+
+
+@pytest.fixture(scope="session")
+def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 170 MB of bfloat16 linears in one shard, the largest tensor 8 MB."""
+    folder = tmp_path_factory.mktemp("large")
+    hidden, inner, layers, vocab = 1024, 4096, 5, 1024
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 8,
+        "vocab_size": vocab,
+        "tie_word_embeddings": True,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
+    for index in range(layers):
+        layer = f"model.layers.{index}"
+        shapes |= {f"{layer}.self_attn.{p}_proj.weight": (hidden, hidden) for p in "qkvo"}
+        shapes |= {f"{layer}.mlp.{p}_proj.weight": (inner, hidden) for p in ("gate", "up")}
+        shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, inner)
+        shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
+        shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
+    tensors = {name: torch.randn(shape).bfloat16() for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors")
+    return folder
