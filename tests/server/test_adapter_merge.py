@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from multiflora.adapters.folder import WEIGHTS_NAME
+from multiflora.adapters.inspection import GateLimits
 from multiflora.adapters.merging import child
 from multiflora.adapters.registry import Registry
 from multiflora.adapters.store import AdapterStore
@@ -331,6 +332,17 @@ async def test_the_rank_that_a_gate_allows_holds_for_merges_too(
     # 8 ranks of an 8 x 8 matrix: what the sum holds, not the sum of what the parents hold.
     assert (answer.status_code, answer.json()["rank"]) == (201, 8)
     assert json.loads(answer.content)["report"]["modules"][0]["energy_kept"] == 1
+
+
+async def test_too_many_ranks_for_the_server_are_refused_with_the_remedy(
+    merge: Callable[..., Any],
+    publisher: Publisher,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publisher, "_limits", GateLimits(max_rank=3))
+    error = (await merge()).json()["error"]
+    assert (error["code"], "energy:0.99" in error["message"]) == ("rank_too_large", True)
+    assert (await merge(rank=3)).status_code == 201
 
 
 def test_a_merger_needs_limits_that_make_sense(registry: Registry, publisher: Publisher) -> None:
