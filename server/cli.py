@@ -14,7 +14,7 @@ from multiflora.adapters.error import AdapterRejected, RegistryError
 from multiflora.engine.config import Device, Kernels
 from multiflora.engine.errors import EngineError, StartupError
 
-from .commands import export, merge
+from .commands import export, extract, merge, soup
 from .settings import ServeSettings
 from .settings_source import PREFIX, convert, read_settings
 
@@ -125,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--kernels", choices=get_args(Kernels), default="auto")
     doctor.add_argument("--build", action="store_true", help="compile the core for CPUs first")
     export.add_to(commands)
+    extract.add_to(commands)
+    soup.add_to(commands)
     merge.add_to(commands)
     serve = commands.add_parser(
         "serve",

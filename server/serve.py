@@ -53,7 +53,8 @@ def serve(settings: ServeSettings) -> int:
         config = settings.engine_config(base.folder)
         with closing(open_registry(settings.data_dir, base)) as registry:
             match = BaseMatch(base.fingerprint, registry.bases())
-            with closing(Publisher(registry, base.config.projections(), match=match)) as publisher:
+            projections = base.config.adapter_projections()
+            with closing(Publisher(registry, projections, match=match)) as publisher:
                 publish_at_start(adapter_sources(settings), registry, publisher)
                 uvloop.run(_run(settings, base, config, publisher, registry, listener))
     finally:

@@ -93,8 +93,8 @@ def test_relative_imports_inside_a_folder_and_absolute_ones_across() -> None:
 
 def test_the_server_sees_the_engine_only_through_its_public_modules() -> None:
     public = ("client", "text", "errors", "request", "config", "memory_plan", "doctor")
-    offline = ("export.export",)
-    start_up = ("models.source", "models.registry", "models.config")
+    offline = ("export.export", "extraction.extraction")
+    start_up = ("models.source", "models.registry", "models.config", "models.named_folder")
     for path in sources("server"):
         for module, line in imports(path):
             if module.startswith("multiflora.engine."):

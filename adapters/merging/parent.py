@@ -23,6 +23,7 @@ _NOT_A_DELTA: Mapping[str, str] = {
     "lora_bias": "biases on lora_B are no part of a delta",
     "modules_to_save": "fully trained modules replace weights of the base",
     "trainable_token_indices": "trained embeddings replace rows of the base",
+    "ensure_weight_tying": "a tied head's adapter changes the embedding too",
     "layer_replication": "replicated layers need another base",
     "target_parameters": "LoRA on bare parameters is not on a linear",
     "alora_invocation_tokens": "activated LoRA applies to some tokens only",

@@ -14,6 +14,7 @@ from multiflora.adapters.inspection import inspect_adapter
 from multiflora.adapters.merging.parent import Parent
 
 from ..errors import ExportRefused
+from ..models.named_folder import NamedFolder
 from ..models.plain_base import PlainBase
 from ..models.shard import INDEX_NAME
 from ..models.tensor_file import stream_tensors
@@ -58,16 +59,13 @@ class ExportSettings:
         return getattr(torch, self.dtype)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Named:
-    """A folder and what its user calls it."""
-
-    name: str
-    folder: Path
-
-
 def export_model(
-    model: Named, adapter: Named, out: Path, settings: ExportSettings, *, progress: Progress
+    model: NamedFolder,
+    adapter: NamedFolder,
+    out: Path,
+    settings: ExportSettings,
+    *,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Write the folder ``out``, all or nothing, and return what its ``export_report.json`` holds.
 
@@ -99,7 +97,7 @@ def export_model(
     return report
 
 
-def _open_base(model: Named, settings: ExportSettings) -> PlainBase:
+def _open_base(model: NamedFolder, settings: ExportSettings) -> PlainBase:
     base = PlainBase(model.folder, quantized=settings.base == "quantized")
     if base.config.prequantized and settings.base == "original":
         raise ExportRefused(
@@ -155,7 +153,11 @@ def _refuse_lost(summary: Mapping[str, Any], settings: ExportSettings) -> None:
 
 
 def _verify(
-    model: Named, adapter: Named, staged: Path, settings: ExportSettings, progress: Progress
+    model: NamedFolder,
+    adapter: NamedFolder,
+    staged: Path,
+    settings: ExportSettings,
+    progress: Progress,
 ) -> dict[str, Any]:
     if not settings.verify:
         return {"verified": False, "reason": "--no-verify"}
@@ -172,7 +174,7 @@ def _probe(folder: Path, settings: ExportSettings, *, base: Path) -> Probe:
 
 
 def _about(
-    model: Named, adapter: Named, adapter_base: str | None, settings: ExportSettings
+    model: NamedFolder, adapter: NamedFolder, adapter_base: str | None, settings: ExportSettings
 ) -> dict[str, Any]:
     return {
         "base": {"name": model.name, "weights": settings.base},

@@ -45,7 +45,8 @@ def measure(
     path: str, *, base_norm: float, exact: Tensor, stored: Tensor, delta: Tensor | None, rank: int
 ) -> ModuleRecord:
     """Compare ``stored`` with ``exact`` = W + ``delta``, all [N, K]; exact is float32."""
-    error = stored.float() - exact
+    # In place: these are the largest temporaries of an export.
+    error = stored.to(torch.float32, copy=True).sub_(exact)
     return ModuleRecord(
         path=path,
         base_norm=base_norm,

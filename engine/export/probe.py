@@ -75,7 +75,6 @@ class Probe:
             dtype=str(self.dtype).removeprefix("torch."),
         )
 
-    @torch.inference_mode()
     def logits(
         self,
         *,
@@ -115,7 +114,9 @@ class Probe:
         integers = torch.int32 if ops.NAME == "triton" else torch.int64
         batch = builder.build(plan, staging=DirectStaging(self.device, integers))
         decoder = Decoder(model, weights, ops, tables)
-        return decoder.logits(decoder.forward(batch, caches)).cpu()
+        # Not around the load, whose threads would not be in this mode.
+        with torch.inference_mode():
+            return decoder.logits(decoder.forward(batch, caches)).cpu()
 
     def _place(self, adapter: Path, model: ModelConfig, tables: LoraTables) -> None:
         projections = model.projections()

@@ -9,6 +9,7 @@ from multiflora.adapters.error import UnknownName
 from multiflora.adapters.folder import CONFIG_NAME, AdapterFolder
 from multiflora.adapters.published import published_folder
 from multiflora.engine.errors import BaseNotFound
+from multiflora.engine.models.named_folder import NamedFolder
 from multiflora.engine.models.source import resolve_model
 
 from ..base_model import DEMO
@@ -36,17 +37,17 @@ def find_adapter(text: str, *, data_dir: Path) -> Path:
         raise
 
 
-def find_base(text: str | None, *, adapter: Path) -> tuple[str, Path]:
-    """The base's name and folder: ``text``, or what the config of ``adapter`` names.
-
-    Raises ``StartupError``.
-    """
+def find_base(text: str | None, *, adapter: Path) -> NamedFolder:
+    """The base ``text``, or the one that the config of ``adapter`` names; as ``find_model``."""
     name = text or AdapterFolder(adapter).config.get("base_model_name_or_path")
     if not name:
         raise BaseNotFound(f"{adapter / CONFIG_NAME} names no base; name it with --model")
-    if name == DEMO_BASE_NAME:
-        return name, DEMO / "base"
-    return name, resolve_model(name, None)
+    return find_model(str(name))
+
+
+def find_model(text: str) -> NamedFolder:
+    """The folder or hub id ``text``, or the demo's base. Raises ``StartupError``."""
+    return NamedFolder(text, DEMO / "base" if text == DEMO_BASE_NAME else resolve_model(text, None))
 
 
 def typed(parse: Callable[[str], T]) -> Callable[[str], T]:

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
+from multiflora.engine.models.named_folder import NamedFolder
+
 from ..announcement import loading_progress
 from ..settings import parse_path
 from ..size import parse_size
@@ -56,9 +58,9 @@ def run(
 ) -> int:
     """Export, and print what was measured."""
     folder = find_adapter(adapter, data_dir=data_dir)
-    base_name, base_folder = find_base(model, adapter=folder)
+    base = find_base(model, adapter=folder)
     # Imported late: they load torch, which no other command of this process needs.
-    from multiflora.engine.export.export import ExportSettings, Named, export_model
+    from multiflora.engine.export.export import ExportSettings, export_model
 
     wanted = ExportSettings(
         weight=adapter_weight,
@@ -69,8 +71,8 @@ def run(
     )
     with loading_progress("opening the base") as show:
         report = export_model(
-            Named(name=base_name, folder=base_folder),
-            Named(name=adapter, folder=folder),
+            base,
+            NamedFolder(adapter, folder),
             output,
             wanted,
             progress=show,

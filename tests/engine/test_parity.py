@@ -172,7 +172,7 @@ def _merge(model: Any, folder: Path, weight: float) -> None:
 
     config = load_model_config(folder_of(model))
     tensors = load_file(folder / "adapter_model.safetensors")
-    for spec in inspect_adapter(AdapterFolder(folder), config.projections()):
+    for spec in inspect_adapter(AdapterFolder(folder), config.adapter_projections()):
         delta = spec.scale * tensors[spec.b_name] @ tensors[spec.a_name]
         model.get_submodule(spec.path).weight.data += weight * delta
 
