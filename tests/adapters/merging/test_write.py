@@ -52,8 +52,8 @@ def test_peft_reads_the_folder_with_the_same_effect(
 ) -> None:
     from peft import PeftModel
 
-    linears = torch.nn.ModuleList([torch.nn.Linear(8, 12), torch.nn.Linear(8, 12)])
-    model = torch.nn.ModuleDict({"layers": linears})
+    linears = [torch.nn.Linear(8, 12), torch.nn.Linear(8, 12)]
+    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList(linears)})
     deltas = {f"layers.{i}": random_delta(12, 8, rank, i) for i, rank in enumerate(ranks)}
     write(tmp_path / "out", deltas, task_type=None)
     before = [linear.weight.detach().clone() for linear in linears]
