@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from multiflora.adapters.folder import WEIGHTS_NAME
 from multiflora.adapters.inspection import GateLimits
@@ -258,6 +258,23 @@ async def test_a_version_of_another_base_is_no_parent(
     answer = await merge()
     assert answer.json()["error"]["code"] == "wrong_base"
     assert answer.json()["error"]["param"] == "sources.1.adapter"
+
+
+async def test_an_adapter_that_is_more_than_lora_is_served_but_not_merged(
+    client: httpx.AsyncClient,
+    publisher: Publisher,
+    parents: dict[str, str],
+    write_adapter: Callable[..., Path],
+) -> None:
+    folder = write_adapter("biased", lora_bias=True)
+    tensors = load_file(folder / WEIGHTS_NAME)
+    tensors[f"{O_PROJ}.lora_B.bias"] = tensors[f"{O_PROJ}.lora_B.weight"][:, 0].copy()
+    save_file(tensors, folder / WEIGHTS_NAME)
+    publisher.publish(folder, "biased", source="test", terms=Terms())
+    body = {"name": "mixed", "sources": [{"adapter": "formal"}, {"adapter": "biased"}]}
+    error = (await client.post("/v1/adapters/merge", json=body)).json()["error"]
+    assert error["code"] == "unsupported_feature"
+    assert "biased: lora_bias is set" in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.merging.delta import Delta, concatenate
 from multiflora.adapters.merging.depth import Curve, Filter
 from multiflora.adapters.merging.merge import merge_folders
 from multiflora.adapters.merging.method import METHODS
@@ -18,7 +19,7 @@ from multiflora.adapters.merging.parent import Parent
 from multiflora.adapters.merging.rank_policy import RankPolicy
 from multiflora.adapters.merging.recipe import Recipe
 from multiflora.adapters.merging.report import MergeReport
-from multiflora.adapters.merging.write import REPORT_NAME
+from multiflora.adapters.merging.write import REPORT_NAME, round_delta, write_adapter
 
 Measure = Callable[[Tensor, Tensor], float]
 MakeParent = Callable[..., Path]
@@ -257,6 +258,23 @@ def test_the_dtype_is_the_widest_parents_unless_it_is_given(
         assert actual == pytest.approx(module.rounding_error, rel=0.05, abs=1e-7)
     _, report = run([parents[0], parents[0]])
     assert report.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("rank", ["exact", "3"])
+@pytest.mark.parametrize(
+    "method", ["linear", "svd", "slerp", "karcher", "model_stock", "ties_knots"]
+)
+def test_no_dense_matrix_is_made(
+    random_delta: Callable[..., Delta], tmp_path: Path, method: str, rank: str
+) -> None:
+    """One of 300,000 x 300,000 would take 360 GB."""
+    one, other = (random_delta(300_000, 300_000, 2, seed) for seed in range(2))
+    for name, delta in (("one", one), ("related", concatenate([one, other]))):
+        write_adapter(tmp_path / name, {Q: round_delta(delta, torch.float32)}, base_name=None)
+    recipe = Recipe(num_parents=2, method=method, rank=RankPolicy.parse(rank))
+    (module,) = merge_folders([tmp_path / "one", tmp_path / "related"], recipe).report.modules
+    assert module.norm > 0
+    assert module.rank <= (3 if rank == "3" else 6)
 
 
 def refused(folders: Sequence[Path], code: str, match: str, **settings: Any) -> None:
