@@ -83,12 +83,12 @@ def merge(
     assert len(parents) == recipe.num_parents
     shapes = _check_parents(parents, recipe)
     dtype = DTYPES[recipe.dtype] if recipe.dtype else widest(parent.dtype for parent in parents)
-    work = _Work(parents, recipe, shapes)
+    bound = _BoundRecipe(parents, recipe, shapes)
     stored: dict[str, StoredDelta] = {}
     reports: list[ModuleReport] = []
     for index, path in enumerate(shapes):
         try:
-            result = work.merge_module(path)
+            result = bound.merge_module(path)
             stored[path] = round_delta(result.delta, dtype)
         except AdapterRejected as error:
             raise AdapterRejected(error.code, f"{path}: {error}") from None
@@ -98,7 +98,7 @@ def merge(
     _refuse_nothing(recipe, reports)
     return Merged(
         stored,
-        _report(parents, recipe, work.rank, str(dtype).removeprefix("torch."), reports),
+        _report(parents, recipe, bound.rank, str(dtype).removeprefix("torch."), reports),
         next((parent.base_name for parent in parents if parent.base_name), None),
         parents[0].config.get("task_type"),
         _targets(parents),
@@ -113,7 +113,7 @@ class _Outcome(NamedTuple):
     gram: Gram
 
 
-class _Work:
+class _BoundRecipe:
     """The recipe bound to its parents."""
 
     def __init__(

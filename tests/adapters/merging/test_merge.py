@@ -314,6 +314,20 @@ def test_a_merge_of_nothing_is_refused(make_parent: MakeParent) -> None:
     merge_folders([zero, make_parent("one")], Recipe(num_parents=2, method="slerp"))
 
 
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "model_stock"])
+def test_a_module_that_is_zero_in_all_parents_stays_zero(
+    make_parent: MakeParent, run: Callable[..., Any], method: str
+) -> None:
+    def silence(path: str, b: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        return (b * 0, a) if path == Q else (b, a)
+
+    parents = [make_parent("one", edit=silence), make_parent("other", 1, edit=silence)]
+    found, report = run(parents, method)
+    assert not found[Q].any()
+    assert found[V].any()
+    assert next(m.energy_kept for m in report.modules if m.path == Q) == 1
+
+
 def test_progress_ends_at_one(make_parent: MakeParent) -> None:
     told: list[float] = []
     merge_folders([make_parent("one")], Recipe(num_parents=1), on_progress=told.append)
