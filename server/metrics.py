@@ -32,6 +32,7 @@ _GAUGES: Final = {
     "adapter_host_bytes_used": ("adapter_host_bytes_used", "Host memory of adapter versions."),
     "adapter_host_bytes_total": ("adapter_host_bytes_total", "Host memory set aside for adapters."),
     "adapter_pinned_bytes": ("adapter_pinned_bytes", "Device memory of pinned versions."),
+    "adapter_borrowed_bytes": ("adapter_borrowed_bytes", "KV cache that is lent to versions."),
     "adapter_leases": ("adapter_leases", "Leases that running requests hold on versions."),
 }
 _COUNTERS: Final = {

@@ -183,6 +183,14 @@ class ServeSettings:
         default=None,
         metadata=_about("memory of resident adapters, such as 500MB", parse_size, metavar="SIZE"),
     )
+    adapter_memory_max: int | None = field(
+        default=None,
+        metadata=_about(
+            "most memory of resident adapters, which may borrow idle KV cache up to it",
+            parse_size,
+            metavar="SIZE",
+        ),
+    )
     adapter_host_memory: int | None = field(
         default=None,
         metadata=_about(
@@ -250,7 +258,9 @@ class ServeSettings:
                 max_batched_tokens=self.max_batched_tokens,
             ),
             adapter=AdapterConfig(
-                memory_bytes=self.adapter_memory, host_memory_bytes=self.adapter_host_memory
+                memory_bytes=self.adapter_memory,
+                max_memory_bytes=self.adapter_memory_max,
+                host_memory_bytes=self.adapter_host_memory,
             ),
         )
 

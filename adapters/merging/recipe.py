@@ -9,7 +9,7 @@ from .depth import Curve, Filter
 from .method import Method, find_method
 from .rank_policy import RankPolicy
 
-MAX_PARENTS: Final = 64
+MAX_PARENTS: Final = 16
 Dtype = Literal["float32", "float16", "bfloat16"]
 OnAntiparallel = Literal["error", "lerp"]
 DTYPES: Final[tuple[Dtype, ...]] = ("float32", "float16", "bfloat16")

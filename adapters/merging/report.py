@@ -89,6 +89,13 @@ class MergeReport:
             "branches": sorted({module.branch for module in modules}),
         }
 
+    def provenance(self) -> dict[str, Any]:
+        """What a version keeps of it for good: all but the single pairs."""
+        kept = ("path", "coefficients", "branch", "rank", "norm", "energy_kept", "rounding_error")
+        whole = self.to_json()
+        whole["modules"] = [{name: row[name] for name in kept} for row in whole["modules"]]
+        return whole
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "summary": self.summary()}
 

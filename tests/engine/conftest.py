@@ -30,6 +30,8 @@ from multiflora.engine.request import (
     TokenEvent,
 )
 
+from .peft_extras import BASES, Extras, save_biased, save_extras
+
 
 @dataclass
 class Bench:
@@ -87,13 +89,33 @@ class Bench:
         )
 
 
+@pytest.fixture(scope="session")
+def extras(
+    tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[..., Path]
+) -> Callable[[str], Extras]:
+    """``extras(base)``: a checkpoint of ``BASES`` and a PEFT folder for each of ``EXTRAS``."""
+    made: dict[str, Extras] = {}
+
+    def make(base: str) -> Extras:
+        if base not in made:
+            root = tmp_path_factory.mktemp(base)
+            model = save_biased(model_folder("llama", **BASES[base]), root / "base")
+            made[base] = model, save_extras(model, root)
+        return made[base]
+
+    return make
+
+
 @pytest.fixture
 def make_bench(
     model_folder: Callable[..., Path],
     adapter_folders: Callable[[str], dict[str, Path]],
     tmp_path: Path,
 ) -> Iterable[Callable[..., Bench]]:
-    """``make_bench(family, dtype=..., quantization=..., cache=..., scheduler=...)``."""
+    """``make_bench(family, dtype=..., quantization=..., cache=..., scheduler=...)``.
+
+    ``model`` and ``adapters`` stand in for the family's own checkpoint and PEFT folders.
+    """
     made: list[Bench] = []
 
     def make(
@@ -106,8 +128,10 @@ def make_bench(
         scheduler: SchedulerConfig | None = None,
         changes: dict[str, Any] | None = None,
         max_model_len: int | None = None,
+        model: Path | None = None,
+        adapters: dict[str, Path] | None = None,
     ) -> Bench:
-        folder = model_folder(family, **(changes or {}))
+        folder = model or model_folder(family, **(changes or {}))
         base = BaseConfig(model=str(folder), dtype=dtype, quantization=quantization)  # type: ignore[arg-type]
         config = EngineConfig(
             base=base,
@@ -118,11 +142,11 @@ def make_bench(
             cache=cache or CacheConfig(memory_bytes=8 << 20),
             scheduler=scheduler or SchedulerConfig(),
         )
-        projections = load_model_config(folder).projections()
+        projections = load_model_config(folder).adapter_projections()
         store = AdapterStore(tmp_path)
         digests = {
             name: import_adapter(path, projections=projections, store=store)
-            for name, path in adapter_folders(family).items()
+            for name, path in (adapters or adapter_folders(family)).items()
         }
         reports: list[Report] = []
         bench = Bench(build_engine(config, reports.append), digests, reports)

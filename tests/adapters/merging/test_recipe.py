@@ -17,7 +17,7 @@ PATHS = [f"model.layers.{i}.{name}" for i in range(5) for name in ("self_attn.q_
     [
         ({"method": "ties_nuts"}, "choose one of linear, cat, svd, slerp"),
         ({"num_parents": 0}, "0 parents"),
-        ({"num_parents": 65}, "65 parents"),
+        ({"num_parents": 17}, "17 parents"),
         ({"weights": (1.0,)}, "1 weights are given for 2 parents"),
         ({"weights": (0.0, 0.0)}, "all weights are 0"),
         ({"weights": (float("nan"), 1.0)}, "finite"),

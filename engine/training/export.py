@@ -1,0 +1,38 @@
+"""The trained factors as an ordinary PEFT folder."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from multiflora.adapters import durable
+from multiflora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
+
+from ..models.tensor_file import write_tensors
+from .config import LoraSettings
+from .factors import TrainedFactors
+
+
+def export_adapter(
+    factors: TrainedFactors,
+    settings: LoraSettings,
+    folder: Path,
+    *,
+    base_name: str,
+    dtype: torch.dtype = torch.float32,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write ``adapter_config.json`` and the weights in ``dtype`` into the new folder ``folder``.
+
+    ``base_name`` is what PEFT loads the base by; ``metadata`` goes into the weights' header. Both
+    files are on the disk when this returns. Raises ``FileExistsError`` and ``OSError``.
+    """
+    durable.make_folder(folder.parent)
+    folder.mkdir()
+    config = json.dumps(settings.adapter_config(base_name), indent=2, sort_keys=True)
+    durable.write(folder / CONFIG_NAME, config.encode())
+    tensors = {name: tensor.to(dtype) for name, tensor in factors.tensors().items()}
+    write_tensors(folder / WEIGHTS_NAME, tensors, {"format": "pt", **(metadata or {})})
+    durable.sync(folder)
+    durable.sync(folder.parent)
