@@ -1,55 +1,110 @@
 """Versions in device memory: their slots, their bytes on the way in, and the kernels' tables."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 from multiflora.kernels.ops import LoraTables
 
-from .flat_buffer import factor_views
+from .adjustment_table import AdjustmentTable
+from .flat_buffer import adjustment_views, factor_views
+from .loan import Lender, Loan
 from .slots import SlotTable
 from .transfer import Arrival, Transfer
 from .version_reader import HostVersion
 
 
-class DeviceTier:
-    """Places host versions in slots; a version can be used once its copy is complete."""
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """A version on its way into its slot.
 
-    def __init__(self, tables: LoraTables, transfer: Transfer, capacity_bytes: int) -> None:
+    ``evicted`` are the versions that left for it, with their host memory where that was shared;
+    ``is_copy`` if its own host memory stays its own.
+    """
+
+    is_copy: bool
+    evicted: Mapping[str, HostVersion | None] = field(default_factory=dict)
+
+
+class DeviceTier:
+    """Places host versions in slots; a version can be used once its copy is complete.
+
+    A version that finds the budget full goes to memory that ``lender`` does not need, before
+    another has to leave; if none can leave, even to memory that the lender would rather keep.
+    """
+
+    def __init__(
+        self, tables: LoraTables, transfer: Transfer, capacity_bytes: int, lender: Lender
+    ) -> None:
         self.slots = SlotTable(capacity_bytes)
+        self.adjustments = AdjustmentTable()
         self._tables = tables
         self._transfer = transfer
+        self._lender = lender
+        self._loans: dict[str, Loan] = {}
         self._arrivals: dict[str, tuple[HostVersion, Arrival]] = {}
         # Only where memory is shared: what an eviction gives back to the host tier.
         self._shared: dict[str, HostVersion] = {}
-
-    @property
-    def shares_memory(self) -> bool:
-        return self._transfer.shares_memory
 
     @property
     def is_copying(self) -> bool:
         return bool(self._arrivals)
 
     def place(
-        self, digest: str, version: HostVersion, *, keep: Collection[str]
-    ) -> dict[str, HostVersion | None] | None:
-        """Give ``version`` a slot and begin its copy; None without room.
+        self, digest: str, version: HostVersion, *, keep: Collection[str], may_borrow: bool
+    ) -> Arriving | None:
+        """Give ``version`` a slot and begin its copy; None without room."""
+        if not may_borrow or self.slots.has_room(version.num_bytes):
+            return self._place_own(digest, version, keep)
+        return (
+            self._place_borrowed(digest, version, is_urgent=False)
+            or self._place_own(digest, version, keep)
+            or self._place_borrowed(digest, version, is_urgent=True)
+            or self._replace_borrowed(digest, version, keep)
+        )
 
-        Returns what was evicted for it, with the host memory where that was shared.
-        """
+    def _place_own(
+        self, digest: str, version: HostVersion, keep: Collection[str]
+    ) -> Arriving | None:
         placement = self.slots.place(digest, version.num_bytes, keep=keep)
         if placement is None:
             return None
         # The tables keep what they name alive: cleared first, the memory can be used again.
         for slot in placement.freed_slots:
-            self._tables.clear(slot)
+            self._clear(slot)
         evicted = {victim: self._shared.pop(victim, None) for victim in placement.evicted}
+        self._start(digest, version)
+        return Arriving(not self._transfer.shares_memory, evicted)
+
+    def _place_borrowed(
+        self, digest: str, version: HostVersion, *, is_urgent: bool
+    ) -> Arriving | None:
+        loan = self._lender.lend(version.buffer.numel(), is_urgent=is_urgent)
+        if loan is None:
+            return None
+        self._loans[digest] = loan
+        self.slots.place_borrowed(digest, version.num_bytes)
+        self._start(digest, version)
+        return Arriving(is_copy=True)
+
+    def _replace_borrowed(
+        self, digest: str, version: HostVersion, keep: Collection[str]
+    ) -> Arriving | None:
+        """Take the place of an idle version that borrowed enough, the one used longest ago."""
+        for victim in self.slots.idle_borrowed(keep=keep):
+            if self.slots.bytes_of(victim) >= version.num_bytes:
+                self.remove(victim)
+                self.slots.num_evictions += 1
+                return self._place_borrowed(digest, version, is_urgent=True)
+        return None
+
+    def _start(self, digest: str, version: HostVersion) -> None:
         self.slots.set_arriving(digest, True)
-        arrival = self._transfer.start(version.buffer)
+        loan = self._loans.get(digest)
+        arrival = self._transfer.start(version.buffer, into=loan.buffer if loan else None)
         if arrival.is_complete():
             self._open(digest, version, arrival)
         else:
             self._arrivals[digest] = (version, arrival)
-        return evicted
 
     def take_arrivals(self) -> list[str]:
         """Make completed copies usable; returns their digests."""
@@ -59,14 +114,29 @@ class DeviceTier:
         return complete
 
     def _open(self, digest: str, version: HostVersion, arrival: Arrival) -> None:
-        views = factor_views(version.layout, arrival.buffer)
-        self._tables.write(self.slots.slot_of(digest), views)
+        slot = self.slots.slot_of(digest)
+        self._tables.write(slot, factor_views(version.layout, arrival.buffer))
+        self.adjustments.write(slot, adjustment_views(version.layout, arrival.buffer))
         self.slots.set_arriving(digest, False)
-        if self.shares_memory:
+        if self._transfer.shares_memory and digest not in self._loans:
             self._shared[digest] = version
 
-    def remove(self, digest: str) -> None:
+    def call_in(self, *, keep: Collection[str]) -> str | None:
+        """Give the memory of one idle version back to its lender; returns which, if any."""
+        for digest in self.slots.idle_borrowed(keep=keep):
+            self.remove(digest, is_called_in=True)
+            self.slots.num_evictions += 1
+            return digest
+        return None
+
+    def remove(self, digest: str, *, is_called_in: bool = False) -> None:
         """Free the memory of a version that nobody uses."""
-        self._tables.clear(self.slots.slot_of(digest))
+        self._clear(self.slots.slot_of(digest))
         self.slots.remove(digest)
         self._shared.pop(digest, None)
+        if loan := self._loans.pop(digest, None):
+            self._lender.take_back(loan, is_called_in=is_called_in)
+
+    def _clear(self, slot: int) -> None:
+        self._tables.clear(slot)
+        self.adjustments.clear(slot)

@@ -3,17 +3,14 @@
     server thread --CheckRequest--> gate_process (no torch, no secrets, hard limits)
                   <----Verdict----    reads the source, writes `staged`, ends
 
-A process is started per check, by ``exec`` and never by a bare fork: the caller runs threads and an
-event loop. It needs no network, and of the environment it gets the library path only.
+A process is started per check.
 """
 
-import json
 import logging
 import os
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,8 +19,7 @@ from typing import IO
 
 import msgspec
 
-import multiflora
-
+from .child_process import SAME_PATH, end_of, start_isolated
 from .error import AdapterRejected
 from .gate_message import Accepted, CheckRequest, Failed, Refused, Verdict
 from .inspection import CheckedAdapter, GateLimits
@@ -31,13 +27,7 @@ from .target import Projection
 
 logger = logging.getLogger(__name__)
 
-# `-I -S` leaves out the environment, the working directory and every .pth file; the caller's search
-# path is handed over instead, so that both run the same code.
-_PROGRAM = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from multiflora.adapters.gate_process import main; main()"
-)
-_INHERITED = ("LD_LIBRARY_PATH",)
+_PROGRAM = SAME_PATH + "from multiflora.adapters.gate_process import main; main()"
 _MAX_VERDICT_BYTES = 64 << 10
 _MAX_LOG_BYTES = 4 << 10
 
@@ -60,7 +50,6 @@ def check_adapter(
     request = CheckRequest(
         str(source.absolute()), str(staged.absolute()), tuple(projections), limits
     )
-    # A file never blocks its writer, as a pipe to or from a process that hangs would.
     with tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as complaint:
         question.write(msgspec.json.encode(request))
         question.seek(0)
@@ -74,15 +63,7 @@ def check_adapter(
 def _run(question: IO[bytes], complaint: IO[bytes], limits: GateLimits) -> tuple[bytes, int]:
     """The process's answer and exit status; it is gone afterwards, whatever happened."""
     deadline = time.monotonic() + limits.wall_seconds
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _PROGRAM, json.dumps(_search_path())],
-        stdin=question,
-        stdout=subprocess.PIPE,
-        stderr=complaint,
-        env={name: os.environ[name] for name in _INHERITED if name in os.environ},
-        cwd="/",
-        start_new_session=True,
-    )
+    process = start_isolated(_PROGRAM, question=question, complaint=complaint)
     assert process.stdout is not None
     try:
         with process.stdout as pipe:
@@ -97,12 +78,6 @@ def _run(question: IO[bytes], complaint: IO[bytes], limits: GateLimits) -> tuple
     finally:
         process.kill()
         process.wait()
-
-
-def _search_path() -> list[str]:
-    """The caller's, then the place where it found this package, by whatever means it did."""
-    root = Path(multiflora.__file__).parent.parent
-    return [os.path.abspath(entry) for entry in sys.path] + [str(root)]
 
 
 def _read(descriptor: int, deadline: float) -> bytes:
@@ -150,6 +125,5 @@ def _died(status: int, limits: GateLimits) -> AdapterRejected:
 
 
 def _log(complaint: IO[bytes], status: int) -> None:
-    complaint.seek(max(0, complaint.seek(0, os.SEEK_END) - _MAX_LOG_BYTES))
-    text = complaint.read().decode("utf-8", "backslashreplace")
-    logger.warning("the check of an adapter ended with status %d: %s", status, ascii(text))
+    text = end_of(complaint, _MAX_LOG_BYTES)
+    logger.warning("the check of an adapter ended with status %d: %s", status, text)

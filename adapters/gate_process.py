@@ -18,6 +18,7 @@ from typing import Any
 from .archive import ArchiveLimits
 from .error import AdapterRejected
 from .inspection import CheckedAdapter, GateLimits, inspect_source
+from .resource_limit import lower_limit
 from .target import Projection, TargetModule
 
 _MAX_OPEN_FILES = 32
@@ -42,18 +43,11 @@ def restrict(limits: GateLimits) -> None:
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_CORE, 0),
     ):
-        _lower(kind, value, value)
+        lower_limit(kind, value, value)
     # Above the soft limit comes SIGXCPU, which tells the parent the reason; SIGKILL would not.
-    _lower(resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + 1)
+    lower_limit(resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + 1)
     # The parent kills at wall_seconds; this is for the case that the parent is gone.
     signal.alarm(limits.wall_seconds + 1)
-
-
-def _lower(kind: int, soft: int, hard: int) -> None:
-    _, ceiling = resource.getrlimit(kind)
-    if ceiling != resource.RLIM_INFINITY:
-        soft, hard = min(soft, ceiling), min(hard, ceiling)
-    resource.setrlimit(kind, (soft, hard))
 
 
 def _verdict(request: Mapping[str, Any], limits: GateLimits) -> Mapping[str, Any]:

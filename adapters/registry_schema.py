@@ -67,4 +67,9 @@ CREATE TABLE answer (
 ) STRICT
 """
 
-MIGRATIONS: Final = (_FIRST, _SECOND)
+_THIRD: Final = """
+-- A JSON list: what a version has beside LoRA on the decoder's linears, which was all before.
+ALTER TABLE version ADD COLUMN features TEXT NOT NULL DEFAULT '[]'
+"""
+
+MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD)

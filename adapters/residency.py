@@ -5,7 +5,8 @@
                   reserved before          kept, if there is room, when it leaves the device
 
 On CUDA the host tier keeps its copy of a version that is on the device, so that leaving costs
-nothing. On a CPU both tiers are the same memory: a version moves between them and counts once.
+nothing. On a CPU both tiers are the same memory: a version moves between them and counts once, but
+for one in borrowed memory, which is a copy there too.
 """
 
 import time
@@ -20,6 +21,7 @@ from .device_tier import DeviceTier
 from .error import AdapterRejected
 from .host_tier import HostTier
 from .loader import Loader
+from .loan import Lender, NoLender
 from .slots import Readiness
 from .tier import Tier
 from .transfer import Transfer
@@ -69,6 +71,7 @@ class Residency:
         *,
         device_bytes: int,
         host_bytes: int,
+        lender: Lender | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.num_loads = 0
@@ -76,8 +79,9 @@ class Residency:
         self.arrivals: Counter[Tier] = Counter()
         self.tables = tables
         self._loader = loader
-        self._device = DeviceTier(tables, transfer, device_bytes)
+        self._device = DeviceTier(tables, transfer, device_bytes, lender or NoLender())
         self.slots = self._device.slots
+        self.adjustments = self._device.adjustments
         self.host: HostTier[HostVersion] = HostTier(host_bytes)
         self._clock = clock
         self._wishes = WishList()
@@ -114,8 +118,10 @@ class Residency:
         if not all(placed):
             self._check_fit(wanted)
             return Readiness.NO_ROOM
-        is_ready = all(self.slots.is_ready(digest) for digest in wanted)
-        return Readiness.READY if is_ready else Readiness.LOADING
+        if not all(self.slots.is_ready(digest) for digest in wanted):
+            return Readiness.LOADING
+        self._check_blend(wanted)
+        return Readiness.READY
 
     def lease(self, digests: Iterable[str]) -> None:
         for digest in digests:
@@ -126,6 +132,13 @@ class Residency:
     def release(self, digests: Iterable[str]) -> None:
         for digest in digests:
             self.slots.release(digest)
+
+    def call_in(self, *, keep: Sequence[str] = ()) -> bool:
+        """Give the borrowed memory of one idle version back; False if there is none.
+
+        Versions in ``keep`` stay.
+        """
+        return self._device.call_in(keep=keep) is not None
 
     def count_arrival(self, digests: Iterable[str]) -> None:
         """Note where a new request finds its versions."""
@@ -170,7 +183,7 @@ class Residency:
         """Take in finished reads and copies; called between steps."""
         results = [*self._take_plans(), *self._take_reads()]
         for digest in self._device.take_arrivals():
-            self._end_copy(digest)
+            self.host.hold(digest, False)
         results += self._settle_pins()
         self._start_loads()
         return results
@@ -294,24 +307,21 @@ class Residency:
         version = self.host.get(digest)
         assert version is not None
         keep = {*mates, *self._wishes.keep(digest)}
-        evicted = self._device.place(digest, version, keep=keep)
-        if evicted is None:
+        is_pinned = digest in self._wishes.pins or digest in self.slots.pinned
+        arriving = self._device.place(digest, version, keep=keep, may_borrow=not is_pinned)
+        if arriving is None:
             return False
-        if self._device.shares_memory:
+        if not arriving.is_copy:
             self.host.drop(digest)
         elif not self.slots.is_ready(digest):
             self.host.hold(digest, True)
         self.num_copies += 1
-        for victim, given_back in evicted.items():
+        for victim, given_back in arriving.evicted.items():
             if given_back and self.host.reserve(
                 victim, given_back.host_bytes, keep=self._wishes.keep(victim)
             ):
                 self.host.fill(victim, given_back)
         return True
-
-    def _end_copy(self, digest: str) -> None:
-        if not self._device.shares_memory:
-            self.host.hold(digest, False)
 
     def _check_fit(self, wanted: Sequence[str]) -> None:
         """Refuse versions that can never be resident together beside the pinned ones."""
@@ -333,6 +343,15 @@ class Residency:
                 "or raise --adapter-memory",
             )
 
+    def _check_blend(self, wanted: Sequence[str]) -> None:
+        for digest in wanted if len(wanted) > 1 else ():
+            if not self.adjustments.is_additive(self.slots.slot_of(digest)):
+                raise AdapterRejected(
+                    "not_blendable",
+                    f"version {digest[:12]} scales or replaces what the base computes and cannot "
+                    "be blended; use it alone",
+                )
+
     def _bytes_of(self, digest: str) -> int:
         """Bytes on the device; 0 while nobody has looked at the version yet."""
         if digest in self.slots:
@@ -346,6 +365,9 @@ class Residency:
 
     def _settle_pins(self) -> Iterator[LoadResult]:
         for digest in tuple(self._wishes.pins):
+            if digest in self.slots and self.slots.is_borrowed(digest):
+                self._leave_loan(digest)
+                continue
             if self.tier_of(digest) is Tier.DISK:
                 continue
             if not self.slots.pin(digest, self._bytes_of(digest)):
@@ -357,6 +379,11 @@ class Residency:
             if self.slots.is_ready(digest):
                 del self._wishes.pins[digest]
                 yield LoadResult(digest, None, is_pin=True)
+
+    def _leave_loan(self, digest: str) -> None:
+        """A pin promises memory of its own: the version is placed anew once nobody uses it."""
+        if self.slots.can_leave(digest):
+            self._device.remove(digest)
 
     def _pin_refusal(self, digest: str) -> AdapterRejected:
         return AdapterRejected(

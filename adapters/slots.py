@@ -2,6 +2,7 @@
 
 A slot is taken while its version is copied in, counted by leases while requests run on it, and
 reused only when no lease and no pin is left; ``eviction`` says which idle version goes first.
+Versions in borrowed memory count apart: they neither fill the budget nor make room in it.
 """
 
 from collections import OrderedDict
@@ -26,6 +27,7 @@ class _Occupant:
     num_bytes: int
     leases: int = 0
     is_arriving: bool = False
+    is_borrowed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class SlotTable:
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
+        self.borrowed_bytes = 0
         self.num_evictions = 0
         self._occupants: OrderedDict[str, _Occupant] = OrderedDict()  # least recently used first
         self._pins: dict[str, int] = {}
@@ -97,17 +100,39 @@ class SlotTable:
         for victim in evicted:
             self.remove(victim)
         self.num_evictions += len(evicted)
-        slot = self._free_slots.pop() if self._free_slots else self._new_slot()
+        slot = self._take_slot()
         self._occupants[digest] = _Occupant(slot, num_bytes)
         self.used_bytes += num_bytes
         return Placement(slot, evicted, freed)
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether nobody has to leave for so many bytes."""
+        return self.used_bytes + num_bytes <= self.capacity_bytes
+
+    def place_borrowed(self, digest: str, num_bytes: int) -> None:
+        """Give ``digest`` a slot outside the budget."""
+        assert digest not in self._occupants
+        self._occupants[digest] = _Occupant(self._take_slot(), num_bytes, is_borrowed=True)
+        self.borrowed_bytes += num_bytes
+
+    def is_borrowed(self, digest: str) -> bool:
+        return self._occupants[digest].is_borrowed
+
+    def idle_borrowed(self, *, keep: Collection[str] = ()) -> list[str]:
+        """What may leave borrowed memory, least recently used first."""
+        borrowed = (d for d, occupant in self._occupants.items() if occupant.is_borrowed)
+        return [digest for digest in borrowed if digest not in keep and self.can_leave(digest)]
 
     def _choose_victims(self, num_bytes: int, keep: Collection[str]) -> tuple[str, ...] | None:
         missing = self.used_bytes + num_bytes - self.capacity_bytes
         if missing <= 0:
             return ()
-        idle = (d for d in self._occupants if d not in keep and self.can_leave(d))
-        return choose_victims(((d, self._occupants[d].num_bytes) for d in idle), missing)
+        idle = (
+            (digest, occupant.num_bytes)
+            for digest, occupant in self._occupants.items()
+            if not occupant.is_borrowed and digest not in keep and self.can_leave(digest)
+        )
+        return choose_victims(idle, missing)
 
     def can_leave(self, digest: str) -> bool:
         """Whether neither a lease nor a pin nor a copy under way needs the version's memory."""
@@ -122,7 +147,9 @@ class SlotTable:
         occupant = self._occupants.get(digest)
         return occupant is not None and not occupant.is_arriving
 
-    def _new_slot(self) -> int:
+    def _take_slot(self) -> int:
+        if self._free_slots:
+            return self._free_slots.pop()
         self._num_slots += 1
         return self._num_slots - 1
 
@@ -130,7 +157,10 @@ class SlotTable:
         occupant = self._occupants.pop(digest)
         assert not occupant.leases
         assert not occupant.is_arriving
-        self.used_bytes -= occupant.num_bytes
+        if occupant.is_borrowed:
+            self.borrowed_bytes -= occupant.num_bytes
+        else:
+            self.used_bytes -= occupant.num_bytes
         self._free_slots.append(occupant.slot)
 
     def lease(self, digest: str) -> None:

@@ -1,5 +1,6 @@
 """The way of a flat buffer from host memory to the device."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -7,12 +8,18 @@ import torch
 from torch import Tensor
 
 
+class Completion(Protocol):
+    """Something that happens once; a CUDA event is one."""
+
+    def query(self) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Arrival:
     """A buffer on the device, complete once ``done`` has happened; None is at once."""
 
     buffer: Tensor
-    done: "torch.cuda.Event | None" = None
+    done: Completion | None = None
 
     def is_complete(self) -> bool:
         return self.done is None or self.done.query()
@@ -23,18 +30,38 @@ class Transfer(Protocol):
 
     shares_memory: bool
 
-    def start(self, buffer: Tensor) -> Arrival:
-        """Begin; never waits. ``buffer`` stays as it is until the arrival is complete."""
+    def start(self, buffer: Tensor, *, into: Tensor | None = None) -> Arrival:
+        """Begin; never waits. ``buffer`` stays as it is until the arrival is complete.
+
+        ``into`` is borrowed memory of the same size, which is always copied to.
+        """
         ...
 
 
 class SharedTransfer:
-    """For a device that is the host."""
+    """For a device that is the host. Copies into borrowed memory run in a thread."""
 
     shares_memory = True
 
-    def start(self, buffer: Tensor) -> Arrival:
-        return Arrival(buffer)
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapter-copy")
+
+    def start(self, buffer: Tensor, *, into: Tensor | None = None) -> Arrival:
+        if into is None:
+            return Arrival(buffer)
+        return Arrival(into, _Copy(self._thread.submit(into.copy_, buffer)))
+
+
+class _Copy:
+    """A copy in a thread."""
+
+    def __init__(self, future: "Future[Tensor]") -> None:
+        self._future = future
+
+    def query(self) -> bool:
+        if self._future.done():
+            self._future.result()
+        return self._future.done()
 
 
 class StreamTransfer:
@@ -46,11 +73,13 @@ class StreamTransfer:
         self._device = device
         self._stream = torch.cuda.Stream(device)
 
-    def start(self, buffer: Tensor) -> Arrival:
+    def start(self, buffer: Tensor, *, into: Tensor | None = None) -> Arrival:
         compute = torch.cuda.current_stream(self._device)
         # Allocated for the stream that will read it; its memory may have been an evicted version's,
         # which kernels under way still read.
-        arriving = torch.empty_like(buffer, device=self._device, pin_memory=False)
+        arriving = into
+        if arriving is None:
+            arriving = torch.empty_like(buffer, device=self._device, pin_memory=False)
         self._stream.wait_stream(compute)
         with torch.cuda.stream(self._stream):
             arriving.copy_(buffer, non_blocking=True)

@@ -14,13 +14,15 @@ QueueKey = tuple[str, tuple[str, ...]]
 class ActiveRequest:
     """``tokens`` is prompt and answer; the first ``num_computed`` of them are in the KV cache.
 
-    ``keys`` are the keys of the full blocks among ``tokens``, computed once and kept.
+    ``keys`` are the keys of the full blocks among ``tokens``, computed once and kept. ``pages`` are
+    the first pages of ``blocks`` as far as ``first_pages`` was asked for them.
     """
 
     request: GenerationRequest
     arrival: int
     tokens: list[int] = field(init=False)
     blocks: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     num_computed: int = 0
     # Prompt tokens found in the prefix cache at the first admission; None before it.
@@ -62,6 +64,17 @@ class ActiveRequest:
     def num_pending(self) -> int:
         """Tokens whose keys and values are not in the cache yet."""
         return len(self.tokens) - self.num_computed
+
+    def hold(self, blocks: list[int]) -> None:
+        """Replace what the request holds."""
+        self.blocks = blocks
+        self.pages = []
+
+    def first_pages(self, pages_per_block: int) -> list[int]:
+        """The first page of every block, extended as blocks arrive."""
+        missing = self.blocks[len(self.pages) :]
+        self.pages += [block * pages_per_block for block in missing]
+        return self.pages
 
     def full_block_keys(self, block_size: int) -> list[bytes]:
         """Keys of every full block of ``tokens``, extended as tokens arrive."""

@@ -14,26 +14,29 @@ from multiflora.adapters.transfer import make_transfer
 from multiflora.adapters.version_reader import VersionReader
 from multiflora.kernels.choose import KernelsUnavailable, choose_ops
 from multiflora.kernels.cpu_ops import has_fast_bfloat16
-from multiflora.kernels.ops import LoraTables, Ops, RopeTable
+from multiflora.kernels.ops import Ops, RopeTable
 from multiflora.kernels.staging import DirectStaging, PackedStaging
 
 from .config import EngineConfig
 from .errors import NotEnoughMemory, StartupError
 from .forward_batch import BatchBuilder
 from .graphs import CudaCapture, StepGraphs, eager_capacity, uncaptured_row_counts
+from .kv_arena import KvArena
 from .kv_blocks import BlockPool
+from .kv_lender import KvLender
 from .loop import EngineLoop
 from .memory_plan import MemoryPlan, plan_memory, resolve_dtype
 from .messages import Progress, Report
+from .models.base_rows import BaseRows
 from .models.config import ModelConfig
-from .models.decoder import Decoder, KvCache
+from .models.decoder import Decoder
 from .models.load import load_base
 from .models.registry import load_model_config
 from .models.rope import rope_tables
 from .models.source import resolve_model
 from .models.weights import BaseWeights
 from .request import EngineInfo
-from .runner import Runner, allocate_caches
+from .runner import Runner
 from .scheduler import Scheduler
 
 
@@ -109,8 +112,9 @@ def _connect(
     report: Callable[[Report], None],
     started: float,
 ) -> EngineLoop:
-    projections = model.projections()
-    widths = [[target.out_features for target in p.slices] for p in projections]
+    projections = model.adapter_projections()
+    # All but the embedding, which is looked up and not multiplied with.
+    widths = [[target.out_features for target in p.slices] for p in projections[:-1]]
     tables = place.ops.make_lora_tables(widths, place.device)
     transfer = make_transfer(place.device)
     reader = VersionReader(
@@ -119,16 +123,19 @@ def _connect(
         dtype=place.dtype,
         max_rank=tables.max_rank,
         is_pinned=not transfer.shares_memory,
+        base=BaseRows(weights, place.ops),
     )
+    pool = BlockPool(
+        plan.num_kv_blocks, config.cache.block_size, prefix_caching=config.cache.prefix_caching
+    )
+    arena = _allocate_cache(config, model, place, plan)
     residency = Residency(
         Loader(reader),
         tables,
         transfer,
         device_bytes=plan.adapter_bytes,
         host_bytes=plan.adapter_host_bytes,
-    )
-    pool = BlockPool(
-        plan.num_kv_blocks, config.cache.block_size, prefix_caching=config.cache.prefix_caching
+        lender=KvLender(pool, arena, max_blocks=plan.num_lendable_blocks),
     )
     return EngineLoop(
         info=_info(config, model, place, plan, weights, time.perf_counter() - started),
@@ -136,7 +143,7 @@ def _connect(
         scheduler=Scheduler(config.scheduler, pool, residency),
         pool=pool,
         residency=residency,
-        runner=_build_runner(config, model, place, plan, weights, residency, tables),
+        runner=_build_runner(config, model, place, plan, arena, weights, residency),
         report=report,
     )
 
@@ -146,10 +153,11 @@ def _build_runner(
     model: ModelConfig,
     place: _Place,
     plan: MemoryPlan,
+    arena: KvArena,
     weights: BaseWeights,
     residency: Residency,
-    tables: LoraTables,
 ) -> Runner:
+    tables = residency.tables
     cos, sin = rope_tables(
         model.rope,
         head_dim=model.head_dim,
@@ -160,15 +168,17 @@ def _build_runner(
         place.ops,
         rope=RopeTable(cos.to(place.device), sin.to(place.device)),
         block_size=config.cache.block_size,
+        pages_per_block=arena.pages_per_block,
         windows=model.windows or (None,),
         slot_of=residency.slots.slot_of,
+        adjustments=residency.adjustments,
+        head=len(model.projections()),
     )
-    caches = _allocate_caches(config, model, place, plan)
     max_blocks = -(-plan.max_model_len // config.cache.block_size)
     runner = Runner(
-        Decoder(model, weights, place.ops, tables),
+        Decoder(model, weights, place.ops, tables, residency.adjustments),
         builder,
-        caches,
+        arena,
         _make_staging(config, place, max_blocks, builder.num_windows),
         zeroes_blocks=not place.ops.MASKS_UNWRITTEN_KV,
     )
@@ -201,11 +211,11 @@ def _make_staging(
     return PackedStaging(place.device, capacity, is_static=False)
 
 
-def _allocate_caches(
+def _allocate_cache(
     config: EngineConfig, model: ModelConfig, place: _Place, plan: MemoryPlan
-) -> list[KvCache]:
+) -> KvArena:
     try:
-        return allocate_caches(
+        return KvArena(
             model,
             plan.num_kv_blocks,
             config.cache.block_size,

@@ -194,6 +194,10 @@ class EngineClient:
         pinned then.
         """
         self._require_ready()
+        if digest in self._pins or digest not in self._pinned_versions:
+            await self._pin(digest)
+
+    async def _pin(self, digest: str) -> None:
         waiting = self._pins.get(digest)
         if waiting is None:
             self.transport.send(Pin(digest))
@@ -210,7 +214,8 @@ class EngineClient:
 
     @property
     def pinned_versions(self) -> tuple[str, ...]:
-        return tuple(self._pinned_versions)
+        """Versions that are pinned or on their way to be."""
+        return tuple(self._pinned_versions | dict.fromkeys(self._pins))
 
     async def adapter_states(self) -> dict[str, Tier]:
         """The tier of every version in memory; one that is not listed is on disk.
@@ -305,7 +310,7 @@ class EngineClient:
             except (StartupError, EngineUnavailable, OSError):
                 logger.exception("the engine did not restart")
         self.num_restarts += 1
-        await self._restore(self.pin, "pinned", self._pinned_versions)
+        await self._restore(self._pin, "pinned", self._pinned_versions)
         await self._restore(self.load_version, "loaded", self._kept_versions)
 
     async def _restore(

@@ -66,9 +66,14 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterConfig:
-    """Memory for adapter versions: on the device, and in host memory ahead of it."""
+    """Memory for adapter versions: on the device, and in host memory ahead of it.
+
+    Up to ``max_memory_bytes`` on the device they may borrow idle blocks of the KV cache; None is
+    automatic, and ``memory_bytes`` itself rules borrowing out.
+    """
 
     memory_bytes: int | None = None
+    max_memory_bytes: int | None = None
     host_memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
@@ -76,6 +81,11 @@ class AdapterConfig:
             raise ValueError(
                 f"--adapter-host-memory is {self.host_memory_bytes} bytes; every version passes "
                 "through it, so it must hold the largest one"
+            )
+        if (self.max_memory_bytes or 0) < (self.memory_bytes or 0) and self.max_memory_bytes:
+            raise ValueError(
+                f"--adapter-memory-max is {self.max_memory_bytes} bytes, below --adapter-memory "
+                f"{self.memory_bytes}; leave it out or raise it"
             )
 
 

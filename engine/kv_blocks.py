@@ -1,10 +1,11 @@
 """Blocks of KV cache: allocation, sharing and prefix reuse. Pure Python, no tensors.
 
-A block is in exactly one of three states:
+A block is in exactly one of four states:
 
     used       referenced by one or more requests
-    cached     referenced by none, but its key still finds it; reused last-recently-used first
     empty      referenced by none and found by no key
+    cached     referenced by none, but its key still finds it; reused last-recently-used first
+    lent       out of the pool: its memory is used for something else
 
 Block 0 is the null block: never handed out, always zero, it pads block tables.
 """
@@ -17,6 +18,8 @@ from collections.abc import Sequence
 from .request import AdapterShare
 
 NULL_BLOCK = 0
+_USED, _EMPTY, _CACHED, _LENT = range(4)
+_IDLE_AS_EMPTY = bytes.maketrans(bytes([_CACHED]), bytes([_EMPTY]))
 
 
 def root_key(adapters: Sequence[AdapterShare], salt: str) -> bytes:
@@ -46,6 +49,9 @@ class BlockPool:
         self._block_of_key: dict[bytes, int] = {}
         # Empty blocks come first; cached ones follow in the order in which they became idle.
         self._idle: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_blocks))
+        # The state of every block; the null block never leaves.
+        self._states = bytearray([_USED]) + bytearray([_EMPTY]) * (num_blocks - 1)
+        self.num_lent = 0
 
     @property
     def num_free(self) -> int:
@@ -54,11 +60,11 @@ class BlockPool:
 
     @property
     def num_used(self) -> int:
-        return self.num_blocks - 1 - len(self._idle)
+        return self.num_blocks - 1 - len(self._idle) - self.num_lent
 
     @property
     def num_cached(self) -> int:
-        return sum(1 for block in self._idle if self._keys[block] is not None)
+        return self._states.count(_CACHED)
 
     def allocate(self, count: int) -> list[int] | None:
         """Hand out ``count`` blocks with one reference each, or None and change nothing."""
@@ -69,6 +75,7 @@ class BlockPool:
             block, _ = self._idle.popitem(last=False)
             self._forget(block)
             self._references[block] = 1
+            self._states[block] = _USED
             blocks.append(block)
         return blocks
 
@@ -87,6 +94,7 @@ class BlockPool:
         for block in blocks:
             if not self._references[block]:
                 del self._idle[block]
+                self._states[block] = _USED
             self._references[block] += 1
 
     def register(self, block: int, key: bytes) -> None:
@@ -102,9 +110,40 @@ class BlockPool:
             assert self._references[block] > 0
             self._references[block] -= 1
             if not self._references[block]:
-                self._idle[block] = None
-                if self._keys[block] is None:
-                    self._idle.move_to_end(block, last=False)
+                self._set_idle(block)
+
+    def lend(self, count: int, *, keep: int, only_empty: bool) -> int | None:
+        """Take ``count`` blocks in a row out of the pool; returns the first, or None.
+
+        ``keep`` idle blocks stay in the pool. Cached blocks are forgotten unless ``only_empty``.
+        """
+        assert count > 0
+        if len(self._idle) - count < keep:
+            return None
+        states = self._states if only_empty else self._states.translate(_IDLE_AS_EMPTY)
+        # From the end: requests are given blocks from the start.
+        first = states.rfind(bytes([_EMPTY]) * count)
+        if first < 0:
+            return None
+        for block in range(first, first + count):
+            del self._idle[block]
+            self._forget(block)
+            self._states[block] = _LENT
+        self.num_lent += count
+        return first
+
+    def take_back(self, first: int, count: int) -> None:
+        """Have lent blocks in the pool again, empty."""
+        for block in range(first, first + count):
+            assert self._states[block] == _LENT
+            self._set_idle(block)
+        self.num_lent -= count
+
+    def _set_idle(self, block: int) -> None:
+        is_cached = self._keys[block] is not None
+        self._states[block] = _CACHED if is_cached else _EMPTY
+        self._idle[block] = None
+        self._idle.move_to_end(block, last=is_cached)
 
     def _forget(self, block: int) -> None:
         key, self._keys[block] = self._keys[block], None

@@ -276,6 +276,7 @@ class EngineLoop:
             aborts=self._counts["aborts"],
             adapter_bytes_used=slots.used_bytes,
             adapter_bytes_total=slots.capacity_bytes,
+            adapter_borrowed_bytes=slots.borrowed_bytes,
             adapter_leases=slots.num_leases,
             resident_versions=slots.digests(),
             pinned_versions=slots.pinned,

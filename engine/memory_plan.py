@@ -22,6 +22,8 @@ GIB = 1 << 30
 # A host is shared with other programs: automatic sizes take little of it.
 HOST_KV_SHARE, HOST_KV_LIMIT = 0.25, 4 * GIB
 HOST_ADAPTER_SHARE, HOST_ADAPTER_LIMIT = 0.25, GIB
+# Of the KV cache, what idle blocks may be lent to adapters.
+LOAN_SHARE = 0.25
 # Host memory behind an accelerator's adapters, as a multiple of theirs.
 HOST_TIER_FACTOR = 4
 # An accelerator is ours, but for fragmentation and the driver's own buffers.
@@ -41,6 +43,7 @@ class MemoryPlan:
     embedding_bytes: int
     head_bytes: int
     kv_cache_bytes: int
+    num_lendable_blocks: int
     adapter_bytes: int
     adapter_host_bytes: int
     workspace_bytes: int
@@ -62,6 +65,10 @@ class MemoryPlan:
     def _reserve_note(self) -> str:
         return "adapters that left" if self.is_on_host else "adapters that left, in host memory"
 
+    def _loan_note(self) -> str:
+        num_bytes = self.num_lendable_blocks * self.kv_cache_bytes // self.num_kv_blocks
+        return f"and up to {_size(num_bytes)} of idle KV cache" if num_bytes else ""
+
     def render(self) -> str:
         """A table for people, one part per line."""
         tokens = self.num_kv_blocks * self.block_size
@@ -70,7 +77,7 @@ class MemoryPlan:
             ("embedding", self.embedding_bytes, self.dtype),
             ("head", self.head_bytes, "" if self.head_bytes else "shares the embedding"),
             ("KV cache", self.kv_cache_bytes, f"{self.num_kv_blocks} blocks, {tokens} tokens"),
-            ("adapters", self.adapter_bytes, ""),
+            ("adapters", self.adapter_bytes, self._loan_note()),
             ("in reserve", self.adapter_host_bytes, self._reserve_note()),
             ("workspace", self.workspace_bytes, "activations, logits, one tensor while loading"),
             ("total", self.total_bytes, f"of {_size(self.available_bytes)} available"),
@@ -107,16 +114,18 @@ def plan_memory(
     adapters, kv_limit = _automatic_sizes(config, free, on_host=on_host)
     block_bytes = kv_block_bytes(config, model, dtype)
     num_blocks = _num_blocks(config, wanted_len, kv_limit, block_bytes)
+    # The null block holds no tokens.
+    max_model_len = min(wanted_len, (num_blocks - 1) * config.cache.block_size)
     plan = MemoryPlan(
         dtype=dtype,
-        # The null block holds no tokens.
-        max_model_len=min(wanted_len, (num_blocks - 1) * config.cache.block_size),
+        max_model_len=max_model_len,
         block_size=config.cache.block_size,
         num_kv_blocks=num_blocks,
         linear_bytes=sizes.linears,
         embedding_bytes=sizes.embedding,
         head_bytes=sizes.head,
         kv_cache_bytes=num_blocks * block_bytes,
+        num_lendable_blocks=_num_lendable(config, num_blocks, max_model_len, adapters, block_bytes),
         adapter_bytes=adapters,
         adapter_host_bytes=_host_tier_bytes(
             config, adapters, free - adapters - num_blocks * block_bytes if on_host else None
@@ -229,6 +238,18 @@ def _num_blocks(config: EngineConfig, length: int, kv_limit: int, block_bytes: i
         return config.cache.memory_bytes // block_bytes
     per_request = math.ceil(length / config.cache.block_size)
     return min(per_request * config.scheduler.max_num_requests + 1, kv_limit // block_bytes)
+
+
+def _num_lendable(
+    config: EngineConfig, num_blocks: int, max_model_len: int, adapters: int, block_bytes: int
+) -> int:
+    """Blocks that adapters may borrow; the longest request always finds room beside them."""
+    spare = num_blocks - 1 - math.ceil(max_model_len / config.cache.block_size)
+    if config.adapter.max_memory_bytes is None:
+        wanted = int(num_blocks * LOAN_SHARE)
+    else:
+        wanted = (config.adapter.max_memory_bytes - adapters) // block_bytes
+    return max(0, min(spare, wanted))
 
 
 def _wanted_length(config: EngineConfig, model: ModelConfig) -> int:

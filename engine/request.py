@@ -60,7 +60,11 @@ def _check(name: str, value: float, is_valid: bool, rule: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class AdapterShare:
-    """One version in a blend: its digest and its weight."""
+    """One version in a blend: its digest and its weight.
+
+    A version that scales or replaces what the base computes (``feature.why_unblendable``) has
+    weight 1 and no mates.
+    """
 
     digest: str
     weight: float = 1.0
@@ -125,6 +129,7 @@ class EngineStats:
     """Counters and gauges of one engine, since its start.
 
     ``adapter_loads`` are reads of files, ``adapter_copies`` arrivals on the device.
+    ``adapter_borrowed_bytes`` of the KV cache hold versions beyond the adapters' own memory.
     ``adapter_arrivals`` counts the versions of new requests by the tier they were found in.
     """
 
@@ -141,6 +146,7 @@ class EngineStats:
     aborts: int = 0
     adapter_bytes_used: int = 0
     adapter_bytes_total: int = 0
+    adapter_borrowed_bytes: int = 0
     adapter_leases: int = 0
     adapter_host_bytes_used: int = 0
     adapter_host_bytes_total: int = 0

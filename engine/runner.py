@@ -1,4 +1,4 @@
-"""Runs a plan on the device: owns the decoder and the KV tensors."""
+"""Runs a plan on the device: owns the decoder and the KV cache."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ from multiflora.kernels.staging import DirectStaging, PackedStaging
 
 from .forward_batch import BatchBuilder, ForwardBatch
 from .graphs import StepGraphs, stand_ins
-from .models.config import ModelConfig
-from .models.decoder import Decoder, KvCache
+from .kv_arena import KvArena
+from .models.decoder import Decoder
 from .sampler import Draw, sample
 from .scheduler import StepPlan
 
@@ -22,7 +22,7 @@ class Runner:
         self,
         decoder: Decoder,
         builder: BatchBuilder,
-        caches: Sequence[KvCache],
+        arena: KvArena,
         staging: DirectStaging | PackedStaging,
         *,
         zeroes_blocks: bool,
@@ -30,7 +30,8 @@ class Runner:
     ) -> None:
         self._decoder = decoder
         self._builder = builder
-        self._caches = caches
+        self._arena = arena
+        self._caches = arena.caches()
         self._staging = staging
         self._zeroes_blocks = zeroes_blocks
         self.graphs = graphs
@@ -44,7 +45,9 @@ class Runner:
     def logits(self, plan: StepPlan) -> Tensor:
         """float32 [B, V], one row per sampling item; valid until the next step."""
         if self._zeroes_blocks:
-            self._zero(plan.fresh_blocks)
+            # A masked key contributes exactly zero only if it is finite: a reused block may hold
+            # whatever another tenant's adapter left there.
+            self._arena.clear(plan.fresh_blocks)
         captured = self.graphs.logits(plan) if self.graphs else None
         return self._uncaptured(plan) if captured is None else captured
 
@@ -72,32 +75,4 @@ class Runner:
     def forward(self, batch: ForwardBatch) -> Tensor:
         """float32 [B, V] of the batch's sample rows."""
         hidden = self._decoder.forward(batch, self._caches)
-        return self._decoder.logits(hidden.index_select(0, batch.sample_rows))
-
-    def _zero(self, blocks: Sequence[int]) -> None:
-        # A masked key contributes exactly zero only if it is finite: a reused block may hold
-        # whatever another tenant's adapter left there.
-        if blocks:
-            index = torch.tensor(blocks, device=self._caches[0][0].device)
-            for keys, values in self._caches:
-                keys.index_fill_(0, index, 0)
-                values.index_fill_(0, index, 0)
-
-
-def allocate_caches(
-    config: ModelConfig,
-    num_blocks: int,
-    block_size: int,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> list[KvCache]:
-    """Zeroed key and value pages, one pair per layer."""
-    shape = (num_blocks, block_size, config.num_kv_heads, config.head_dim)
-    return [
-        (
-            torch.zeros(shape, dtype=dtype, device=device),
-            torch.zeros(shape, dtype=dtype, device=device),
-        )
-        for _ in range(config.num_layers)
-    ]
+        return self._decoder.logits(hidden.index_select(0, batch.sample_rows), batch)

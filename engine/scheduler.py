@@ -41,6 +41,10 @@ class AdapterMemory(Protocol):
 
     def release(self, digests: Iterable[str]) -> None: ...
 
+    def call_in(self, *, keep: Sequence[str] = ()) -> bool:
+        """Have some blocks back that were lent to an idle version outside ``keep``, if any were."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRequest:
@@ -173,13 +177,20 @@ class Scheduler:
     def _reserve(self, request: ActiveRequest, count: int, counts: dict[str, int]) -> bool:
         """Give ``request`` blocks for ``count`` more tokens, preempting later ones if need be."""
         needed = self._missing_blocks(request, count)
-        while needed > self._pool.num_free:
+        while not self._find_blocks(needed):
             victim = self._running[-1]
             self._preempt(victim)
             counts.pop(victim.id, None)
             if victim is request:
                 return False
         self._grow(request, needed)
+        return True
+
+    def _find_blocks(self, needed: int, *, keep: Sequence[str] = ()) -> bool:
+        """Whether so many blocks are free, once what was lent is called in for them."""
+        while needed > self._pool.num_free:
+            if not self._memory.call_in(keep=keep):
+                return False
         return True
 
     def _missing_blocks(self, request: ActiveRequest, count: int) -> int:
@@ -211,7 +222,7 @@ class Scheduler:
         freed = set(request.blocks)
         self._fresh_blocks = [block for block in self._fresh_blocks if block not in freed]
         self._pool.release(request.blocks)
-        request.blocks = []
+        request.hold([])
         self._memory.release(request.digests)
 
     def _by_turn(self) -> list[ActiveRequest]:
@@ -271,10 +282,10 @@ class Scheduler:
         cached = self._cached_blocks(request)
         needed = self._blocks_for(len(request.tokens)) - len(cached)
         self._pool.share(cached)
-        if needed > self._pool.num_free:
+        if not self._find_blocks(needed, keep=request.digests):
             self._pool.release(cached)
             return False
-        request.blocks = cached
+        request.hold(cached)
         request.num_computed = len(cached) * self._pool.block_size
         if request.num_cached is None:
             request.num_cached = request.num_computed

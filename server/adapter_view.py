@@ -1,17 +1,18 @@
 """What is true of adapters right now: the registry's rows beside the engine's memory."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from multiflora.adapters.entry import AdapterEntry
+from multiflora.adapters.tier import Tier
 from multiflora.engine.errors import EngineUnavailable
 
 from .schemas.adapter import adapter_object, version_object
 from .service import Service
 
 # An engine in a long step answers between steps; a list need not wait for it.
-_STATS_SECONDS: Final = 2.0
+_PATIENCE_SECONDS: Final = 2.0
 
 
 async def view_adapter(service: Service, entry: AdapterEntry) -> dict[str, Any]:
@@ -20,26 +21,26 @@ async def view_adapter(service: Service, entry: AdapterEntry) -> dict[str, Any]:
 
 
 async def view_adapters(service: Service, entries: Sequence[AdapterEntry]) -> list[dict[str, Any]]:
-    resident = await _resident_versions(service)
-    return await asyncio.to_thread(_adapters, service, entries, resident)
+    tiers = await _tiers(service)
+    return await asyncio.to_thread(_adapters, service, entries, tiers)
 
 
 async def view_versions(service: Service, name: str) -> list[dict[str, Any]]:
     """What the adapter keeps, the one used last first. Raises ``UnknownName``."""
     service.registry.entry(name)
-    resident = await _resident_versions(service)
-    return await asyncio.to_thread(_versions, service, name, resident)
+    tiers = await _tiers(service)
+    return await asyncio.to_thread(_versions, service, name, tiers)
 
 
 def _adapters(
-    service: Service, entries: Sequence[AdapterEntry], resident: frozenset[str]
+    service: Service, entries: Sequence[AdapterEntry], tiers: Mapping[str, Tier]
 ) -> list[dict[str, Any]]:
     leases = service.registry.leases_by_digest()
     return [
         adapter_object(
             entry,
             service.registry.version(entry.digest),
-            resident=resident,
+            tiers=tiers,
             leases=leases,
             problem=service.catalog.reason(entry),
         )
@@ -47,16 +48,16 @@ def _adapters(
     ]
 
 
-def _versions(service: Service, name: str, resident: frozenset[str]) -> list[dict[str, Any]]:
+def _versions(service: Service, name: str, tiers: Mapping[str, Tier]) -> list[dict[str, Any]]:
     leases = service.registry.leases_by_digest()
     entry = service.registry.entry(name)
     versions = service.registry.versions(name)
-    return [version_object(entry, one, resident=resident, leases=leases) for one in versions]
+    return [version_object(entry, one, tiers=tiers, leases=leases) for one in versions]
 
 
-async def _resident_versions(service: Service) -> frozenset[str]:
+async def _tiers(service: Service) -> Mapping[str, Tier]:
     try:
-        async with asyncio.timeout(_STATS_SECONDS):
-            return frozenset((await service.client.stats()).resident_versions)
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            return await service.client.adapter_states()
     except (EngineUnavailable, TimeoutError):
-        return frozenset()
+        return {}

@@ -11,6 +11,8 @@ from .limits import RequestLimitMiddleware
 from .openapi import describe_bodies
 from .routes import (
     adapter_actions,
+    adapter_import,
+    adapter_merge,
     adapters,
     chat,
     completions,
@@ -19,9 +21,10 @@ from .routes import (
     sglang_door,
     vllm_door,
 )
-from .schemas.adapter import CanaryBody, RollbackBody
+from .schemas.adapter import CanaryBody, ImportBody, RollbackBody
 from .schemas.chat import ChatBody
 from .schemas.completion import CompletionBody
+from .schemas.merge import MergeBody
 from .service import Service
 
 _ROUTES = (
@@ -30,6 +33,8 @@ _ROUTES = (
     models,
     adapters,
     adapter_actions,
+    adapter_import,
+    adapter_merge,
     vllm_door,
     sglang_door,
     health,
@@ -52,6 +57,6 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     for module in _ROUTES:
         app.include_router(module.router)
-    describe_bodies(app, ChatBody, CompletionBody, RollbackBody, CanaryBody)
+    describe_bodies(app, ChatBody, CompletionBody, RollbackBody, CanaryBody, ImportBody, MergeBody)
     add_error_handlers(app)
     return app

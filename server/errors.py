@@ -1,5 +1,6 @@
 """The one place where errors become HTTP: OpenAI's envelope with string codes."""
 
+import errno
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -40,6 +41,12 @@ class ModelNotFound(RequestRejected):
     code = "model_not_found"
 
 
+class UnknownJob(RequestRejected):
+    """No job has this id."""
+
+    code = "unknown_job"
+
+
 class RequestTooLarge(RequestRejected):
     """A body above the limit."""
 
@@ -76,10 +83,33 @@ class UploadTimeout(RequestRejected):
     code = "upload_timeout"
 
 
+class SourceNotAllowed(RequestRejected):
+    """A repository or path that the operator has not allowed."""
+
+    code = "source_not_allowed"
+
+
+class HubNotFound(RequestRejected):
+    """A repository, or a revision of it, that this server's token cannot see."""
+
+    code = "hub_not_found"
+
+
+class HubUnavailable(EngineUnavailable):
+    """The hub does not answer, or this machine is offline."""
+
+    code = "hub_unavailable"
+
+
 class StorageFull(EngineUnavailable):
     """There is no room on the disk."""
 
     code = "disk_full"
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether there was no room, on the disk or in a quota."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class NameTaken(RegistryError):
@@ -143,9 +173,12 @@ class HttpError:
 
 _REJECTED_STATUS: Final[dict[type[RequestRejected], int]] = {
     ModelNotFound: 404,
+    UnknownJob: 404,
     RequestTooLarge: 413,
     HeaderTooLarge: 431,
     UploadTimeout: 408,
+    SourceNotAllowed: 403,
+    HubNotFound: 404,
 }
 _REGISTRY_STATUS: Final[dict[type[RegistryError], int]] = {
     InvalidName: 400,
@@ -180,7 +213,7 @@ def http_error(error: Exception) -> HttpError:
     match error:
         case RequestRejected():
             return HttpError(
-                status=_REJECTED_STATUS.get(type(error), 400),
+                status=_rejected_status(error),
                 type="invalid_request_error",
                 code=error.code,
                 message=str(error),
@@ -249,6 +282,10 @@ async def _answer_bad_query(request: Request, error: Exception) -> Response:
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
     return Response(status_code=499)
+
+
+def _rejected_status(error: RequestRejected) -> int:
+    return next((s for kind, s in _REJECTED_STATUS.items() if isinstance(error, kind)), 400)
 
 
 def _registry_error(error: RegistryError) -> HttpError:

@@ -1,4 +1,5 @@
-"""What a running server does by itself: look for new adapters, forget versions nobody can reach."""
+"""What a running server does by itself: look for new adapters, forget versions nobody can reach,
+keep pins."""
 
 import asyncio
 import contextlib
@@ -11,6 +12,7 @@ from multiflora.adapters.registry import Registry
 from multiflora.engine.client import EngineClient
 from multiflora.engine.errors import EngineUnavailable
 
+from .pinning import Pinning
 from .publishing import Publisher
 from .watched_folder import WatchedFolder
 
@@ -28,6 +30,7 @@ class Housekeeping:
         registry: Registry,
         publisher: Publisher,
         client: EngineClient,
+        pinning: Pinning,
         *,
         watched: WatchedFolder | None = None,
         scan_seconds: float = SCAN_SECONDS,
@@ -36,6 +39,7 @@ class Housekeeping:
         self._registry = registry
         self._publisher = publisher
         self._client = client
+        self._pinning = pinning
         self._watched = watched
         self._scan_seconds = scan_seconds
         self._collect_seconds = collect_seconds
@@ -50,6 +54,7 @@ class Housekeeping:
                 if time.monotonic() - collected >= self._collect_seconds:
                     collected = time.monotonic()
                     await self.collect()
+                await self._pinning.reconcile()
             except (RegistryError, OSError):
                 logger.exception("housekeeping failed; it is tried again")
 

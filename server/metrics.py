@@ -1,7 +1,7 @@
 """Prometheus metrics of one server, in a registry of its own."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from multiflora.adapters.tier import Tier
 from multiflora.engine.client import EngineClient, EngineState
 from multiflora.engine.errors import EngineError
 from multiflora.engine.request import EngineStats
@@ -28,6 +29,10 @@ _GAUGES: Final = {
     "kv_blocks_total": ("kv_blocks_total", "KV cache blocks."),
     "adapter_bytes_used": ("adapter_bytes_used", "Device memory of resident adapter versions."),
     "adapter_bytes_total": ("adapter_bytes_total", "Device memory set aside for adapters."),
+    "adapter_host_bytes_used": ("adapter_host_bytes_used", "Host memory of adapter versions."),
+    "adapter_host_bytes_total": ("adapter_host_bytes_total", "Host memory set aside for adapters."),
+    "adapter_pinned_bytes": ("adapter_pinned_bytes", "Device memory of pinned versions."),
+    "adapter_borrowed_bytes": ("adapter_borrowed_bytes", "KV cache that is lent to versions."),
     "adapter_leases": ("adapter_leases", "Leases that running requests hold on versions."),
 }
 _COUNTERS: Final = {
@@ -36,6 +41,8 @@ _COUNTERS: Final = {
     "prompt_tokens": ("prompt_tokens", "Prompt tokens processed."),
     "cached_prompt_tokens": ("cached_prompt_tokens", "Prompt tokens taken from the prefix cache."),
     "generated_tokens": ("generated_tokens", "Tokens generated."),
+    "adapter_loads": ("adapter_loads", "Adapter versions read from the disk."),
+    "adapter_copies": ("adapter_copies", "Adapter versions copied to the device."),
     "preemptions": ("preemptions", "Requests set back to make room."),
     "aborts": ("aborts", "Requests aborted."),
 }
@@ -151,9 +158,29 @@ class _EngineCollector(Collector):
             yield GaugeMetricFamily(f"multiflora_{name}", text, getattr(self.stats, attribute))
         for name, (attribute, text) in _COUNTERS.items():
             yield CounterMetricFamily(f"multiflora_{name}", text, getattr(self.stats, attribute))
-        finished = CounterMetricFamily(
-            "multiflora_requests_finished", "Sequences finished, by reason.", labels=["reason"]
+        yield _counter(
+            "requests_finished",
+            "Sequences finished, by reason.",
+            "reason",
+            self.stats.requests_finished,
         )
-        for reason, count in self.stats.requests_finished.items():
-            finished.add_metric([reason], count)
-        yield finished
+        yield _counter(
+            "adapter_arrivals",
+            "Versions of new requests, by the tier that they were found in.",
+            "tier",
+            self.stats.adapter_arrivals,
+        )
+        evictions: dict[str, int] = {
+            Tier.DEVICE: self.stats.adapter_evictions,
+            Tier.HOST: self.stats.adapter_host_evictions,
+        }
+        yield _counter(
+            "adapter_evictions", "Versions that left a tier for others.", "tier", evictions
+        )
+
+
+def _counter(name: str, text: str, label: str, counts: Mapping[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"multiflora_{name}", text, labels=[label])
+    for value, count in counts.items():
+        family.add_metric([value], count)
+    return family

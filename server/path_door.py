@@ -6,17 +6,19 @@ from pathlib import Path
 from multiflora.adapters.entry import AdapterEntry
 from multiflora.adapters.error import AdapterRejected
 
+from .errors import SourceNotAllowed
 from .publishing import Terms
 from .service import Service
 
 
-class DoorClosed(Exception):
+class DoorClosed(SourceNotAllowed):
     """No folder was chosen."""
 
-    def __str__(self) -> str:
-        return (
+    def __init__(self) -> None:
+        super().__init__(
             "paths on the server are not taken; start it with --adapters-root DIR, or upload the "
-            "adapter with POST /v1/adapters"
+            "adapter with POST /v1/adapters",
+            param="path",
         )
 
 
@@ -37,6 +39,7 @@ async def publish_path(service: Service, name: str, path: str, *, in_place: bool
     with service.drain.running():
         taken = await service.publisher.run(publish)
     service.metrics.adapter_change("publish")
+    await service.pinning.reconcile()
     return taken.entry
 
 

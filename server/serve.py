@@ -25,10 +25,12 @@ from .base_model import BaseModel, adapter_sources, read_base_model
 from .catalog import Catalog
 from .housekeeping import Housekeeping
 from .http_server import HttpServer
+from .hub_door import HubDoor
 from .limits import Limits
 from .listener import bind, url_of
+from .merging import Merger
 from .metrics import Metrics
-from .pinning import load_if_pinned
+from .pinning import Pinning
 from .publishing import Publisher
 from .service import Service
 from .settings import ServeSettings
@@ -51,7 +53,8 @@ def serve(settings: ServeSettings) -> int:
         config = settings.engine_config(base.folder)
         with closing(open_registry(settings.data_dir, base)) as registry:
             match = BaseMatch(base.fingerprint, registry.bases())
-            with closing(Publisher(registry, base.config.projections(), match=match)) as publisher:
+            projections = base.config.adapter_projections()
+            with closing(Publisher(registry, projections, match=match)) as publisher:
                 publish_at_start(adapter_sources(settings), registry, publisher)
                 uvloop.run(_run(settings, base, config, publisher, registry, listener))
     finally:
@@ -103,7 +106,8 @@ async def _run(
         await publisher.run(watched.scan)
     service = _service(settings, client, base, registry, publisher)
     _warn_of_unserved(service.catalog)
-    keeping = asyncio.create_task(Housekeeping(registry, publisher, client, watched=watched).run())
+    housekeeping = Housekeeping(registry, publisher, client, service.pinning, watched=watched)
+    keeping = asyncio.create_task(housekeeping.run())
     server = HttpServer(
         create_app(service),
         drain=service.drain,
@@ -117,7 +121,7 @@ async def _run(
         data_dir=settings.data_dir,
         has_chat_template=base.chat_template.is_available,
     )
-    starting = asyncio.create_task(_start(client, server, announcement, registry))
+    starting = asyncio.create_task(_start(client, server, announcement, service.pinning))
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -125,12 +129,13 @@ async def _run(
             task.cancel()
         await asyncio.gather(starting, keeping, return_exceptions=True)
         await client.stop()
+        service.merger.close()
     if not starting.cancelled():
         starting.result()
 
 
 async def _start(
-    client: EngineClient, server: HttpServer, announcement: Announcement, registry: Registry
+    client: EngineClient, server: HttpServer, announcement: Announcement, pinning: Pinning
 ) -> None:
     """Load the engine while probes are answered; a failure ends the server."""
     try:
@@ -141,8 +146,7 @@ async def _start(
         server.should_exit = True
         raise
     print(announcement.text(info), flush=True)
-    for entry in registry.entries():
-        await load_if_pinned(client, entry)
+    await pinning.reconcile()
 
 
 def _warn_of_unserved(catalog: Catalog) -> None:
@@ -165,7 +169,10 @@ def _service(
         metrics=Metrics(client),
         registry=registry,
         publisher=publisher,
+        pinning=Pinning(registry, client, publisher.match),
+        merger=Merger(registry, publisher),
         adapters_root=settings.adapters_root,
+        hub=HubDoor(settings.adapters_hub),
         limits=Limits(max_upload_bytes=settings.max_upload_size),
         end_tokens=frozenset(base.config.eos_token_ids),
     )

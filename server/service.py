@@ -15,8 +15,12 @@ from multiflora.engine.text.tokenizer import Tokenizer
 
 from .catalog import Catalog
 from .drain import Drain
+from .hub_door import HubDoor
 from .limits import Limits
+from .merge_job import MergeJobs
+from .merging import Merger
 from .metrics import Metrics
+from .pinning import Pinning
 from .publishing import Publisher
 
 _Parameters = ParamSpec("_Parameters")
@@ -34,8 +38,12 @@ class Service:
     metrics: Metrics
     registry: Registry
     publisher: Publisher
+    pinning: Pinning
+    merger: Merger
+    merge_jobs: MergeJobs = field(default_factory=MergeJobs)
     # Where paths that clients name may lie; None closes the routes that take such paths.
     adapters_root: Path | None = None
+    hub: HubDoor = field(default_factory=HubDoor)
     end_tokens: frozenset[int] = frozenset()
     limits: Limits = field(default_factory=Limits)
     drain: Drain = field(default_factory=Drain)

@@ -21,6 +21,7 @@ from multiflora.engine.config import (
     SchedulerConfig,
 )
 
+from .hub_door import check_pattern
 from .size import parse_size
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -79,6 +80,10 @@ def parse_path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def parse_patterns(text: str) -> tuple[str, ...]:
+    return tuple(check_pattern(item.strip()) for item in text.split(",") if item.strip())
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
@@ -119,6 +124,14 @@ class ServeSettings:
         default=None,
         metadata=_about(
             "open the load_lora_adapter routes for paths inside this folder", parse_path
+        ),
+    )
+    adapters_hub: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "hub repositories that may be imported, such as my-org/*; several with commas",
+            parse_patterns,
+            metavar="OWNER/NAME",
         ),
     )
     max_upload_size: int = field(
@@ -169,6 +182,14 @@ class ServeSettings:
     adapter_memory: int | None = field(
         default=None,
         metadata=_about("memory of resident adapters, such as 500MB", parse_size, metavar="SIZE"),
+    )
+    adapter_memory_max: int | None = field(
+        default=None,
+        metadata=_about(
+            "most memory of resident adapters, which may borrow idle KV cache up to it",
+            parse_size,
+            metavar="SIZE",
+        ),
     )
     adapter_host_memory: int | None = field(
         default=None,
@@ -237,7 +258,9 @@ class ServeSettings:
                 max_batched_tokens=self.max_batched_tokens,
             ),
             adapter=AdapterConfig(
-                memory_bytes=self.adapter_memory, host_memory_bytes=self.adapter_host_memory
+                memory_bytes=self.adapter_memory,
+                max_memory_bytes=self.adapter_memory_max,
+                host_memory_bytes=self.adapter_host_memory,
             ),
         )
 

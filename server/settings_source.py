@@ -57,7 +57,7 @@ def convert(name: str, value: object, *, source: str) -> Any:
         if name == "adapters":
             return parse_adapters(value)
         parse: Callable[[str], object] = _FIELDS[name].metadata["parse"]
-        return parse(str(value))
+        return parse(",".join(map(str, value)) if isinstance(value, list) else str(value))
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
 

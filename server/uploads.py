@@ -1,7 +1,6 @@
 """Multipart bodies on their way to the disk: parsed as they arrive and never held in memory."""
 
 import asyncio
-import errno
 import hashlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -17,7 +16,13 @@ from multiflora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from multiflora.adapters.store import AdapterStore
 from multiflora.engine.errors import RequestRejected
 
-from .errors import RequestTooLarge, StorageFull, UnknownParameter, UploadTimeout
+from .errors import (
+    RequestTooLarge,
+    StorageFull,
+    UnknownParameter,
+    UploadTimeout,
+    is_disk_full,
+)
 
 _FILES: Final = {"config": CONFIG_NAME, "weights": WEIGHTS_NAME, "archive": "archive"}
 _TEXTS: Final = ("name", "activate")
@@ -112,7 +117,7 @@ def _feed(parser: MultipartParser, data: bytes) -> None:
     except FormParserError as error:
         raise MalformedUpload(f"the body is not multipart/form-data: {error}") from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise StorageFull("the disk is full; nothing was published") from error
         raise
 

@@ -11,11 +11,12 @@ from benchmarks.kernels.random_weights import random_base, random_factors
 from multiflora.engine.active_request import ActiveRequest
 from multiflora.engine.forward_batch import BatchBuilder
 from multiflora.engine.graphs import CudaCapture, StepGraphs, eager_capacity
+from multiflora.engine.kv_arena import KvArena
 from multiflora.engine.models.config import ModelConfig
 from multiflora.engine.models.decoder import Decoder
 from multiflora.engine.models.rope import rope_tables
 from multiflora.engine.request import AdapterShare, GenerationRequest, SamplingParams
-from multiflora.engine.runner import Runner, allocate_caches
+from multiflora.engine.runner import Runner
 from multiflora.engine.scheduler import ScheduledRequest, StepPlan
 from multiflora.kernels.ops import LoraFactors, RopeTable
 from multiflora.kernels.staging import PackedStaging
@@ -49,7 +50,7 @@ class Bench:
         ops = TritonOps(Accelerator.open(device), batch_invariant=run.batch_invariant)
         projections = model.projections()
         widths = [[target.out_features for target in p.slices] for p in projections]
-        tables = ops.make_lora_tables(widths, device)
+        tables = ops.make_lora_tables([*widths, [model.vocab_size]], device)
         self.adapter_bytes = 0
         for slot in range(max(run.adapter_counts)):
             factors = {
@@ -66,12 +67,8 @@ class Bench:
         self.head_bytes = head
         self._blocks = -(-run.context // BLOCK_SIZE)
         most = max(run.batches)
-        caches = allocate_caches(
-            model, most * self._blocks, BLOCK_SIZE, dtype=run.dtype, device=device
-        )
-        for pages in caches:
-            for page in pages:
-                page.normal_()
+        arena = KvArena(model, most * self._blocks, BLOCK_SIZE, dtype=run.dtype, device=device)
+        arena.pages.normal_()
         cos, sin = rope_tables(
             model.rope,
             head_dim=model.head_dim,
@@ -82,6 +79,7 @@ class Bench:
             ops,
             rope=RopeTable(cos.to(device), sin.to(device)),
             block_size=BLOCK_SIZE,
+            pages_per_block=arena.pages_per_block,
             windows=model.windows or (None,),
             slot_of=lambda digest: int(digest),
         )
@@ -89,7 +87,7 @@ class Bench:
         self.runner = Runner(
             Decoder(model, weights, ops, tables),
             builder,
-            caches,
+            arena,
             PackedStaging(device, capacity, is_static=False),
             zeroes_blocks=False,
         )

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import orjson
@@ -15,7 +15,6 @@ from ..adapter_view import view_adapter
 from ..errors import WrongBase
 from ..idempotency import adapter_response, once
 from ..openapi import body_reference
-from ..pinning import load_if_pinned
 from ..schemas.adapter import CanaryBody, RollbackBody
 from ..schemas.body import Body, parse_body
 from ..service import Service, service_of
@@ -58,8 +57,9 @@ async def promote(request: Request, name: str) -> Response:
 
 @router.post("/v1/adapters/{name}/pin")
 async def pin(request: Request, name: str) -> Response:
-    """Keep the adapter's version loaded, also over restarts."""
-    return await _act(request, "pin", partial(service_of(request).registry.pin, name))
+    """Keep the adapter's versions on the device, at every swap and over restarts."""
+    pin_name = partial(service_of(request).pinning.pin, name)
+    return await _act_async(request, "pin", pin_name)
 
 
 @router.post("/v1/adapters/{name}/unpin")
@@ -87,6 +87,18 @@ async def _body(request: Request, kind: type[Body]) -> Body:
 async def _act(
     request: Request, action: str, change: Callable[[], AdapterEntry], *, can_repeat: bool = True
 ) -> Response:
+    return await _act_async(
+        request, action, partial(asyncio.to_thread, change), can_repeat=can_repeat
+    )
+
+
+async def _act_async(
+    request: Request,
+    action: str,
+    change: Callable[[], Awaitable[AdapterEntry]],
+    *,
+    can_repeat: bool = True,
+) -> Response:
     service = service_of(request)
     fingerprint = hashlib.sha256(await request.body()).hexdigest()
     work = partial(_change, service, action, change)
@@ -95,11 +107,11 @@ async def _act(
 
 
 async def _change(
-    service: Service, action: str, change: Callable[[], AdapterEntry], is_repeated: bool
+    service: Service, action: str, change: Callable[[], Awaitable[AdapterEntry]], is_repeated: bool
 ) -> Response:
-    entry = await asyncio.to_thread(change)
+    entry = await change()
     service.metrics.adapter_change(action)
-    await load_if_pinned(service.client, entry)
+    await service.pinning.reconcile()
     return adapter_response(orjson.dumps(await view_adapter(service, entry)))
 
 

@@ -15,8 +15,8 @@ from ..adapter_tar import AdapterTar
 from ..adapter_view import view_adapter, view_adapters, view_versions
 from ..idempotency import adapter_response, once
 from ..openapi import upload_form
-from ..pinning import load_if_pinned
 from ..publishing import Terms
+from ..removal import remove_adapter
 from ..schemas.adapter import event_object
 from ..service import Service, service_of
 from ..uploads import Upload, receive_upload
@@ -92,10 +92,7 @@ async def list_history(request: Request, name: str, limit: Limit = 100) -> dict[
 @router.delete("/v1/adapters/{name}")
 async def delete_adapter(request: Request, name: str) -> dict[str, Any]:
     """Forget a name: running requests finish, new ones get 404."""
-    service = service_of(request)
-    with service.drain.running():
-        await asyncio.to_thread(service.registry.delete, name, if_match=if_match_of(request))
-        service.metrics.adapter_change("delete")
+    await remove_adapter(service_of(request), name, if_match=if_match_of(request))
     return {"id": name, "object": "adapter.deleted", "name": name, "deleted": True}
 
 
@@ -146,7 +143,7 @@ async def _publish_upload(
     publish = partial(service.publisher.publish, upload.source, name, source="upload", terms=terms)
     taken = await service.publisher.run(publish)
     service.metrics.adapter_change("publish")
-    await load_if_pinned(service.client, taken.entry)
+    await service.pinning.reconcile()
     shown = await view_adapter(service, taken.entry)
     shown["published"] = taken.digest
     return adapter_response(orjson.dumps(shown), 201 if is_new or terms.is_new else 200)

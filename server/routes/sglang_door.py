@@ -1,7 +1,5 @@
 """SGLang's routes to load and unload adapters: success and failure in one shape."""
 
-import asyncio
-
 import orjson
 from fastapi import APIRouter, Request, Response
 
@@ -9,6 +7,7 @@ from multiflora.adapters.error import AdapterRejected, InvalidName, UnknownName
 
 from ..errors import NameTaken
 from ..path_door import DoorClosed, publish_path
+from ..removal import remove_adapter
 from ..service import Service, service_of
 from .vllm_door import read_fields
 
@@ -26,7 +25,7 @@ async def load_lora_adapter(request: Request) -> Response:
     try:
         await publish_path(service, name, path, in_place=False)
         if fields.get("pinned") is True:
-            await asyncio.to_thread(service.registry.pin, name)
+            await service.pinning.pin(name)
     except NameTaken:
         return _answer(service, f"LoRA adapter {name!r} is already loaded; unload it first.")
     except (AdapterRejected, InvalidName, DoorClosed) as error:
@@ -44,10 +43,9 @@ async def unload_lora_adapter(request: Request) -> Response:
     if service.adapters_root is None:
         return _answer(service, str(DoorClosed()))
     try:
-        await asyncio.to_thread(service.registry.delete, name)
+        await remove_adapter(service, name)
     except UnknownName:
         return _answer(service, f"LoRA adapter {name!r} is not loaded.")
-    service.metrics.adapter_change("delete")
     return _answer(service)
 
 

@@ -4,7 +4,6 @@ Status codes and messages are those of vLLM 0.11's ``OpenAIServingModels``, wher
 numbers; operators and trainers match on them.
 """
 
-import asyncio
 from typing import Any, TypeGuard
 
 import orjson
@@ -15,6 +14,7 @@ from multiflora.adapters.error import AdapterRejected, InvalidName, UnknownName
 
 from ..errors import NameTaken
 from ..path_door import DoorClosed, publish_path
+from ..removal import remove_adapter
 from ..service import service_of
 
 router = APIRouter()
@@ -53,10 +53,9 @@ async def unload_lora_adapter(request: Request) -> Response:
     if service.adapters_root is None:
         return _error(404, "NotFoundError", str(DoorClosed()))
     try:
-        await asyncio.to_thread(service.registry.delete, name)
+        await remove_adapter(service, name)
     except UnknownName:
         return _error(404, "NotFoundError", f"The lora adapter '{name}' cannot be found.")
-    service.metrics.adapter_change("delete")
     return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
 

@@ -1,11 +1,12 @@
 """Adapters and versions as the API shows them, and the bodies of what can be done to them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
 
 from multiflora.adapters.entry import AdapterEntry, HistoryEvent
+from multiflora.adapters.tier import Tier
 from multiflora.adapters.version import Version
 
 from .body import RequestBody
@@ -24,11 +25,20 @@ class CanaryBody(RequestBody):
     weight: float = Field(ge=0, le=1, allow_inf_nan=False)
 
 
+class ImportBody(RequestBody):
+    """One of ``hub``, a repository of the Hugging Face hub, and ``path``, on the server."""
+
+    hub: str | None = Field(None, max_length=200)
+    revision: str | None = Field(None, min_length=1, max_length=200)
+    path: str | None = Field(None, min_length=1, max_length=4096)
+    activate: bool = True
+
+
 def adapter_object(
     entry: AdapterEntry,
     version: Version,
     *,
-    resident: Collection[str],
+    tiers: Mapping[str, Tier],
     leases: Mapping[str, int],
     problem: str | None,
 ) -> dict[str, Any]:
@@ -39,7 +49,7 @@ def adapter_object(
         "object": "adapter",
         "name": entry.name,
         "version": entry.digest,
-        "state": "device" if entry.digest in resident else "disk",
+        "state": tiers.get(entry.digest, Tier.DISK),
         "bytes": version.num_bytes,
         "rank": version.rank,
         "leases": sum(leases.get(digest, 0) for digest in entry.in_use),
@@ -54,7 +64,7 @@ def adapter_object(
 
 
 def version_object(
-    entry: AdapterEntry, version: Version, *, resident: Collection[str], leases: Mapping[str, int]
+    entry: AdapterEntry, version: Version, *, tiers: Mapping[str, Tier], leases: Mapping[str, int]
 ) -> dict[str, Any]:
     digest = version.digest
     return {
@@ -63,17 +73,21 @@ def version_object(
         "version": digest,
         "active": digest == entry.digest,
         "canary": entry.canary is not None and digest == entry.canary.digest,
-        "state": "device" if digest in resident else "disk",
+        "state": tiers.get(digest, Tier.DISK),
         "bytes": version.num_bytes,
         "rank": version.rank,
         "leases": leases.get(digest, 0),
-        # What follows the colon is a path of the server's.
-        "source": version.source.partition(":")[0],
+        "source": _shown_source(version.source),
         "parents": list(version.parents),
         "metrics": dict(version.metrics),
         "base": version.base,
         "created": version.created,
     }
+
+
+def _shown_source(source: str) -> str:
+    """Without what follows the colon where that is a path of the server's."""
+    return source if source.startswith("hub:") else source.partition(":")[0]
 
 
 def event_object(event: HistoryEvent) -> dict[str, Any]:

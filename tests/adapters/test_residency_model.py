@@ -29,6 +29,7 @@ from multiflora.adapters.tier import Tier
 from multiflora.adapters.transfer import Arrival
 from multiflora.adapters.version_reader import HostVersion, PlannedVersion
 from multiflora.kernels.lora_tables import ListTables
+from tests.adapters.fake_lender import FakeLender
 
 SIZES = {"a": 8, "b": 16, "c": 24, "d": 40, "e": 4, "f": 56}
 BROKEN = "broken"
@@ -83,11 +84,11 @@ class Transfer:
         self.shares_memory = shares_memory
         self.under_way: list[Copy] = []
 
-    def start(self, buffer: torch.Tensor) -> Arrival:
-        if self.shares_memory:
+    def start(self, buffer: torch.Tensor, *, into: torch.Tensor | None = None) -> Arrival:
+        if self.shares_memory and into is None:
             return Arrival(buffer)
         self.under_way.append(Copy())
-        return Arrival(buffer.clone(), self.under_way[-1])  # type: ignore[arg-type]
+        return Arrival(buffer.clone() if into is None else into, self.under_way[-1])
 
 
 class Copy:
@@ -100,8 +101,11 @@ class Copy:
 class World:
     """A residency without threads, and the requests around it."""
 
-    def __init__(self, *, shares_memory: bool, large_bytes: int = 30) -> None:
+    def __init__(
+        self, *, shares_memory: bool, large_bytes: int = 30, lends: tuple[int, int] = (0, 0)
+    ) -> None:
         self.lane = Lane()
+        self.lender = FakeLender(*lends)
         self.transfer = Transfer(shares_memory=shares_memory)
         self.seconds = 0.0
         loader = Loader(Reader(), large_bytes=large_bytes)
@@ -113,6 +117,7 @@ class World:
             self.transfer,
             device_bytes=DEVICE_BYTES,
             host_bytes=HOST_BYTES,
+            lender=self.lender,
             clock=lambda: self.seconds,
         )
         self.waiting: list[tuple[str, ...]] = []
@@ -166,9 +171,11 @@ groups = st.lists(st.sampled_from([*SIZES, BROKEN]), min_size=1, max_size=2, uni
 
 
 class ResidencyMachine(RuleBasedStateMachine):
-    @initialize(shares_memory=st.booleans())
-    def begin(self, shares_memory: bool) -> None:
-        self.world = World(shares_memory=shares_memory)
+    @initialize(
+        shares_memory=st.booleans(), lends=st.sampled_from([(0, 0), (24, 0), (0, 40), (40, 60)])
+    )
+    def begin(self, shares_memory: bool, lends: tuple[int, int]) -> None:
+        self.world = World(shares_memory=shares_memory, lends=lends)
 
     @rule(group=groups)
     def arrive(self, group: list[str]) -> None:
@@ -221,16 +228,32 @@ class ResidencyMachine(RuleBasedStateMachine):
         if self.world.residency.unload(digest):
             assert self.world.residency.tier_of(digest) is Tier.DISK
 
+    @rule(keep=groups)
+    def call_in(self, keep: list[str]) -> None:
+        """The lender needs its memory."""
+        before = dict(self.world.lender.lent)
+        slots = self.world.residency.slots
+        expected = bool(slots.idle_borrowed(keep=keep))
+        assert self.world.residency.call_in(keep=keep) == expected
+        assert len(before) - len(self.world.lender.lent) == expected
+
     @invariant()
     def bytes_are_within_budgets_and_add_up(self) -> None:
         if not hasattr(self, "world"):
             return
         slots, host = self.world.residency.slots, self.world.residency.host
-        assert slots.used_bytes == sum(SIZES.get(d, 8) for d in slots.digests()) <= DEVICE_BYTES
+        sizes = {d: SIZES.get(d, 8) for d in slots.digests()}
+        borrowed = {d for d in sizes if slots.is_borrowed(d)}
+        lent = sum(self.world.lender.lent.values())
+        assert slots.borrowed_bytes == sum(sizes[d] for d in borrowed) == lent
+        assert slots.used_bytes + lent == sum(sizes.values())
+        assert slots.used_bytes <= DEVICE_BYTES
+        assert not borrowed & self.world.pinned, "a pin has memory of its own"
         assert sum(SIZES.get(d, 8) for d in host.digests()) <= host.used_bytes <= HOST_BYTES
         assert slots.pinned_bytes <= DEVICE_BYTES
         if self.world.transfer.shares_memory:
-            assert not set(slots.digests()) & set(host.digests()), "one memory was counted twice"
+            shared = set(sizes) - borrowed
+            assert not shared & set(host.digests()), "one memory was counted twice"
 
     @invariant()
     def leased_and_pinned_versions_stay(self) -> None:
@@ -265,6 +288,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         for digest in (*SIZES, BROKEN):
             assert residency.unload(digest)
         assert residency.slots.used_bytes == residency.host.used_bytes == 0
+        assert self.world.lender.lent == {}
         assert residency.slots.num_leases == residency.slots.pinned_bytes == 0
         assert residency.tiers() == {}
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.loan import NoLender
 from multiflora.adapters.tier import Tier
 from multiflora.adapters.version_reader import HostVersion, PlannedVersion
 from multiflora.engine.config import SchedulerConfig
@@ -49,8 +50,12 @@ class Gate:
 
 
 def budget_for(bench: Any, *names: str) -> int:
-    """Let the device hold just the versions of ``names`` together; returns those bytes."""
+    """Let the device hold just the versions of ``names`` together; returns those bytes.
+
+    The KV cache lends nothing.
+    """
     slots = bench.loop._residency.slots
+    bench.loop._residency._device._lender = NoLender()
     bench.run(bench.request(name, PROMPT, id=f"probe {name}", max_tokens=1) for name in names)
     slots.capacity_bytes = sum(slots.bytes_of(bench.digests[name]) for name in names)
     for name in names:

@@ -20,6 +20,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = BlockPool(NUM_BLOCKS, 4)
         self.holders: list[list[int]] = []
         self.keys: dict[bytes, int] = {}
+        self.loans: list[tuple[int, int]] = []
 
     @rule(count=st.integers(0, 5))
     def allocate(self, count: int) -> None:
@@ -54,12 +55,35 @@ class PoolMachine(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         self.pool.release(self.holders.pop(data.draw(st.integers(0, len(self.holders) - 1))))
 
+    @rule(count=st.integers(1, 5), keep=st.integers(0, 3), only_empty=st.booleans())
+    def lend(self, count: int, keep: int, only_empty: bool) -> None:
+        free, cached = self.pool.num_free, self.pool.num_cached
+        first = self.pool.lend(count, keep=keep, only_empty=only_empty)
+        if first is None:
+            assert self.pool.num_free == free
+            return
+        assert free - count >= keep
+        run = range(first, first + count)
+        self.loans.append((first, count))
+        if only_empty:
+            assert self.pool.num_cached == cached
+        self.keys = {key: block for key, block in self.keys.items() if block not in run}
+
+    @precondition(lambda self: self.loans)
+    @rule(data=st.data())
+    def take_back(self, data: st.DataObject) -> None:
+        self.pool.take_back(*self.loans.pop(data.draw(st.integers(0, len(self.loans) - 1))))
+
     @invariant()
     def every_block_is_in_exactly_one_state(self) -> None:
         held = Counter(block for holder in self.holders for block in holder)
         assert NULL_BLOCK not in held
+        lent = [b for first, count in self.loans for b in range(first, first + count)]
+        assert len(set(lent)) == len(lent) == self.pool.num_lent
+        assert not held.keys() & set(lent)
+        assert NULL_BLOCK not in lent
         assert self.pool.num_used == len(held)
-        assert self.pool.num_free == NUM_BLOCKS - 1 - len(held)
+        assert self.pool.num_free == NUM_BLOCKS - 1 - len(held) - len(lent)
         assert self.pool.num_cached <= self.pool.num_free
 
     @invariant()
@@ -137,3 +161,30 @@ def test_a_changed_token_changes_every_later_key(tokens: list[int], position: in
     same_tail = [1, 2, 3, 4]
     first, second = block_key(root, tokens), block_key(root, changed)
     assert block_key(first, same_tail) != block_key(second, same_tail)
+
+
+def test_a_loan_is_a_run_of_blocks_from_the_far_end() -> None:
+    pool = BlockPool(9, 4)
+    used = pool.allocate(2)
+    assert pool.lend(3, keep=0, only_empty=True) == 6
+    assert pool.lend(4, keep=0, only_empty=True) is None, "only three are left"
+    assert pool.lend(3, keep=1, only_empty=True) is None, "one was to be kept"
+    assert pool.lend(2, keep=1, only_empty=True) == 4
+    assert used == [1, 2]
+    pool.take_back(6, 3)
+    assert (pool.num_free, pool.num_lent) == (4, 2)
+
+
+def test_a_cached_block_is_lent_only_in_need_and_is_not_found_any_more() -> None:
+    pool = BlockPool(4, 4)
+    blocks = pool.allocate(3)
+    assert blocks
+    key = b"k" * 32
+    pool.register(blocks[1], key)
+    pool.release(blocks)
+    assert pool.lend(3, keep=0, only_empty=True) is None
+    assert pool.match([key]) == [blocks[1]]
+    assert pool.lend(3, keep=0, only_empty=False) == 1
+    assert pool.match([key]) == []
+    pool.take_back(1, 3)
+    assert pool.num_cached == 0

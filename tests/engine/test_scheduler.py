@@ -31,6 +31,7 @@ class FakeMemory:
         self.waits: dict[str, int] = {}
         self.broken: set[str] = set()
         self.groups: list[Sequence[str]] = []
+        self.loans: list[tuple[BlockPool, int]] = []
 
     def prefetch(self, groups: Iterable[Sequence[str]]) -> None:
         self.groups = list(groups)
@@ -57,6 +58,13 @@ class FakeMemory:
         for digest in digests:
             self.slots.release(digest)
 
+    def call_in(self, *, keep: Sequence[str] = ()) -> bool:
+        if not self.loans:
+            return False
+        pool, block = self.loans.pop()
+        pool.take_back(block, 1)
+        return True
+
 
 def request(id: str, length: int = 5, count: int = 3, *names: str) -> GenerationRequest:
     return GenerationRequest(
@@ -79,6 +87,12 @@ class Harness:
         self.scheduler = Scheduler(self.config, self.pool, self.memory)
         self.order: list[str] = []
         self.rejected: list[str] = []
+
+    def lend(self, count: int) -> None:
+        for _ in range(count):
+            block = self.pool.lend(1, keep=0, only_empty=False)
+            assert block is not None
+            self.memory.loans.append((self.pool, block))
 
     def submit(self, *requests: GenerationRequest) -> None:
         for item in requests:
@@ -145,6 +159,7 @@ _LIVES = st.lists(
     slots=st.integers(2, 4),
     delay=st.integers(0, 5),
     starvation=st.integers(1, 10),
+    num_lent=st.integers(0, 11),
 )
 def test_every_request_ends_and_everything_is_returned(
     lives: list[tuple[int, int, list[str], int, int | None]],
@@ -152,8 +167,10 @@ def test_every_request_ends_and_everything_is_returned(
     slots: int,
     delay: int,
     starvation: int,
+    num_lent: int,
 ) -> None:
     harness = Harness(num_blocks, FakeMemory(slots, delay), starvation_steps=starvation)
+    harness.lend(num_lent)
     aborted = set()
     for step in range(30):
         for index, (length, count, names, arrival, abort) in enumerate(lives):
@@ -219,6 +236,16 @@ def test_the_request_admitted_last_is_preempted_first() -> None:
     harness.submit(request("first", 12, 18), request("second", 8, 18))
     assert harness.run() == ["first", "second"]
     assert harness.scheduler.num_preemptions > 0
+    harness.assert_empty()
+
+
+def test_what_was_lent_comes_back_before_anybody_is_preempted() -> None:
+    harness = Harness(num_blocks=17)
+    harness.lend(12)
+    harness.submit(request("first", 12, 18), request("second", 8, 18))
+    assert harness.run() == ["first", "second"]
+    assert harness.scheduler.num_preemptions == 0
+    assert 0 < len(harness.memory.loans) < 12, "no more than was needed"
     harness.assert_empty()
 
 

@@ -15,8 +15,10 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from multiflora.adapters.error import AdapterRejected
 from multiflora.adapters.registry import Registry
 from multiflora.adapters.target import Projection, TargetModule
+from multiflora.adapters.tier import Tier
 from multiflora.engine.client import EngineClient, EngineState
 from multiflora.engine.errors import EngineUnavailable
 from multiflora.engine.request import (
@@ -32,7 +34,9 @@ from multiflora.server.app import create_app
 from multiflora.server.catalog import Catalog
 from multiflora.server.http_server import HttpServer
 from multiflora.server.listener import bind, url_of
+from multiflora.server.merging import Merger
 from multiflora.server.metrics import Metrics
+from multiflora.server.pinning import Pinning
 from multiflora.server.publishing import Publisher
 from multiflora.server.service import Service
 
@@ -73,6 +77,9 @@ class FakeEngine:
     running: set[str] = field(default_factory=set)
     closed_early: list[str] = field(default_factory=list)
     num_stops: int = 0
+    tiers: dict[str, Tier] = field(default_factory=dict)
+    pins: dict[str, None] = field(default_factory=dict)
+    room_for_pins: int = 8
 
     @property
     def info(self) -> EngineInfo:
@@ -104,9 +111,31 @@ class FakeEngine:
         self.num_stops += 1
         self.state = EngineState.STOPPED
 
-    async def load_version(self, digest: str) -> None: ...
+    async def load_version(self, digest: str) -> None:
+        self.tiers.setdefault(digest, Tier.HOST)
 
-    async def unload_version(self, digest: str) -> None: ...
+    async def unload_version(self, digest: str) -> None:
+        self.tiers.pop(digest, None)
+
+    @property
+    def pinned_versions(self) -> tuple[str, ...]:
+        return tuple(self.pins)
+
+    async def pin(self, digest: str) -> None:
+        if self.state is not EngineState.READY:
+            raise EngineUnavailable("the engine is starting")
+        if len(self.pins | {digest: None}) > self.room_for_pins:
+            raise AdapterRejected("pin_too_large", "pins leave no room; unpin another adapter")
+        self.pins[digest] = None
+        self.tiers[digest] = Tier.DEVICE
+
+    async def unpin(self, digest: str) -> None:
+        self.pins.pop(digest, None)
+
+    async def adapter_states(self) -> dict[str, Tier]:
+        if self.state is not EngineState.READY:
+            raise EngineUnavailable("the engine is starting")
+        return self.tiers
 
     async def stats(self) -> EngineStats:
         return EngineStats(steps=7, num_running=len(self.running), requests_finished={"stop": 3})
@@ -268,12 +297,20 @@ def stored_publisher(
 
 
 @pytest.fixture
+def merger(registry: Registry, publisher: Publisher) -> Iterator[Merger]:
+    merger = Merger(registry, publisher)
+    yield merger
+    merger.close()
+
+
+@pytest.fixture
 def service(
     engine: FakeEngine,
     tokenizer: Tokenizer,
     chat_template: ChatTemplate,
     registry: Registry,
     publisher: Publisher,
+    merger: Merger,
 ) -> Service:
     end = tokenizer.token_id("</s>")
     assert end is not None
@@ -285,6 +322,8 @@ def service(
         metrics=Metrics(cast(EngineClient, engine)),
         registry=registry,
         publisher=publisher,
+        pinning=Pinning(registry, cast(EngineClient, engine), publisher.match),
+        merger=merger,
         end_tokens=frozenset({end}),
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from multiflora.adapters.registry import Registry
+from multiflora.adapters.tier import Tier
 from multiflora.server.publishing import Publisher
 
 pytestmark = pytest.mark.anyio
@@ -185,24 +186,13 @@ async def test_a_canary_is_ended_by_weight_0_and_refuses_nonsense(client, create
         assert error(refused)[:2] == (400, code), body
 
 
-async def test_pins_and_warming(client, create, replace, engine):
-    loaded = []
-
-    async def load_version(digest: str) -> None:
-        loaded.append(digest)
-
-    engine.load_version = load_version
+async def test_states_and_warming(client, create, engine):
     version = (await create("poet")).json()["version"]
-
-    assert (await client.post("/v1/adapters/poet/pin")).json()["pinned"]
-    swapped = (await replace("poet", seed=2)).json()["version"]
-    assert loaded == [version, swapped], "a pinned name stays loaded over a swap"
-    assert not (await client.post("/v1/adapters/poet/unpin")).json()["pinned"]
-    assert (await client.post("/v1/adapters/poet/warm")).status_code == 200
-    assert loaded == [version, swapped, swapped]
-    for action in ("pin", "unpin", "rollback", "promote"):
-        missing = await client.post(f"/v1/adapters/nobody/{action}")
-        assert error(missing) == (404, "unknown_adapter", "name")
+    assert (await client.get("/v1/adapters/poet")).json()["state"] == "disk"
+    assert (await client.post("/v1/adapters/poet/warm")).json()["state"] == "host"
+    engine.tiers[version] = Tier.DEVICE
+    (listed,) = (await client.get("/v1/adapters/poet/versions")).json()["data"]
+    assert listed["state"] == "device"
     assert (await client.post("/v1/adapters/nobody/warm")).status_code == 404
 
 

@@ -11,6 +11,7 @@ import pytest
 from multiflora.adapters.registry import Registry
 from multiflora.engine.client import EngineClient
 from multiflora.server.housekeeping import Housekeeping
+from multiflora.server.pinning import Pinning
 from multiflora.server.publishing import Publisher, Terms
 from multiflora.server.watched_folder import WatchedFolder
 
@@ -20,6 +21,10 @@ pytestmark = pytest.mark.anyio
 class FakeClient:
     def __init__(self) -> None:
         self.unloaded: list[str] = []
+        self.pinned_versions: tuple[str, ...] = ()
+
+    async def pin(self, digest: str) -> None:
+        self.pinned_versions = (digest,)
 
     async def unload_version(self, digest: str) -> None:
         self.unloaded.append(digest)
@@ -62,6 +67,7 @@ async def test_what_nobody_can_reach_leaves_the_disk_and_the_engine(
         registry,
         publisher,
         cast(EngineClient, client),
+        Pinning(registry, cast(EngineClient, client), publisher.match),
         scan_seconds=0.01,
         collect_seconds=0.0,
     )
@@ -79,10 +85,12 @@ async def test_a_watched_folder_is_looked_at_again_and_again(
 ) -> None:
     root = tmp_path / "watched"
     root.mkdir()
+    client = cast(EngineClient, FakeClient())
     keeping = Housekeeping(
         registry,
         publisher,
-        cast(EngineClient, FakeClient()),
+        client,
+        Pinning(registry, client, publisher.match),
         watched=WatchedFolder(root, registry, publisher),
         scan_seconds=0.01,
     )
@@ -95,3 +103,5 @@ async def test_a_watched_folder_is_looked_at_again_and_again(
         (tmp_path / "moved").rename(root)
         shutil.copytree(write_adapter("later", seed=2), root / "later")
         await until(lambda: len(registry.entries()) == 2)
+        registry.pin("late")
+        await until(lambda: client.pinned_versions == (registry.entry("late").digest,))

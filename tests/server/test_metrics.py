@@ -3,6 +3,7 @@
 import pytest
 
 from multiflora.engine.errors import RequestFailed
+from multiflora.engine.request import EngineStats
 from multiflora.server.errors import ClientDisconnectedError
 
 pytestmark = pytest.mark.anyio
@@ -41,3 +42,27 @@ async def test_the_first_token_is_timed_once(service):
 
     text = (await service.metrics.render()).decode()
     assert 'multiflora_time_to_first_token_seconds_count{adapter="a"} 1.0' in text
+
+
+async def test_the_movements_of_adapters_are_told_by_tier(service, engine, monkeypatch):
+    stats = EngineStats(
+        adapter_evictions=3,
+        adapter_host_evictions=2,
+        adapter_arrivals={"device": 5, "disk": 1},
+        adapter_loads=4,
+        adapter_pinned_bytes=64,
+    )
+
+    async def told() -> EngineStats:
+        return stats
+
+    monkeypatch.setattr(engine, "stats", told)
+    lines = set((await service.metrics.render()).decode().splitlines())
+    assert lines >= {
+        'multiflora_adapter_evictions_total{tier="device"} 3.0',
+        'multiflora_adapter_evictions_total{tier="host"} 2.0',
+        'multiflora_adapter_arrivals_total{tier="device"} 5.0',
+        'multiflora_adapter_arrivals_total{tier="disk"} 1.0',
+        "multiflora_adapter_loads_total 4.0",
+        "multiflora_adapter_pinned_bytes 64.0",
+    }
