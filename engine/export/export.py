@@ -13,7 +13,7 @@ from multiflora.adapters.folder import AdapterFolder
 from multiflora.adapters.inspection import inspect_adapter
 from multiflora.adapters.merging.parent import Parent
 
-from ..errors import ExportRefused
+from ..errors import ExportRefused, NotEnoughMemory
 from ..models.named_folder import NamedFolder
 from ..models.plain_base import PlainBase
 from ..models.shard import INDEX_NAME
@@ -74,11 +74,11 @@ def export_model(
     ``OSError``; nothing is left then.
     """
     if settings.verify:
-        _probe(model.folder, settings, base=model.folder).check_memory()
+        _check_memory(model, settings)
     base = _open_base(model, settings)
-    inspect_adapter(AdapterFolder(adapter.folder), base.config.projections())
     with durable.new_folder(out) as staged:
         with Parent(adapter.folder, name=adapter.name) as parent:
+            inspect_adapter(AdapterFolder(adapter.folder), base.config.projections())
             records = _write_weights(base, parent, staged, settings, progress)
             about = _about(model, adapter, parent.base_name, settings)
         base.check_all_read()
@@ -95,6 +95,17 @@ def export_model(
         }
         write_json(staged / REPORT_NAME, report)
     return report
+
+
+def _check_memory(model: NamedFolder, settings: ExportSettings) -> None:
+    """Find out before gigabytes are written."""
+    try:
+        _probe(model.folder, settings, base=model.folder).check_memory()
+    except NotEnoughMemory as error:
+        raise NotEnoughMemory(
+            f"the written model could not be compared with the served one: {error}; "
+            "or skip that with --no-verify"
+        ) from error
 
 
 def _open_base(model: NamedFolder, settings: ExportSettings) -> PlainBase:

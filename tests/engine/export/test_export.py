@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from multiflora.adapters.error import AdapterRejected
 from multiflora.engine.config import BaseConfig
-from multiflora.engine.errors import ExportRefused
+from multiflora.engine.errors import ExportRefused, NotEnoughMemory
 from multiflora.engine.models.load import load_base
 from multiflora.engine.models.registry import load_model_config
 from multiflora.kernels import nf4, torch_ops
@@ -187,7 +187,7 @@ def test_adapters_of_another_base_or_kind_are_refused(
     dora.mkdir()
     config = json.loads((source / "adapter_config.json").read_text()) | {"use_dora": True}
     (dora / "adapter_config.json").write_text(json.dumps(config))
-    (dora / "adapter_model.safetensors").symlink_to(source / "adapter_model.safetensors")
+    shutil.copy(source / "adapter_model.safetensors", dora)
     with pytest.raises(AdapterRejected, match="DoRA"):
         export(model_folder("llama"), dora)
     assert os.listdir(tmp_path) == ["dora"]
@@ -217,6 +217,21 @@ def test_a_full_disk_leaves_nothing(
     with pytest.raises(ExportRefused, match="1000 left"):
         export(model, adapter)
     assert not list(tmp_path.iterdir())
+
+
+def test_too_little_memory_to_compare_is_found_first(
+    tmp_path: Path,
+    model_folder: ModelFolder,
+    adapter_folders: AdapterFolders,
+    export: Export,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, adapter = model_folder("llama"), adapter_folders("llama")["rank-1"]
+    monkeypatch.setattr("multiflora.engine.memory_plan.available_memory", lambda: 1 << 20)
+    with pytest.raises(NotEnoughMemory, match="or skip that with --no-verify"):
+        export(model, adapter, verify=True)
+    assert not list(tmp_path.iterdir())
+    export(model, adapter)
 
 
 def test_our_engine_loads_what_was_merged(
