@@ -1,7 +1,7 @@
 """Logits of fixed prompts through the engine's own decoder, without an engine around it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from multiflora.kernels.staging import DirectStaging
 from ..active_request import ActiveRequest
 from ..config import BaseConfig, Device, EngineConfig, Quantization
 from ..forward_batch import BatchBuilder
+from ..kv_arena import KvArena
 from ..memory_plan import plan_memory, resolve_dtype
 from ..models.config import ModelConfig
 from ..models.decoder import Decoder
@@ -27,7 +28,6 @@ from ..models.load import load_base
 from ..models.registry import load_model_config
 from ..models.rope import rope_tables
 from ..request import AdapterShare, GenerationRequest, SamplingParams
-from ..runner import allocate_caches
 from ..scheduler import ScheduledRequest, StepPlan
 
 BLOCK_SIZE = 16
@@ -99,33 +99,42 @@ class Probe:
             cache_dir=None,
             progress=progress,
         )
-        widths = [[part.out_features for part in p.slices] for p in model.projections()]
+        # All but the embedding, which is looked up and not multiplied with.
+        projections = model.adapter_projections()[:-1]
+        widths = [[part.out_features for part in p.slices] for p in projections]
         tables = ops.make_lora_tables(widths, self.device)
         shares = ()
         if adapter is not None:
             self._place(adapter, model, tables)
             shares = (AdapterShare("", weight),)
         plan = _plan(prompts, shares)
-        builder = self._builder(ops, model)
-        num_blocks = sum(len(item.request.blocks) for item in plan.items) + 1
-        caches = allocate_caches(
-            model, num_blocks, BLOCK_SIZE, dtype=self.dtype, device=self.device
+        arena = KvArena(
+            model,
+            1 + sum(len(item.request.blocks) for item in plan.items),
+            BLOCK_SIZE,
+            dtype=self.dtype,
+            device=self.device,
         )
+        builder = self._builder(ops, model, arena)
         integers = torch.int32 if ops.NAME == "triton" else torch.int64
         batch = builder.build(plan, staging=DirectStaging(self.device, integers))
+        # Every row is asked for its logits, not only the last of each prompt.
+        batch = replace(batch, head_lora=batch.lora)
         decoder = Decoder(model, weights, ops, tables)
         # Not around the load, whose threads would not be in this mode.
         with torch.inference_mode():
-            return decoder.logits(decoder.forward(batch, caches)).cpu()
+            return decoder.logits(decoder.forward(batch, arena.caches()), batch).cpu()
 
     def _place(self, adapter: Path, model: ModelConfig, tables: LoraTables) -> None:
-        projections = model.projections()
-        layout = plan_layout(projections, inspect_adapter(AdapterFolder(adapter), projections))
+        projections = model.adapter_projections()
+        modules = inspect_adapter(AdapterFolder(adapter), projections)
+        layout = plan_layout(projections, modules, itemsize=self.dtype.itemsize)
+        assert not layout.needs_base, "only plain LoRA is exported"
         with safe_open(adapter / WEIGHTS_NAME, framework="pt") as tensors:
             buffer = fill_buffer(layout, tensors.get_tensor, self.dtype)
         tables.write(0, factor_views(layout, buffer.to(self.device)))
 
-    def _builder(self, ops: Ops, model: ModelConfig) -> BatchBuilder:
+    def _builder(self, ops: Ops, model: ModelConfig, arena: KvArena) -> BatchBuilder:
         cos, sin = rope_tables(
             model.rope,
             head_dim=model.head_dim,
@@ -136,6 +145,7 @@ class Probe:
             ops,
             rope=RopeTable(cos.to(self.device), sin.to(self.device)),
             block_size=BLOCK_SIZE,
+            pages_per_block=arena.pages_per_block,
             windows=model.windows or (None,),
             slot_of=lambda _: 0,
         )
