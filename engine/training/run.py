@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .checkpoint import CheckpointFolder, CheckpointWriter, RunState, Snapshot, to_host
 from .config import PreferenceSettings, SupervisedSettings, TrainingSettings
-from .error import InvalidTrainingData, TrainingDiverged
+from .error import InvalidTrainingData, TrainingDiverged, TrainingError
 from .evaluation import evaluate
 from .example import Example, Preference
 from .factors import TrainedFactors
@@ -41,7 +42,8 @@ class TrainingRun:
     steps, bit for bit, as one that was not, and so does one that is suspended between quanta.
     ``start`` has factors to go on from, under PEFT's names; ``reference`` are the factors that
     preferences are measured against, the bare base by default. Raises ``InvalidTrainingData``,
-    ``CheckpointMismatch``, ``ValueError`` for settings that do not suit the base, and ``OSError``.
+    ``CheckpointMismatch``, ``TrainingError`` for a float16 base, ``ValueError`` for settings that
+    do not suit the base, and ``OSError``.
     """
 
     def __init__(
@@ -60,6 +62,10 @@ class TrainingRun:
         self._validation = validation
         self._settings = settings
         self._reference = reference
+        if network.dtype == torch.float16:
+            raise TrainingError(
+                "training in float16 would need loss scaling; use --dtype bfloat16 or float32"
+            )
         for rows in (task, validation):
             if rows is not None:
                 _check_rows(rows, settings, network)
@@ -205,8 +211,11 @@ class TrainingRun:
                 f"the factors are not finite after step {self.state.step}; lower the learning rate "
                 f"({self._settings.optimizer.learning_rate})"
             )
-        self._writer.start(self.snapshot())
-        yield QuantumReport(kind="checkpoint")
+        copies = []
+        for tensor in self._tensors():
+            copies.append(to_host(tensor))
+            yield QuantumReport(kind="checkpoint")
+        self._writer.start(Snapshot(self.state, *copies))
 
     def _end_write(self) -> Quanta[None]:
         """Report the write that was started last, after waiting for it."""
@@ -218,14 +227,10 @@ class TrainingRun:
             step = int(folder.name.rpartition("-")[2])
             yield QuantumReport(kind="checkpoint", event=CheckpointWritten(step, folder))
 
-    def snapshot(self) -> Snapshot:
-        """The whole state after the last step, copied to the host."""
-        return Snapshot(
-            self.state,
-            to_host(self.factors.values),
-            to_host(self._optimizer.first_moment),
-            to_host(self._optimizer.second_moment),
-        )
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What a snapshot holds, in its order."""
+        moments = (self._optimizer.first_moment, self._optimizer.second_moment)
+        return self.factors.values, *moments
 
     def _restore(self, start: Mapping[str, Tensor] | None) -> None:
         steps = self._checkpoints.steps()
@@ -241,9 +246,9 @@ class TrainingRun:
 
     def _adopt(self, snapshot: Snapshot) -> None:
         self.state = snapshot.state
-        self.factors.values.data.copy_(snapshot.values)
-        self._optimizer.first_moment.copy_(snapshot.first_moment)
-        self._optimizer.second_moment.copy_(snapshot.second_moment)
+        kept = (snapshot.values, snapshot.first_moment, snapshot.second_moment)
+        for tensor, copy in zip(self._tensors(), kept, strict=True):
+            tensor.data.copy_(copy)
 
     def _choose_result(self) -> None:
         """Leave the factors of the lowest validation loss, if that is wanted."""
