@@ -7,19 +7,15 @@ A process is started per check.
 """
 
 import logging
-import os
-import select
 import signal
-import subprocess
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
-from .child_process import SAME_PATH, end_of, start_isolated
+from .child_process import SAME_PATH, answer_of, end_of, start_isolated
 from .error import AdapterRejected
 from .gate_message import Accepted, CheckRequest, Failed, Refused, Verdict
 from .inspection import CheckedAdapter, GateLimits
@@ -28,7 +24,6 @@ from .target import Projection
 logger = logging.getLogger(__name__)
 
 _PROGRAM = SAME_PATH + "from multiflora.adapters.gate_process import main; main()"
-_MAX_VERDICT_BYTES = 64 << 10
 _MAX_LOG_BYTES = 4 << 10
 
 
@@ -62,37 +57,15 @@ def check_adapter(
 
 def _run(question: IO[bytes], complaint: IO[bytes], limits: GateLimits) -> tuple[bytes, int]:
     """The process's answer and exit status; it is gone afterwards, whatever happened."""
-    deadline = time.monotonic() + limits.wall_seconds
     process = start_isolated(_PROGRAM, question=question, complaint=complaint)
-    assert process.stdout is not None
     try:
-        with process.stdout as pipe:
-            answer = _read(pipe.fileno(), deadline)
-        return answer, process.wait(max(0.0, deadline - time.monotonic()))
-    except (TimeoutError, subprocess.TimeoutExpired):
+        return answer_of(process, wall_seconds=limits.wall_seconds)
+    except TimeoutError:
         raise AdapterRejected(
             "check_timeout",
             f"checking the adapter took over {limits.wall_seconds} s; use a smaller adapter, or "
             "raise wall_seconds",
         ) from None
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _read(descriptor: int, deadline: float) -> bytes:
-    """All that is written until the other end closes. Raises ``TimeoutError``."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    answer = b""
-    while len(answer) <= _MAX_VERDICT_BYTES:
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise TimeoutError
-        chunk = os.read(descriptor, _MAX_VERDICT_BYTES)
-        if not chunk:
-            break
-        answer += chunk
-    return answer
 
 
 def _checked(answer: bytes, source: Path) -> CheckedAdapter:

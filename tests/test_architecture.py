@@ -27,8 +27,12 @@ TORCH_FREE = (
     "engine.models.registry",
     "adapters.intake",
     "adapters.gate_process",
+    "adapters.merging.child",
+    "adapters.merging.merge_process",
     "adapters.registry",
     "adapters.store",
+    "engine.training.data.prepare",
+    "engine.training.data.run_doctor",
 )
 
 
@@ -98,17 +102,20 @@ def test_the_server_sees_the_engine_only_through_its_public_modules() -> None:
         for module, line in imports(path):
             if module.startswith("multiflora.engine."):
                 rest = module.removeprefix("multiflora.engine.")
-                is_public = rest.split(".")[0] in public or rest in start_up + offline + jobs
+                is_data = rest.startswith("training.data.")
+                named = start_up + offline + jobs
+                is_public = rest.split(".")[0] in public or rest in named or is_data
                 assert is_public, f"{path}:{line} imports {module}"
 
 
 def test_only_the_assembly_imports_the_trainer() -> None:
-    """Others know what a job is: its settings, its events, and what memory it takes."""
+    """Others know what a job is: its settings, its events, what memory it takes, and its data."""
     public = ("engine.training.job", "engine.training.config", "engine.training.estimate")
     for path in sources(*FOLDERS):
         inside = "engine/training" in path.as_posix() or path.name == "assembly.py"
         for module, line in imports(path):
-            is_trainer = "engine.training." in module and not module.endswith(public)
+            is_known = module.endswith(public) or "engine.training.data." in module
+            is_trainer = "engine.training." in module and not is_known
             assert inside or not is_trainer, f"{path}:{line}"
 
 
