@@ -3,27 +3,20 @@
     server thread --CheckRequest--> gate_process (no torch, no secrets, hard limits)
                   <----Verdict----    reads the source, writes `staged`, ends
 
-A process is started per check, by ``exec`` and never by a bare fork: the caller runs threads and an
-event loop. It needs no network, and of the environment it gets the library path only.
+A process is started per check; ``confined_process`` says how.
 """
 
-import json
 import logging
 import os
-import select
 import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
-import multiflora
-
+from .confined_process import program_of, run_confined
 from .error import AdapterRejected
 from .gate_message import Accepted, CheckRequest, Failed, Refused, Verdict
 from .inspection import CheckedAdapter, GateLimits
@@ -31,14 +24,7 @@ from .target import Projection
 
 logger = logging.getLogger(__name__)
 
-# `-I -S` leaves out the environment, the working directory and every .pth file; the caller's search
-# path is handed over instead, so that both run the same code.
-_PROGRAM = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from multiflora.adapters.gate_process import main; main()"
-)
-_INHERITED = ("LD_LIBRARY_PATH",)
-_MAX_VERDICT_BYTES = 64 << 10
+_PROGRAM = program_of("multiflora.adapters.gate_process")
 _MAX_LOG_BYTES = 4 << 10
 
 
@@ -73,51 +59,14 @@ def check_adapter(
 
 def _run(question: IO[bytes], complaint: IO[bytes], limits: GateLimits) -> tuple[bytes, int]:
     """The process's answer and exit status; it is gone afterwards, whatever happened."""
-    deadline = time.monotonic() + limits.wall_seconds
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _PROGRAM, json.dumps(_search_path())],
-        stdin=question,
-        stdout=subprocess.PIPE,
-        stderr=complaint,
-        env={name: os.environ[name] for name in _INHERITED if name in os.environ},
-        cwd="/",
-        start_new_session=True,
-    )
-    assert process.stdout is not None
     try:
-        with process.stdout as pipe:
-            answer = _read(pipe.fileno(), deadline)
-        return answer, process.wait(max(0.0, deadline - time.monotonic()))
-    except (TimeoutError, subprocess.TimeoutExpired):
+        return run_confined(_PROGRAM, question, complaint, wall_seconds=limits.wall_seconds)
+    except TimeoutError:
         raise AdapterRejected(
             "check_timeout",
             f"checking the adapter took over {limits.wall_seconds} s; use a smaller adapter, or "
             "raise wall_seconds",
         ) from None
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _search_path() -> list[str]:
-    """The caller's, then the place where it found this package, by whatever means it did."""
-    root = Path(multiflora.__file__).parent.parent
-    return [os.path.abspath(entry) for entry in sys.path] + [str(root)]
-
-
-def _read(descriptor: int, deadline: float) -> bytes:
-    """All that is written until the other end closes. Raises ``TimeoutError``."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    answer = b""
-    while len(answer) <= _MAX_VERDICT_BYTES:
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise TimeoutError
-        chunk = os.read(descriptor, _MAX_VERDICT_BYTES)
-        if not chunk:
-            break
-        answer += chunk
-    return answer
 
 
 def _checked(answer: bytes, source: Path) -> CheckedAdapter:

@@ -7,20 +7,18 @@ those of ``gate_message``, in plain json: importing msgspec would double the sta
 import errno
 import json
 import os
-import resource
-import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from . import process_limits
 from .archive import ArchiveLimits
 from .error import AdapterRejected
 from .inspection import CheckedAdapter, GateLimits, inspect_source
+from .process_limits import ProcessLimits
 from .target import Projection, TargetModule
-
-_MAX_OPEN_FILES = 32
 
 
 def main() -> None:
@@ -33,27 +31,14 @@ def main() -> None:
 
 def restrict(limits: GateLimits) -> None:
     """Lower what this process may use, for good."""
-    archive = limits.archive
-    for kind, value in (
-        (resource.RLIMIT_AS, limits.memory_bytes),
-        (resource.RLIMIT_FSIZE, max(limits.max_bytes, archive.max_unpacked_bytes)),
-        (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
-        # No child, no thread; and no dump of a tenant's weights on the disk.
-        (resource.RLIMIT_NPROC, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _lower(kind, value, value)
-    # Above the soft limit comes SIGXCPU, which tells the parent the reason; SIGKILL would not.
-    _lower(resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + 1)
-    # The parent kills at wall_seconds; this is for the case that the parent is gone.
-    signal.alarm(limits.wall_seconds + 1)
-
-
-def _lower(kind: int, soft: int, hard: int) -> None:
-    _, ceiling = resource.getrlimit(kind)
-    if ceiling != resource.RLIM_INFINITY:
-        soft, hard = min(soft, ceiling), min(hard, ceiling)
-    resource.setrlimit(kind, (soft, hard))
+    process_limits.restrict(
+        ProcessLimits(
+            memory_bytes=limits.memory_bytes,
+            file_bytes=max(limits.max_bytes, limits.archive.max_unpacked_bytes),
+            cpu_seconds=limits.cpu_seconds,
+            wall_seconds=limits.wall_seconds,
+        )
+    )
 
 
 def _verdict(request: Mapping[str, Any], limits: GateLimits) -> Mapping[str, Any]:

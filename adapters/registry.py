@@ -48,11 +48,12 @@ class Registry:
         if keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}; a name keeps at least 1 version")
         self.store = store
-        self._database = database or Database.in_memory(MIGRATIONS)
+        # Others keep their tables in it too.
+        self.database = database or Database.in_memory(MIGRATIONS)
         self._reserved = frozenset(reserved)
         self._keep_last = keep_last
         self._clock = clock
-        self.answers = KeptAnswers(self._database, clock=clock)
+        self.answers = KeptAnswers(self.database, clock=clock)
         # Guards everything below, for moments only; taken after the database's lock.
         self._lock = threading.Lock()
         self._leases = LeaseTable(self._lock)
@@ -91,7 +92,7 @@ class Registry:
 
     def close(self) -> None:
         """Give up the database. Leases may still be released."""
-        self._database.close()
+        self.database.close()
 
     def lease(self, name: str, user: str | None = None) -> Lease:
         """Take a lease on the version behind ``name``; raises ``UnknownName`` (a ``KeyError``).
@@ -143,7 +144,7 @@ class Registry:
     def publish(self, name: str, digest: str) -> AdapterEntry:
         """Publish a version of which nothing else is known, and point ``name`` at it."""
         check_name(name, self._reserved)
-        with self._database.lock:
+        with self.database.lock:
             self.publish_version(Version(digest))
             return self.point(name, digest)
 
@@ -155,7 +156,7 @@ class Registry:
         in the store.
         """
         # The lock keeps `collect` from the bytes between the look and the row.
-        with self._database.lock:
+        with self.database.lock:
             if self.store is not None and version.digest not in self.store:
                 raise AdapterRejected(
                     "unknown_version",
@@ -287,7 +288,7 @@ class Registry:
         Rows go first, durably: a crash in between leaves bytes without a row, which the next call
         finds, and never a row without its bytes.
         """
-        with self._database.lock:
+        with self.database.lock:
             with self._change("collect") as change:
                 digests = change.collect(self.leases_by_digest())
             if self.store is not None:
@@ -314,14 +315,14 @@ class Registry:
 
     @contextmanager
     def _tables(self) -> Iterator[RegistryTables]:
-        with self._database.reading() as connection:
+        with self.database.reading() as connection:
             yield RegistryTables(connection)
 
     @contextmanager
     def _change(self, operation: str) -> Iterator[Change]:
         """A transaction, and the mirror's update before any later change can begin."""
-        with self._database.lock:
-            with self._database.transaction() as connection:
+        with self.database.lock:
+            with self.database.transaction() as connection:
                 reach(f"{operation}.1")
                 change = Change(connection, now=int(self._clock()), keep_last=self._keep_last)
                 yield change

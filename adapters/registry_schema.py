@@ -67,4 +67,19 @@ CREATE TABLE answer (
 ) STRICT
 """
 
-MIGRATIONS: Final = (_FIRST, _SECOND)
+_THIRD: Final = """
+-- Files that clients uploaded, or that jobs made for them; `number` is the order of arrival.
+CREATE TABLE file (
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  id TEXT NOT NULL UNIQUE,
+  filename TEXT NOT NULL,
+  purpose TEXT NOT NULL,
+  num_bytes INTEGER NOT NULL,
+  created INTEGER NOT NULL,
+  expires INTEGER,
+  status TEXT NOT NULL CHECK (status IN ('uploaded', 'processed', 'error')),
+  details TEXT
+) STRICT
+"""
+
+MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD)

@@ -5,8 +5,7 @@ import shutil
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
@@ -14,9 +13,9 @@ from . import durable
 from .error import AdapterRejected
 from .fault import reach
 from .folder import CONFIG_NAME, WEIGHTS_NAME, AdapterFolder
+from .staging import StagingArea
 from .version import is_digest
 
-_INCOMING: Final = ".incoming-"
 _OUTGOING: Final = ".outgoing-"
 
 
@@ -31,26 +30,17 @@ class AdapterStore:
         self._root = data_dir / "adapters"
         self._lock = threading.Lock()
         self._held: Counter[str] = Counter()
-        self._arriving: set[Path] = set()
+        self._staging = StagingArea(self._root)
 
     def __contains__(self, digest: str) -> bool:
         return is_digest(digest) and self._path(digest).is_dir()
 
-    @contextmanager
-    def staging(self) -> Iterator[Path]:
+    def staging(self) -> AbstractContextManager[Path]:
         """A private folder on the store's file system, to check content in before it is ``put``.
 
         Whatever is still in it afterwards is deleted.
         """
-        durable.make_folder(self._root)
-        with self._lock:
-            folder = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=self._root))
-            self._arriving.add(folder)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            self._arriving.discard(folder)
+        return self._staging.folder()
 
     def put(self, digest: str, staged: Path) -> None:
         """Move ``staged`` in, durably and all or nothing; a digest already there is left alone.
@@ -139,9 +129,7 @@ class AdapterStore:
         reach("put.5")
 
     def _leftovers(self) -> list[Path]:
-        with self._lock:
-            found = [*self._root.glob(f"{_INCOMING}*"), *self._root.glob(f"{_OUTGOING}*")]
-            return [folder for folder in found if folder not in self._arriving]
+        return [*self._staging.leftovers(), *self._root.glob(f"{_OUTGOING}*")]
 
     def _path(self, digest: str) -> Path:
         if not is_digest(digest):

@@ -3,26 +3,20 @@
 import asyncio
 import errno
 import hashlib
-from collections.abc import AsyncIterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeAlias
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from multiflora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
-from multiflora.adapters.store import AdapterStore
 from multiflora.engine.errors import RequestRejected
 
 from .errors import RequestTooLarge, StorageFull, UnknownParameter, UploadTimeout
 
-_FILES: Final = {"config": CONFIG_NAME, "weights": WEIGHTS_NAME, "archive": "archive"}
-_TEXTS: Final = ("name", "activate")
-_MAX_TEXT_BYTES: Final = 1024
-_MAX_CONFIG_BYTES: Final = 1 << 20
 # Parsing and writing happen in a thread, this much at a time.
 _BATCH_BYTES: Final = 1 << 18
 # A client that is still sending would miss an early answer.
@@ -36,32 +30,56 @@ class MalformedUpload(RequestRejected):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Upload:
-    """A form that was received whole.
+class FormField:
+    """A field that a form may have: a short text, or a file that is staged as ``file``."""
 
-    ``source`` is what the gate is to check: a folder of two files or one archive, not yet trusted
-    in any way. ``fingerprint`` is a sha256 of all that was sent, whatever its order.
+    file: str | None = None
+    max_bytes: int = 1024
+
+
+# Names of fields, and what each may be.
+FormFields: TypeAlias = Mapping[str, FormField]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivedFile:
+    """A staged file, not yet trusted in any way; ``filename`` is the client's word for it."""
+
+    path: Path
+    filename: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """A form that was received whole, by the names of its fields.
+
+    ``fingerprint`` is a sha256 of all that was sent, whatever its order.
     """
 
     texts: Mapping[str, str]
-    source: Path
+    files: Mapping[str, ReceivedFile]
     fingerprint: str
 
 
 @asynccontextmanager
 async def receive_upload(
-    request: Request, store: AdapterStore, *, idle_seconds: float
+    request: Request,
+    staging: Callable[[], AbstractContextManager[Path]],
+    fields: FormFields,
+    *,
+    idle_seconds: float,
 ) -> AsyncIterator[Upload]:
-    """Receive the form into a private folder of the store, which goes when the block ends.
+    """Receive the form into the private folder of ``staging``, which goes when the block ends.
 
     Raises ``RequestRejected`` (also for a client that sends nothing for ``idle_seconds``) and
     ``StorageFull``.
     """
     boundary = _boundary(request)
-    with ExitStack() as files:
-        staged = await asyncio.to_thread(files.enter_context, store.staging())
-        form = _Form(staged)
-        files.callback(form.close)
+    with ExitStack() as opened:
+        staged = await asyncio.to_thread(opened.enter_context, staging())
+        form = _Form(staged, fields)
+        opened.callback(form.close)
         try:
             await _receive(request, form, boundary, idle_seconds)
             upload = form.finish()
@@ -72,7 +90,7 @@ async def receive_upload(
         try:
             yield upload
         finally:
-            await asyncio.to_thread(files.close)
+            await asyncio.to_thread(opened.close)
 
 
 def _boundary(request: Request) -> bytes:
@@ -80,8 +98,8 @@ def _boundary(request: Request) -> bytes:
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not 0 < len(boundary) <= 70:
         raise MalformedUpload(
-            "an adapter is uploaded as multipart/form-data with a boundary; curl -F and the "
-            "files= of HTTP clients send that"
+            "files are uploaded as multipart/form-data with a boundary; curl -F and the files= of "
+            "HTTP clients send that"
         )
     return boundary
 
@@ -113,7 +131,7 @@ def _feed(parser: MultipartParser, data: bytes) -> None:
         raise MalformedUpload(f"the body is not multipart/form-data: {error}") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull("the disk is full; nothing was published") from error
+            raise StorageFull("the disk is full; nothing was stored") from error
         raise
 
 
@@ -132,7 +150,9 @@ class _Part:
 
     name: str
     limit: int
+    path: Path | None
     file: BinaryIO | None
+    filename: str
     size: int = 0
     text: bytearray = field(default_factory=bytearray)
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
@@ -140,11 +160,12 @@ class _Part:
 
 class _Form:
     """What the parser calls. A field is a file or a text by its name; the client's word, such as a
-    file name or a content type, is not asked for.
+    content type, is not asked for.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fields: FormFields) -> None:
         self._folder = folder
+        self._fields = fields
         self._header = b""
         self._value = b""
         self._disposition = b""
@@ -172,26 +193,15 @@ class _Form:
     def finish(self) -> Upload:
         if not self._is_ended:
             raise MalformedUpload("the form ends in the middle; send it again")
-        texts = {
-            name: self._parts[name].text.decode("utf-8", "replace")
-            for name in _TEXTS
-            if name in self._parts
-        }
-        return Upload(texts=texts, source=self._source(), fingerprint=self._fingerprint())
-
-    def _source(self) -> Path:
-        given = {name for name in _FILES if name in self._parts}
-        if given == {"archive"}:
-            return self._folder / _FILES["archive"]
-        if given == {"config", "weights"}:
-            return self._folder
-        shown = ", ".join(sorted(given)) or "none"
-        missing = next((name for name in ("weights", "config") if name not in given), "archive")
-        raise MalformedUpload(
-            "send either config (adapter_config.json) and weights (adapter_model.safetensors), or "
-            f"archive (one .tar.gz or .zip of the folder); got {shown}",
-            param=missing,
-        )
+        texts, files = {}, {}
+        for name, part in self._parts.items():
+            if part.path is None:
+                texts[name] = part.text.decode("utf-8", "replace")
+            else:
+                files[name] = ReceivedFile(
+                    path=part.path, filename=part.filename, num_bytes=part.size
+                )
+        return Upload(texts=texts, files=files, fingerprint=self._fingerprint())
 
     def _fingerprint(self) -> str:
         total = hashlib.sha256()
@@ -216,19 +226,19 @@ class _Form:
     def _open_part(self) -> None:
         _, options = parse_options_header(self._disposition)
         name = options.get(b"name", b"").decode("latin-1")[:64]
-        if name not in _FILES and name not in _TEXTS:
+        if name not in self._fields:
             raise UnknownParameter(
-                f"unknown field {name!r}; the form has {', '.join((*_TEXTS, *_FILES))}", param=name
+                f"unknown field {name!r}; the form has {', '.join(self._fields)}", param=name
             )
         if name in self._parts:
             raise MalformedUpload(f"the field {name} comes twice", param=name)
-        self._part = self._parts[name] = self._new_part(name)
+        filename = options.get(b"filename", b"").decode("utf-8", "replace")
+        self._part = self._parts[name] = self._new_part(name, filename)
 
-    def _new_part(self, name: str) -> _Part:
-        if name in _TEXTS:
-            return _Part(name, _MAX_TEXT_BYTES, None)
-        limit = _MAX_CONFIG_BYTES if name == "config" else 1 << 62
-        return _Part(name, limit, open(self._folder / _FILES[name], "xb"))
+    def _new_part(self, name: str, filename: str) -> _Part:
+        known = self._fields[name]
+        path = None if known.file is None else self._folder / known.file
+        return _Part(name, known.max_bytes, path, open(path, "xb") if path else None, filename)
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         part, chunk = self._part, data[start:end]

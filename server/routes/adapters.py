@@ -12,6 +12,7 @@ from multiflora.adapters.error import UnknownName, UnknownVersion
 from multiflora.engine.errors import RequestRejected
 
 from ..adapter_tar import AdapterTar
+from ..adapter_upload import AdapterUpload, receive_adapter
 from ..adapter_view import view_adapter, view_adapters, view_versions
 from ..idempotency import adapter_response, once
 from ..openapi import upload_form
@@ -19,7 +20,6 @@ from ..publishing import Terms
 from ..removal import remove_adapter
 from ..schemas.adapter import event_object
 from ..service import Service, service_of
-from ..uploads import Upload, receive_upload
 from .preconditions import if_match_of
 
 router = APIRouter()
@@ -124,18 +124,18 @@ def _open_tar(service: Service, name: str, digest: str) -> AdapterTar:
 def _received(request: Request, service: Service) -> Any:
     store = service.registry.store
     assert store is not None
-    return receive_upload(request, store, idle_seconds=service.limits.upload_idle_seconds)
+    return receive_adapter(request, store, idle_seconds=service.limits.upload_idle_seconds)
 
 
 async def _publish(
-    request: Request, service: Service, upload: Upload, name: str, terms: Terms
+    request: Request, service: Service, upload: AdapterUpload, name: str, terms: Terms
 ) -> Response:
     work = partial(_publish_upload, service, upload, name, terms)
     return await once(request, service, work, fingerprint=upload.fingerprint)
 
 
 async def _publish_upload(
-    service: Service, upload: Upload, name: str, terms: Terms, is_repeated: bool
+    service: Service, upload: AdapterUpload, name: str, terms: Terms, is_repeated: bool
 ) -> Response:
     is_new = name not in {entry.name for entry in service.registry.entries()}
     if terms.is_new:

@@ -143,7 +143,7 @@ def test_a_full_disk_changes_nothing(tmp_path: Path, tiny_folder: AdapterFolder)
     registry.store.put_copy("a" * 64, tiny_folder)
     registry.publish("tone", "a" * 64)
     registry.store.put_copy("b" * 64, tiny_folder)
-    with registry._database.reading() as connection:
+    with registry.database.reading() as connection:
         (num_pages,) = connection.execute("PRAGMA page_count").fetchone()
         connection.execute(f"PRAGMA max_page_count = {num_pages}")
         with pytest.raises(RegistryUnavailable, match=r"full.*nothing was changed"):

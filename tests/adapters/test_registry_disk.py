@@ -124,7 +124,7 @@ def test_rows_go_before_bytes(
     def check_then_remove(digest: str) -> bool:
         with pytest.raises(RegistryError):
             registry.version(digest)
-        assert not registry._database._connection.in_transaction
+        assert not registry.database._connection.in_transaction
         return remove(digest)
 
     monkeypatch.setattr(store, "remove", check_then_remove)
@@ -144,7 +144,7 @@ def test_a_lease_waits_for_no_disk(
         registry.entry("tone")
         answered.set()
 
-    with registry._database.transaction():
+    with registry.database.transaction():
         threading.Thread(target=ask).start()
         assert answered.wait(5)
 
