@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from multiflora.kernels.ops import LoraTables
 
-from .flat_buffer import factor_views
+from .adjustment_table import AdjustmentTable
+from .flat_buffer import adjustment_views, factor_views
 from .loan import Lender, Loan
 from .slots import SlotTable
 from .transfer import Arrival, Transfer
@@ -35,6 +36,7 @@ class DeviceTier:
         self, tables: LoraTables, transfer: Transfer, capacity_bytes: int, lender: Lender
     ) -> None:
         self.slots = SlotTable(capacity_bytes)
+        self.adjustments = AdjustmentTable()
         self._tables = tables
         self._transfer = transfer
         self._lender = lender
@@ -68,7 +70,7 @@ class DeviceTier:
             return None
         # The tables keep what they name alive: cleared first, the memory can be used again.
         for slot in placement.freed_slots:
-            self._tables.clear(slot)
+            self._clear(slot)
         evicted = {victim: self._shared.pop(victim, None) for victim in placement.evicted}
         self._start(digest, version)
         return Arriving(not self._transfer.shares_memory, evicted)
@@ -112,8 +114,9 @@ class DeviceTier:
         return complete
 
     def _open(self, digest: str, version: HostVersion, arrival: Arrival) -> None:
-        views = factor_views(version.layout, arrival.buffer)
-        self._tables.write(self.slots.slot_of(digest), views)
+        slot = self.slots.slot_of(digest)
+        self._tables.write(slot, factor_views(version.layout, arrival.buffer))
+        self.adjustments.write(slot, adjustment_views(version.layout, arrival.buffer))
         self.slots.set_arriving(digest, False)
         if self._transfer.shares_memory and digest not in self._loans:
             self._shared[digest] = version
@@ -128,8 +131,12 @@ class DeviceTier:
 
     def remove(self, digest: str, *, is_called_in: bool = False) -> None:
         """Free the memory of a version that nobody uses."""
-        self._tables.clear(self.slots.slot_of(digest))
+        self._clear(self.slots.slot_of(digest))
         self.slots.remove(digest)
         self._shared.pop(digest, None)
         if loan := self._loans.pop(digest, None):
             self._lender.take_back(loan, is_called_in=is_called_in)
+
+    def _clear(self, slot: int) -> None:
+        self._tables.clear(slot)
+        self.adjustments.clear(slot)

@@ -3,6 +3,10 @@ since the kernel may have dropped the pages and would report success.
 """
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -30,3 +34,30 @@ def make_folder(path: Path) -> None:
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
         sync(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside ``path`` that becomes ``path``, durably, when the block ends.
+
+    Whoever fills it syncs its files. If the block raises, nothing is left; a process that is killed
+    leaves the hidden one. Raises ``FileExistsError`` if there is something at ``path``.
+    """
+    _refuse_existing(path)
+    make_folder(path.parent)
+    staged = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield staged
+        staged.chmod(0o755)
+        sync(staged)
+        _refuse_existing(path)
+        os.rename(staged, path)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    sync(path.parent)
+
+
+def _refuse_existing(path: Path) -> None:
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists; choose another folder, or remove it first")

@@ -7,7 +7,6 @@ A process is started per check; ``confined_process`` says how.
 """
 
 import logging
-import os
 import signal
 import tempfile
 from collections.abc import Sequence
@@ -46,7 +45,6 @@ def check_adapter(
     request = CheckRequest(
         str(source.absolute()), str(staged.absolute()), tuple(projections), limits
     )
-    # A file never blocks its writer, as a pipe to or from a process that hangs would.
     with tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as complaint:
         question.write(msgspec.json.encode(request))
         question.seek(0)
@@ -99,6 +97,5 @@ def _died(status: int, limits: GateLimits) -> AdapterRejected:
 
 
 def _log(complaint: IO[bytes], status: int) -> None:
-    complaint.seek(max(0, complaint.seek(0, os.SEEK_END) - _MAX_LOG_BYTES))
-    text = complaint.read().decode("utf-8", "backslashreplace")
-    logger.warning("the check of an adapter ended with status %d: %s", status, ascii(text))
+    text = end_of(complaint, _MAX_LOG_BYTES)
+    logger.warning("the check of an adapter ended with status %d: %s", status, text)

@@ -11,8 +11,11 @@ from pathlib import Path
 
 from .archive import ArchiveLimits, unpack
 from .error import AdapterRejected
+from .feature import features_of
 from .folder import CHUNK_BYTES, CONFIG_NAME, WEIGHTS_NAME, AdapterFolder, open_regular
-from .peft_format import ModuleSpec, parse_settings, resolve_modules
+from .ia3_format import check_inputs
+from .module_spec import ModuleSpec
+from .resolution import parse_config, resolve_modules
 from .target import Projection
 
 
@@ -53,7 +56,8 @@ _MIN_MEMORY_BYTES = 64 << 20
 class CheckedAdapter:
     """What the check found: ``num_bytes`` of weights file, the largest ``rank``, and the modules.
 
-    ``modules`` are the distinct last parts of the adapted modules' paths, in order.
+    ``modules`` are the distinct last parts of the adapted modules' paths, in order; ``features``
+    what the adapter has beside LoRA on the decoder's linears.
     """
 
     digest: str
@@ -61,6 +65,7 @@ class CheckedAdapter:
     rank: int
     num_modules: int
     modules: tuple[str, ...]
+    features: tuple[str, ...] = ()
 
 
 def inspect_source(
@@ -85,6 +90,7 @@ def inspect_source(
         rank=max(module.rank for module in modules),
         num_modules=len(modules),
         modules=tuple(sorted({module.path.rpartition(".")[2] for module in modules})),
+        features=features_of(modules),
     )
 
 
@@ -92,9 +98,10 @@ def inspect_adapter(
     folder: AdapterFolder, projections: Sequence[Projection]
 ) -> tuple[ModuleSpec, ...]:
     """Resolve every tensor of ``folder`` to a module of the base."""
-    settings = parse_settings(folder.config)
     targets = [target for projection in projections for target in projection.slices]
-    return resolve_modules(settings, folder.shapes, targets)
+    modules = resolve_modules(parse_config(folder.config), folder.shapes, targets)
+    check_inputs(projections, modules)
+    return modules
 
 
 def copy_folder(source: Path, into: Path, *, max_bytes: int) -> None:
@@ -140,8 +147,15 @@ def _resolve(
 
 
 def _semantics(modules: Sequence[ModuleSpec]) -> str:
-    """What the config means, canonically: two spellings of one adapter share a digest."""
-    return json.dumps([asdict(module) for module in modules], sort_keys=True)
+    """What the config means, canonically: two spellings of one adapter share a digest.
+
+    What a module has not is left out, so that a digest outlives features that it does not use.
+    """
+    present = [
+        {name: value for name, value in asdict(module).items() if value is not None}
+        for module in modules
+    ]
+    return json.dumps(present, sort_keys=True)
 
 
 def _too_large(found: str, limit: int, name: str) -> AdapterRejected:

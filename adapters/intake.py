@@ -51,5 +51,6 @@ def import_version(
         metrics=metrics or {},
         num_bytes=checked.num_bytes,
         rank=checked.rank,
+        features=checked.features,
         base=base,
     )

@@ -1,4 +1,4 @@
-"""PEFT's adapter folder: which module gets which rank and scale, and where its tensors are.
+"""PEFT's LoRA folder: which module gets which rank and scale, and where its tensors are.
 
 Semantics follow PEFT 0.21 (`LoraConfig`, `check_target_module_exists`, `get_pattern_key`). Only
 what is served exactly passes; everything else is refused by name.
@@ -11,32 +11,39 @@ from dataclasses import dataclass
 from typing import Any
 
 from .error import AdapterRejected
+from .module_spec import PREFIX, ModuleSpec, TensorShapes
+from .peft_value import (
+    LAYER_FORM,
+    finite,
+    flag,
+    key_pattern,
+    layer_patterns,
+    layers,
+    matches,
+    names,
+    one_of,
+    positive_int,
+    table,
+)
+from .saved_module import is_saved, saved_modules, take_saved
 from .target import TargetModule
 
-PREFIX = "base_model.model."
-_MAX_PATTERN = 512
-# Far above any real rank; what a server accepts is the gate's limit.
-_MAX_RANK = 1 << 16
-# The regexes that PEFT builds around a pattern's text.
-_KEY_FORM = r"(.*\.)?({})$"
-_LAYER_FORM = r".*\.{}\.(\d+)\."
+__all__ = ["PREFIX", "LoraSettings", "ModuleSpec", "parse_lora", "parse_settings"]
 
 # Keys that never change what a finished adapter computes.
-_NEUTRAL_KEYS = frozenset(
+NEUTRAL_KEYS = frozenset(
     "task_type auto_mapping peft_version base_model_name_or_path revision inference_mode "
     "lora_dropout loftq_config eva_config corda_config lora_ga_config megatron_config "
-    "megatron_core qalora_group_size ensure_weight_tying runtime_config".split()
+    "megatron_core qalora_group_size runtime_config".split()
 )
 _USED_KEYS = frozenset(
     "peft_type r lora_alpha use_rslora rank_pattern alpha_pattern target_modules exclude_modules "
-    "layers_to_transform layers_pattern bias init_lora_weights".split()
+    "layers_to_transform layers_pattern bias init_lora_weights use_dora lora_bias modules_to_save "
+    "ensure_weight_tying".split()
 )
 # Features with a name people know; any value but a neutral one is refused with this remedy.
 _UNSERVED_KEYS: Mapping[str, str] = {
-    "use_dora": "DoRA is not served yet; retrain with use_dora=False",
-    "modules_to_save": "fully trained modules are not served yet; retrain without modules_to_save",
     "trainable_token_indices": "trained token embeddings are not served yet",
-    "lora_bias": "biases on lora_B are not served yet; retrain with lora_bias=False",
     "layer_replication": "layer replication needs another base model",
     "fan_in_fan_out": "fan_in_fan_out belongs to Conv1D bases, which are not supported",
     "alora_invocation_tokens": "activated LoRA is not served yet",
@@ -45,17 +52,7 @@ _UNSERVED_KEYS: Mapping[str, str] = {
 }
 # Initialisations that subtract the start from the base, so the base is no longer the shared one.
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleSpec:
-    """LoRA of one linear: ``delta = scale * B @ A`` with A [rank, K] and B [N, rank]."""
-
-    path: str
-    rank: int
-    scale: float
-    a_name: str
-    b_name: str
+_BIASES = ("none", "all", "lora_only")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +68,11 @@ class LoraSettings:
     exclude_modules: str | tuple[str, ...]
     layers_to_transform: tuple[int, ...] | None
     layers_pattern: tuple[str, ...]
+    use_dora: bool = False
+    lora_bias: bool = False
+    bias: str = "none"
+    modules_to_save: tuple[str, ...] = ()
+    ties_weights: bool = False
 
     def rank_of(self, path: str) -> int:
         return int(_by_pattern(self.rank_pattern, path, self.rank))
@@ -81,12 +83,12 @@ class LoraSettings:
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def is_target(self, path: str) -> bool:
-        """Whether PEFT would put an adapter on the linear at ``path``."""
-        if _matches(self.exclude_modules, path):
+        """Whether PEFT would put an adapter on the decoder's linear at ``path``."""
+        if matches(self.exclude_modules, path):
             return False
         if self.target_modules == "all-linear":
             return True
-        if not _matches(self.target_modules, path):
+        if not matches(self.target_modules, path):
             return False
         return isinstance(self.target_modules, str) or self._is_layer_target(path)
 
@@ -97,101 +99,125 @@ class LoraSettings:
             return True
         patterns = self.layers_pattern or (r"[^.]*",)
         for pattern in patterns:
-            found = re.match(_LAYER_FORM.format(pattern), path)
+            found = re.match(LAYER_FORM.format(pattern), path)
             if found:
                 return int(found.group(1)) in self.layers_to_transform
         return False
 
+    def spec_of(self, target: TargetModule, shapes: TensorShapes) -> ModuleSpec | None:
+        """Claim the tensors of ``target``; None if the adapter leaves it alone.
+
+        Raises ``AdapterRejected`` if one is missing or has the wrong shape.
+        """
+        if is_saved(self.modules_to_save, target):
+            return take_saved(target, shapes)
+        is_target = self.is_target(target.path)
+        if target.kind != "linear" and self.target_modules == "all-linear":
+            is_target = False
+        if is_target:
+            return self._take_lora(target, shapes)
+        if self.bias == "all" and target.has_bias:
+            name = shapes.take(f"{PREFIX}{target.path}.bias", (target.out_features,), target.path)
+            return ModuleSpec(target.path, 0, 0.0, "", "", bias=name)
+        return None
+
+    def _take_lora(self, target: TargetModule, shapes: TensorShapes) -> ModuleSpec:
+        self._check_kind(target)
+        rank, path, width = self.rank_of(target.path), target.path, (target.out_features,)
+        module = f"{PREFIX}{path}"
+        factor = "lora_embedding_{}" if target.kind == "embedding" else "lora_{}.weight"
+        has_bias = self.bias != "none" and target.has_bias
+        return ModuleSpec(
+            path,
+            rank,
+            self.scale_of(path),
+            shapes.take(f"{module}.{factor.format('A')}", (rank, target.in_features), path),
+            shapes.take(f"{module}.{factor.format('B')}", (target.out_features, rank), path),
+            magnitude=self._take_magnitude(target, shapes) if self.use_dora else None,
+            lora_bias=shapes.take(f"{module}.lora_B.bias", width, path) if self.lora_bias else None,
+            bias=shapes.take(f"{module}.base_layer.bias", width, path) if has_bias else None,
+            base_copy=shapes.take_base_copy(target),
+        )
+
+    def _take_magnitude(self, target: TargetModule, shapes: TensorShapes) -> str:
+        # PEFT saves the bare name and also loads the name of the parameter itself.
+        name = f"{PREFIX}{target.path}.lora_magnitude_vector"
+        if f"{name}.weight" in shapes and name not in shapes:
+            name = f"{name}.weight"
+        return shapes.take(name, (target.out_features,), target.path)
+
+    def _check_kind(self, target: TargetModule) -> None:
+        if target.kind == "linear":
+            return
+        for is_used, what in (
+            (self.ties_weights, "ensure_weight_tying, which ties one adapter to two modules"),
+            (self.lora_bias and target.kind == "embedding", "lora_bias, which PEFT has not either"),
+        ):
+            if is_used:
+                raise AdapterRejected(
+                    "unsupported_feature", f"{target.path} with {what}: this is not served"
+                )
+
 
 def parse_settings(config: Mapping[str, Any]) -> LoraSettings:
+    """Plain LoRA's settings: for those who know nothing but ``scale * B @ A`` on linears.
+
+    Raises ``AdapterRejected`` for an adapter that has more.
+    """
+    settings = parse_lora(config)
+    for key in ("use_dora", "lora_bias", "modules_to_save"):
+        if getattr(settings, key):
+            raise AdapterRejected("unsupported_feature", f"{key}={config[key]!r}: not plain LoRA")
+    if settings.bias != "none":
+        raise AdapterRejected("unsupported_feature", f"bias={settings.bias!r}: not plain LoRA")
+    return settings
+
+
+def parse_lora(config: Mapping[str, Any]) -> LoraSettings:
     """Read ``adapter_config.json``; raises ``AdapterRejected`` for what is not served exactly."""
     _refuse_unserved(config)
-    rank = _positive_int(config.get("r"), "r")
+    use_dora, lora_bias = flag(config.get("use_dora"), "use_dora"), config.get("lora_bias")
+    if use_dora and lora_bias:
+        raise AdapterRejected("invalid_config", "PEFT has no lora_bias with use_dora; drop one")
     return LoraSettings(
-        rank=rank,
-        alpha=_finite(config.get("lora_alpha", 8), "lora_alpha"),
-        use_rslora=_flag(config.get("use_rslora"), "use_rslora"),
+        rank=positive_int(config.get("r"), "r"),
+        alpha=finite(config.get("lora_alpha", 8), "lora_alpha"),
+        use_rslora=flag(config.get("use_rslora"), "use_rslora"),
         rank_pattern={
-            _key_pattern(k, "rank_pattern"): _positive_int(v, f"rank_pattern[{k!r}]")
-            for k, v in _table(config.get("rank_pattern"), "rank_pattern").items()
+            key_pattern(k, "rank_pattern"): positive_int(v, f"rank_pattern[{k!r}]")
+            for k, v in table(config.get("rank_pattern"), "rank_pattern").items()
         },
         alpha_pattern={
-            _key_pattern(k, "alpha_pattern"): _finite(v, f"alpha_pattern[{k!r}]")
-            for k, v in _table(config.get("alpha_pattern"), "alpha_pattern").items()
+            key_pattern(k, "alpha_pattern"): finite(v, f"alpha_pattern[{k!r}]")
+            for k, v in table(config.get("alpha_pattern"), "alpha_pattern").items()
         },
-        target_modules=_names(config.get("target_modules"), "target_modules"),
-        exclude_modules=_names(config.get("exclude_modules") or (), "exclude_modules"),
-        layers_to_transform=_layers(config.get("layers_to_transform")),
-        layers_pattern=_patterns(config.get("layers_pattern")),
+        target_modules=names(config.get("target_modules"), "target_modules"),
+        exclude_modules=names(config.get("exclude_modules") or (), "exclude_modules"),
+        layers_to_transform=layers(config.get("layers_to_transform")),
+        layers_pattern=layer_patterns(config.get("layers_pattern")),
+        use_dora=use_dora,
+        lora_bias=flag(lora_bias, "lora_bias"),
+        bias=one_of(config.get("bias", "none"), "bias", _BIASES),
+        modules_to_save=saved_modules(config),
+        ties_weights=flag(config.get("ensure_weight_tying"), "ensure_weight_tying"),
     )
 
 
-def resolve_modules(
-    settings: LoraSettings, shapes: Mapping[str, tuple[int, ...]], targets: Iterable[TargetModule]
-) -> tuple[ModuleSpec, ...]:
-    """Match every tensor to a module of the base, in the base's order.
-
-    Raises ``AdapterRejected`` if a tensor matches nothing, has the wrong shape, or is missing.
-    """
-    remaining = dict(shapes)
-    known = {target.path for target in targets}
-    specs = [_resolve(settings, remaining, t) for t in targets if settings.is_target(t.path)]
-    if remaining:
-        _refuse_surplus(sorted(remaining), known)
-    if not specs:
-        raise AdapterRejected("no_target", "target_modules matches no linear module of this base")
-    return tuple(specs)
-
-
-def _resolve(
-    settings: LoraSettings, remaining: dict[str, tuple[int, ...]], target: TargetModule
-) -> ModuleSpec:
-    rank = settings.rank_of(target.path)
-    a_name = f"{PREFIX}{target.path}.lora_A.weight"
-    b_name = f"{PREFIX}{target.path}.lora_B.weight"
-    for name, expected in (
-        (a_name, (rank, target.in_features)),
-        (b_name, (target.out_features, rank)),
-    ):
-        found = remaining.pop(name, None)
-        if found is None:
-            raise AdapterRejected(
-                "missing_tensor",
-                f"{name} is missing although adapter_config.json targets {target.path}",
-            )
-        if found != expected:
-            raise AdapterRejected(
-                "wrong_shape",
-                f"{name} is {list(found)}, this base and config need {list(expected)}; "
-                "was the adapter trained on another base?",
-            )
-    return ModuleSpec(target.path, rank, settings.scale_of(target.path), a_name, b_name)
-
-
-def _refuse_surplus(names: list[str], known: set[str]) -> None:
-    name = names[0]
-    path = name.removeprefix(PREFIX).rsplit(".lora_", 1)[0]
-    if "lora_embedding" in name or "embed_tokens" in name or "lm_head" in name:
-        reason = "adapters on embeddings or lm_head are not served yet"
-    elif "lora_magnitude_vector" in name:
-        reason = "DoRA is not served yet"
-    elif path in known:
-        reason = "adapter_config.json does not target that module"
-    else:
-        reason = "this base has no such module; was the adapter trained on another base?"
-    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-    raise AdapterRejected("unmatched_tensor", f"tensor {name}{more}: {reason}")
+def refuse_unknown_keys(
+    config: Mapping[str, Any], known: Iterable[str], unserved: Mapping[str, str]
+) -> None:
+    """Refuse every key that might change the mathematics and is not ``known``."""
+    harmless = frozenset(known)
+    for key, value in config.items():
+        if key not in harmless and value:
+            remedy = unserved.get(key, "unknown key, which might change the mathematics")
+            raise AdapterRejected("unsupported_feature", f"{key}={value!r}: {remedy}")
 
 
 def _refuse_unserved(config: Mapping[str, Any]) -> None:
-    peft_type = config.get("peft_type")
-    if peft_type != "LORA":
+    if config.get("peft_type") != "LORA":
         raise AdapterRejected(
-            "unsupported_type", f"peft_type is {peft_type!r}; only LORA is served"
-        )
-    if config.get("bias", "none") != "none":
-        raise AdapterRejected(
-            "unsupported_feature", f"bias={config['bias']!r} is not served yet; retrain with 'none'"
+            "unsupported_type", f"peft_type is {config.get('peft_type')!r}, not LORA"
         )
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
@@ -200,11 +226,7 @@ def _refuse_unserved(config: Mapping[str, Any]) -> None:
             f"init_lora_weights={init!r} changes the base; convert the adapter with "
             "path_initial_model_for_weight_conversion when saving",
         )
-    for key, value in config.items():
-        if key in _NEUTRAL_KEYS | _USED_KEYS or not value:
-            continue
-        remedy = _UNSERVED_KEYS.get(key, "unknown key, which might change the mathematics")
-        raise AdapterRejected("unsupported_feature", f"{key}={value!r}: {remedy}")
+    refuse_unknown_keys(config, NEUTRAL_KEYS | _USED_KEYS, _UNSERVED_KEYS)
 
 
 def _by_pattern(patterns: Mapping[re.Pattern[str], float], path: str, default: float) -> float:
@@ -212,91 +234,3 @@ def _by_pattern(patterns: Mapping[re.Pattern[str], float], path: str, default: f
         if pattern.match(path):
             return value
     return default
-
-
-def _matches(names: str | tuple[str, ...], path: str) -> bool:
-    if isinstance(names, str):
-        return re.fullmatch(names, path) is not None
-    return any(path == name or path.endswith(f".{name}") for name in names)
-
-
-def _positive_int(value: Any, name: str) -> int:
-    if type(value) is not int or not 1 <= value <= _MAX_RANK:
-        raise AdapterRejected(
-            "invalid_config",
-            f"{name} is {value!r}; it must be a whole number from 1 to {_MAX_RANK}",
-        )
-    return value
-
-
-def _finite(value: Any, name: str) -> float:
-    try:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    except OverflowError:
-        pass
-    raise AdapterRejected("invalid_config", f"{name} is {value!r}; it must be a finite number")
-
-
-def _flag(value: Any, name: str) -> bool:
-    if value is not None and not isinstance(value, bool):
-        raise AdapterRejected("invalid_config", f"{name} is {value!r}; it must be true or false")
-    return bool(value)
-
-
-def _table(value: Any, name: str) -> Mapping[str, Any]:
-    if value is not None and not isinstance(value, dict):
-        raise AdapterRejected("invalid_config", f"{name} is {value!r}; it must be an object")
-    return value or {}
-
-
-def _key_pattern(pattern: str, name: str) -> re.Pattern[str]:
-    return re.compile(_KEY_FORM.format(_regex(pattern, name, form=_KEY_FORM)))
-
-
-def _regex(pattern: str, name: str, *, form: str = "{}") -> str:
-    """Check ``pattern`` by itself and inside ``form``, where it is used."""
-    if len(pattern) > _MAX_PATTERN:
-        raise AdapterRejected(
-            "invalid_config",
-            f"a pattern in {name} has {len(pattern)} characters, over {_MAX_PATTERN}",
-        )
-    try:
-        re.compile(pattern)
-        re.compile(form.format(pattern))
-    except (re.error, RecursionError, OverflowError) as error:
-        raise AdapterRejected(
-            "invalid_config", f"{name}: {pattern!r} is no regex: {error}"
-        ) from error
-    return pattern
-
-
-def _names(value: Any, name: str) -> str | tuple[str, ...]:
-    if isinstance(value, str):
-        return _regex(value, name)
-    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    raise AdapterRejected("invalid_config", f"{name} is {value!r}; it must be a string or a list")
-
-
-def _layers(value: Any) -> tuple[int, ...] | None:
-    if value is None or value == []:
-        return None
-    items = value if isinstance(value, list) else [value]
-    if not all(type(item) is int for item in items):
-        raise AdapterRejected(
-            "invalid_config", f"layers_to_transform is {value!r}; it must be a number or a list"
-        )
-    return tuple(items)
-
-
-def _patterns(value: Any) -> tuple[str, ...]:
-    patterns = _names(value or (), "layers_pattern")
-    patterns = (patterns,) if isinstance(patterns, str) else patterns
-    for pattern in patterns:
-        # PEFT reads the layer's number from group 1; a group before it would be read instead.
-        if re.compile(_regex(pattern, "layers_pattern", form=_LAYER_FORM)).groups:
-            raise AdapterRejected(
-                "invalid_config", f"layers_pattern {pattern!r} has a group; write (?:...)"
-            )
-    return patterns

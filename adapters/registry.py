@@ -32,7 +32,7 @@ class Registry:
     """Resolves a name and takes the lease in one atomic step. Safe to call from any thread.
 
     A change is on the disk, and seen by ``lease``, when its method returns; it may wait for the
-    disk. ``lease``, ``entry`` and ``entries`` are answered from memory and never wait for it.
+    disk. ``lease``, ``entry``, ``entries`` and ``features`` are answered from memory at once.
     Without a database everything is forgotten at the end; without a store, versions have no bytes.
     """
 
@@ -60,6 +60,7 @@ class Registry:
         self._draws: Counter[str] = Counter()
         with self._tables() as tables:
             self._entries = {entry.name: entry for entry in tables.entries()}
+            self._features = tables.features()
         self._report_missing()
 
     @classmethod
@@ -107,6 +108,19 @@ class Registry:
             canary = self._chosen_canary(entry, user)
             digest = canary.digest if canary else entry.digest
             return self._leases.take(name, digest, is_canary=canary is not None)
+
+    def lease_version(self, name: str, digest: str | None = None) -> Lease:
+        """Take a lease on a version that ``name`` keeps, by default the one it points at.
+
+        Raises ``UnknownName``, ``UnknownVersion``.
+        """
+        with self._lock:
+            entry = self._entries.get(name)
+            if entry is None:
+                raise UnknownName(name)
+            if digest is not None and digest not in entry.kept:
+                raise UnknownVersion(f"{name!r} does not keep version {digest[:64]!r}")
+            return self._leases.take(name, digest or entry.digest, is_canary=False)
 
     def _chosen_canary(self, entry: AdapterEntry, user: str | None) -> Canary | None:
         canary = entry.canary
@@ -164,6 +178,9 @@ class Registry:
                 )
             with self._change("publish") as change:
                 known = change.publish(version)
+            if known.features:
+                with self._lock:
+                    self._features[known.digest] = known.features
             if self.store is not None:
                 self.store.release(version.digest)
         return known
@@ -181,6 +198,11 @@ class Registry:
         """The base of every version, by digest; empty where it is unknown."""
         with self._tables() as tables:
             return tables.bases()
+
+    def features(self, digest: str) -> tuple[str, ...]:
+        """What a version has beside LoRA on the decoder's linears; from memory."""
+        with self._lock:
+            return self._features.get(digest, ())
 
     def versions(self, name: str) -> tuple[Version, ...]:
         """What ``name`` can go to at once, the one used last first. Raises ``UnknownName``."""
@@ -291,6 +313,9 @@ class Registry:
         with self.database.lock:
             with self._change("collect") as change:
                 digests = change.collect(self.leases_by_digest())
+            with self._lock:
+                for digest in digests:
+                    self._features.pop(digest, None)
             if self.store is not None:
                 self._remove_orphans(self.store)
         if self.store is not None:

@@ -68,6 +68,11 @@ CREATE TABLE answer (
 """
 
 _THIRD: Final = """
+-- A JSON list: what a version has beside LoRA on the decoder's linears, which was all before.
+ALTER TABLE version ADD COLUMN features TEXT NOT NULL DEFAULT '[]'
+"""
+
+_FOURTH: Final = """
 -- Files that clients uploaded, or that jobs made for them; `number` is the order of arrival.
 CREATE TABLE file (
   number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -82,4 +87,4 @@ CREATE TABLE file (
 ) STRICT
 """
 
-MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD)
+MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH)

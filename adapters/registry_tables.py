@@ -9,7 +9,7 @@ from .database import first
 from .entry import AdapterEntry, HistoryEvent
 from .version import Version
 
-_VERSION = "digest, source, parents, metrics, num_bytes, rank, base, created"
+_VERSION = "digest, source, parents, metrics, num_bytes, rank, features, base, created"
 _EVENT = "id, name, action, time, from_digest, to_digest, weight"
 
 
@@ -49,7 +49,7 @@ class RegistryTables:
         row = self._run(f"SELECT {_VERSION} FROM version WHERE digest = ?", (digest,)).fetchone()
         if row is None:
             return None
-        digest, source, parents, metrics, num_bytes, rank, base, created = row
+        digest, source, parents, metrics, num_bytes, rank, features, base, created = row
         return Version(
             digest=digest,
             source=source,
@@ -57,6 +57,7 @@ class RegistryTables:
             metrics=json.loads(metrics),
             num_bytes=num_bytes,
             rank=rank,
+            features=tuple(json.loads(features)),
             base=base,
             created=created,
         )
@@ -67,13 +68,18 @@ class RegistryTables:
     def bases(self) -> dict[str, str]:
         return dict(self._run("SELECT digest, base FROM version"))
 
+    def features(self) -> dict[str, tuple[str, ...]]:
+        """Of every version that has any, by digest."""
+        rows = self._run("SELECT digest, features FROM version WHERE features != '[]'")
+        return {digest: tuple(json.loads(features)) for digest, features in rows}
+
     def candidates(self) -> list[str]:
         rows = self._run("SELECT digest FROM version WHERE is_candidate ORDER BY created, digest")
         return [digest for (digest,) in rows]
 
     def insert_version(self, version: Version) -> None:
         self._run(
-            f"INSERT INTO version ({_VERSION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO version ({_VERSION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 version.digest,
                 version.source,
@@ -81,6 +87,7 @@ class RegistryTables:
                 json.dumps(dict(version.metrics)),
                 version.num_bytes,
                 version.rank,
+                json.dumps(version.features),
                 version.base,
                 version.created,
             ),

@@ -81,6 +81,7 @@ class Residency:
         self._loader = loader
         self._device = DeviceTier(tables, transfer, device_bytes, lender or NoLender())
         self.slots = self._device.slots
+        self.adjustments = self._device.adjustments
         self.host: HostTier[HostVersion] = HostTier(host_bytes)
         self._clock = clock
         self._wishes = WishList()
@@ -117,8 +118,10 @@ class Residency:
         if not all(placed):
             self._check_fit(wanted)
             return Readiness.NO_ROOM
-        is_ready = all(self.slots.is_ready(digest) for digest in wanted)
-        return Readiness.READY if is_ready else Readiness.LOADING
+        if not all(self.slots.is_ready(digest) for digest in wanted):
+            return Readiness.LOADING
+        self._check_blend(wanted)
+        return Readiness.READY
 
     def lease(self, digests: Iterable[str]) -> None:
         for digest in digests:
@@ -339,6 +342,15 @@ class Residency:
                 f"{needed} bytes of adapters are needed, {free} are not pinned; unpin a version "
                 "or raise --adapter-memory",
             )
+
+    def _check_blend(self, wanted: Sequence[str]) -> None:
+        for digest in wanted if len(wanted) > 1 else ():
+            if not self.adjustments.is_additive(self.slots.slot_of(digest)):
+                raise AdapterRejected(
+                    "not_blendable",
+                    f"version {digest[:12]} scales or replaces what the base computes and cannot "
+                    "be blended; use it alone",
+                )
 
     def _bytes_of(self, digest: str) -> int:
         """Bytes on the device; 0 while nobody has looked at the version yet."""

@@ -18,8 +18,9 @@ class Version:
 
     ``source`` says how it came to be, for people; ``parents`` are the digests that it was merged
     or trained from; ``metrics`` is any finite JSON object. ``num_bytes`` is the size of its weights
-    file, ``rank`` the highest of any module, ``base`` is the fingerprint of the base that it
-    was last checked against, or empty where unknown. ``created`` is a Unix time in seconds.
+    file, ``rank`` the highest of any module, ``features`` are those of ``feature.features_of``,
+    ``base`` is the fingerprint of the base that it was last checked against, or empty where
+    unknown. ``created`` is a Unix time in seconds.
     """
 
     digest: str
@@ -28,6 +29,7 @@ class Version:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     num_bytes: int = 0
     rank: int = 0
+    features: tuple[str, ...] = ()
     base: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 

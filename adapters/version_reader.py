@@ -11,14 +11,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from .base_copy import check_base_copies
+from .base_view import BaseView
 from .error import AdapterRejected
 from .flat_buffer import fill_buffer
 from .folder import WEIGHTS_NAME, AdapterFolder
 from .inspection import inspect_adapter
 from .layout import FlatLayout, plan_layout
-from .peft_format import ModuleSpec
+from .module_spec import ModuleSpec
 from .store import AdapterStore
 from .target import Projection
+from .vector import fill_vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,10 @@ class Reader(Protocol):
 
 
 class VersionReader:
-    """Reads from the store in ``dtype``; ``is_pinned`` for memory that a device copies from."""
+    """Reads from the store in ``dtype``; ``is_pinned`` for memory that a device copies from.
+
+    Versions are computed against ``base``; without one only those that need nothing of it are read.
+    """
 
     def __init__(
         self,
@@ -68,18 +74,20 @@ class VersionReader:
         dtype: torch.dtype,
         max_rank: int | None,
         is_pinned: bool,
+        base: BaseView | None = None,
     ) -> None:
         self._store = store
         self._projections = projections
         self._dtype = dtype
         self._max_rank = max_rank
         self._is_pinned = is_pinned
+        self._base = base
 
     def plan(self, digest: str) -> PlannedVersion:
         folder = self._store.open(digest)
         modules = inspect_adapter(folder, self._projections)
         _check_ranks(modules, self._max_rank)
-        layout = plan_layout(self._projections, modules)
+        layout = plan_layout(self._projections, modules, itemsize=self._dtype.itemsize)
         num_bytes = layout.num_elements * self._dtype.itemsize
         return PlannedVersion(digest, folder, layout, num_bytes, self._host_bytes(num_bytes))
 
@@ -88,17 +96,27 @@ class VersionReader:
         return 1 << (num_bytes - 1).bit_length() if self._is_pinned else num_bytes
 
     def read(self, planned: PlannedVersion) -> HostVersion:
+        layout = planned.layout
         with safe_open(planned.folder.path / WEIGHTS_NAME, framework="pt") as tensors:
-            buffer = fill_buffer(
-                planned.layout, tensors.get_tensor, self._dtype, is_pinned=self._is_pinned
-            )
+            buffer = fill_buffer(layout, tensors.get_tensor, self._dtype, is_pinned=self._is_pinned)
+            if layout.needs_base:
+                assert self._base is not None, "this version is computed against a base"
+                check_base_copies(layout, tensors.get_tensor, self._base, self._dtype)
+                fill_vectors(layout, buffer, tensors.get_tensor, self._base)
+        _check_finite(planned.digest, layout, buffer)
+        return HostVersion(layout, buffer, planned.host_bytes)
+
+
+def _check_finite(digest: str, layout: FlatLayout, buffer: Tensor) -> None:
+    first_vector = layout.num_elements - layout.num_vector_elements
+    matrices, vectors = buffer[:first_vector], buffer[first_vector:].view(torch.float32)
+    for part, problem in (
+        (matrices, f"overflows {buffer.dtype}; use --dtype bfloat16"),
+        (vectors, "scales or shifts an output by no finite number; was it trained on this base?"),
+    ):
         # One pass without temporaries; a NaN is both extremes.
-        if not torch.stack(torch.aminmax(buffer)).isfinite().all():
-            raise AdapterRejected(
-                "not_finite",
-                f"version {planned.digest[:12]} overflows {self._dtype}; use --dtype bfloat16",
-            )
-        return HostVersion(planned.layout, buffer, planned.host_bytes)
+        if part.numel() and not torch.stack(torch.aminmax(part)).isfinite().all():
+            raise AdapterRejected("not_finite", f"version {digest[:12]} {problem}")
 
 
 def _check_ranks(modules: Sequence[ModuleSpec], limit: int | None) -> None:

@@ -27,6 +27,7 @@ from .kv_lender import KvLender
 from .loop import EngineLoop
 from .memory_plan import MemoryPlan, plan_memory, resolve_dtype
 from .messages import Progress, Report
+from .models.base_rows import BaseRows
 from .models.config import ModelConfig
 from .models.decoder import Decoder
 from .models.load import load_base
@@ -111,8 +112,9 @@ def _connect(
     report: Callable[[Report], None],
     started: float,
 ) -> EngineLoop:
-    projections = model.projections()
-    widths = [[target.out_features for target in p.slices] for p in projections]
+    projections = model.adapter_projections()
+    # All but the embedding, which is looked up and not multiplied with.
+    widths = [[target.out_features for target in p.slices] for p in projections[:-1]]
     tables = place.ops.make_lora_tables(widths, place.device)
     transfer = make_transfer(place.device)
     reader = VersionReader(
@@ -121,6 +123,7 @@ def _connect(
         dtype=place.dtype,
         max_rank=tables.max_rank,
         is_pinned=not transfer.shares_memory,
+        base=BaseRows(weights, place.ops),
     )
     pool = BlockPool(
         plan.num_kv_blocks, config.cache.block_size, prefix_caching=config.cache.prefix_caching
@@ -168,10 +171,12 @@ def _build_runner(
         pages_per_block=arena.pages_per_block,
         windows=model.windows or (None,),
         slot_of=residency.slots.slot_of,
+        adjustments=residency.adjustments,
+        head=len(model.projections()),
     )
     max_blocks = -(-plan.max_model_len // config.cache.block_size)
     runner = Runner(
-        Decoder(model, weights, place.ops, tables),
+        Decoder(model, weights, place.ops, tables, residency.adjustments),
         builder,
         arena,
         _make_staging(config, place, max_blocks, builder.num_windows),

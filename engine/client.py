@@ -36,6 +36,7 @@ from .messages import (
     StartFailed,
     Stats,
     Submit,
+    Trained,
     UnloadVersion,
     Unpin,
     VersionFailed,
@@ -43,6 +44,8 @@ from .messages import (
     VersionPinned,
 )
 from .request import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenEvent
+from .training.job import JobEvent, TrainingJob
+from .training_client import TrainingClient
 from .transport import ProcessTransport, ThreadTransport, Transport
 
 logger = logging.getLogger(__name__)
@@ -85,6 +88,7 @@ class EngineClient:
         self._pinned_versions: dict[str, None] = {}
         self._stats: list[asyncio.Future[EngineStats]] = []
         self._tiers: list[asyncio.Future[dict[str, Tier]]] = []
+        self._training = TrainingClient(transport.send)
         self._restarting: asyncio.Task[None] | None = None
         self.num_restarts = 0
 
@@ -155,6 +159,26 @@ class EngineClient:
             if not is_finished:
                 with contextlib.suppress(EngineUnavailable):
                     self.transport.send(Abort(request.id))
+
+    def train(self, job: TrainingJob) -> AsyncGenerator[JobEvent]:
+        """Run a job while requests are served, and receive its events; see ``TrainingClient``.
+
+        Raises ``EngineUnavailable`` without an engine.
+        """
+        self._require_ready()
+        return self._training.train(job)
+
+    def pause_training(self, job_id: str) -> None:
+        self._require_ready()
+        self._training.pause(job_id)
+
+    def resume_training(self, job_id: str) -> None:
+        self._require_ready()
+        self._training.resume(job_id)
+
+    def cancel_training(self, job_id: str) -> None:
+        self._require_ready()
+        self._training.cancel(job_id)
 
     async def load_version(self, digest: str) -> None:
         """Bring a stored version into memory and keep it over restarts.
@@ -267,6 +291,8 @@ class EngineClient:
                 _settle(self._tiers.pop(0), tiers)
             case Stats(stats):
                 _settle(self._stats.pop(0), stats)
+            case Trained(job_id, event):
+                self._training.on_event(job_id, event)
 
     def _settle_start(self, outcome: EngineInfo | StartupError) -> None:
         if self._started:
@@ -295,6 +321,7 @@ class EngineClient:
             waits.clear()
         for request_id, stream in self._streams.items():
             stream.put_nowait(_death_of(request_id))
+        self._training.on_end(died)
         if self._state is EngineState.READY:
             logger.error("the engine died; restarting it")
             self._state = EngineState.RESTARTING

@@ -7,6 +7,7 @@
     |- EngineUnavailable            try again later
     |  `- EngineOverloaded
     |- RequestFailed                the engine gave up on an admitted request
+    |- ExportRefused                the written model would not be what was asked for
     `- StartupError                 the server cannot start
        |- BaseNotFound
        |- UnsupportedModel
@@ -65,6 +66,12 @@ class RequestFailed(EngineError):
     def __init__(self, message: str, *, code: str = "engine_error") -> None:
         super().__init__(message)
         self.code = code
+
+
+class ExportRefused(EngineError):
+    """What would be written is not what was asked for; the message says what is lost."""
+
+    code = "export_refused"
 
 
 class StartupError(EngineError):

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from multiflora.adapters.adjustment_table import AdjustmentTable
 from multiflora.adapters.batch import Blend, make_segments
 from multiflora.kernels.ops import AttentionRun, Ops, RopeTable, Segment, Staging
 
@@ -26,6 +27,10 @@ class ForwardBatch:
     rope: RopeTable
     lora: Any | None  # the backend's plan; None in a step without adapters
     attention: Mapping[int | None, Any]  # by window, the backend's plan
+    # Only in a step with versions that change more than deltas can say; it is never captured.
+    adjusted: tuple[Segment, ...] = ()
+    adjusted_samples: tuple[Segment, ...] = ()  # of the sample rows
+    head_lora: Any | None = None  # the backend's plan over the sample rows
 
     @property
     def graph_key(self) -> Hashable:
@@ -35,7 +40,11 @@ class ForwardBatch:
 
 
 class BatchBuilder:
-    """Holds what every batch needs: rotary tables, the KV cache's shape, the model's windows."""
+    """Holds what every batch needs: rotary tables, the KV cache's shape, the model's windows.
+
+    ``adjustments`` tell which versions need more than the segmented op, and ``head`` is the index
+    of the head among the projections.
+    """
 
     def __init__(
         self,
@@ -46,6 +55,8 @@ class BatchBuilder:
         pages_per_block: int,
         windows: Sequence[int | None],
         slot_of: Callable[[str], int],
+        adjustments: AdjustmentTable | None = None,
+        head: int = -1,
     ) -> None:
         self._ops = ops
         self._rope = rope
@@ -53,6 +64,8 @@ class BatchBuilder:
         self._pages_per_block = pages_per_block
         self._windows = tuple(dict.fromkeys(windows))
         self._slot_of = slot_of
+        self._adjustments = adjustments or AdjustmentTable()
+        self._head = head
 
     @property
     def num_windows(self) -> int:
@@ -77,17 +90,43 @@ class BatchBuilder:
         positions = [p for item in items for p in range(item.start, item.start + item.count)]
         ids = [token for item in items for token in _tokens(item)]
         samples = _sample_rows(items)
+        segments = self._segments(items) if segments is None else segments
         return ForwardBatch(
             ids=staging.place(ids + [0] * padding),
             positions=staging.place(positions + [0] * padding),
             cache_rows=staging.place(self._cache_rows(items) + [NOWHERE] * padding),
             sample_rows=staging.place(samples + [0] * padding),
             rope=self._rope,
-            lora=self._plan_lora(
-                self._segments(items) if segments is None else segments, num_rows, staging
-            ),
+            lora=self._plan_lora(segments, num_rows, staging),
             attention=self._plan_attention(items, num_rows, staging),
+            **self._plan_adjustments(items, segments, staging),
         )
+
+    def is_adjusted(self, plan: StepPlan) -> bool:
+        """Whether the step has rows of a version that needs more than the segmented op."""
+        return not self._adjustments.is_empty and any(
+            self._adjustments.has(slot) for item in plan.items for slot, _ in self._blend(item)
+        )
+
+    def _plan_adjustments(
+        self, items: Sequence[ScheduledRequest], segments: Sequence[Segment], staging: Staging
+    ) -> dict[str, Any]:
+        adjusted = self._adjusted(segments)
+        if not adjusted:
+            return {}
+        sampling = [item for item in items if item.samples]
+        samples = make_segments((1, self._blend(item)) for item in sampling)
+        has_head = any(self._adjustments.touches(s.slot, self._head) for s in samples)
+        return {
+            "adjusted": adjusted,
+            "adjusted_samples": self._adjusted(samples),
+            "head_lora": self._plan_lora(samples, len(sampling), staging) if has_head else None,
+        }
+
+    def _adjusted(self, segments: Sequence[Segment]) -> tuple[Segment, ...]:
+        if self._adjustments.is_empty:
+            return ()
+        return tuple(s for s in segments if self._adjustments.has(s.slot))
 
     def _segments(self, items: Sequence[ScheduledRequest]) -> tuple[Segment, ...]:
         return make_segments((item.count, self._blend(item)) for item in items)

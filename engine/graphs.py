@@ -3,7 +3,8 @@
 A graph is captured for a number of rows and for what the backend's plans say of a step (with or
 without adapters, which kernels); smaller steps are padded with rows that read and write nothing. A
 step's integers arrive in a static staging, adapters are read through tables, so that neither new
-requests nor swaps need a new capture.
+requests nor swaps need a new capture. A step with a version that changes more than deltas can say
+(DoRA, biases, the head, ...) runs uncaptured.
 """
 
 import logging
@@ -97,6 +98,7 @@ class StepGraphs:
             self._is_broken
             or count > self._row_counts[-1]
             or not all(item.count == 1 and item.samples for item in plan.items)
+            or self._builder.is_adjusted(plan)
         ):
             return None
         rows = self._row_counts[bisect_left(self._row_counts, count)]

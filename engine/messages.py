@@ -3,7 +3,7 @@
 A frame is a 4-byte big-endian length and one message. No pickle, no code, no paths from clients.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -11,6 +11,7 @@ from multiflora.adapters.tier import Tier
 
 from .config import EngineConfig
 from .request import EngineInfo, EngineStats, GenerationRequest, TokenEvent
+from .training.job import JobEvent
 
 MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 
@@ -60,6 +61,24 @@ class GetAdapters(msgspec.Struct, frozen=True, tag=True):
 
 class GetStats(msgspec.Struct, frozen=True, tag=True):
     pass
+
+
+class StartTraining(msgspec.Struct, frozen=True, tag=True):
+    """``job`` is the document of a ``TrainingJob``."""
+
+    job: dict[str, Any]
+
+
+class PauseTraining(msgspec.Struct, frozen=True, tag=True):
+    job_id: str
+
+
+class ResumeTraining(msgspec.Struct, frozen=True, tag=True):
+    job_id: str
+
+
+class CancelTraining(msgspec.Struct, frozen=True, tag=True):
+    job_id: str
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
@@ -118,6 +137,13 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
+class Trained(msgspec.Struct, frozen=True, tag=True):
+    """Something happened to a training job; ``JobEnded`` and ``JobFailed`` come last."""
+
+    job_id: str
+    event: JobEvent
+
+
 Command = (
     Configure
     | Submit
@@ -128,6 +154,10 @@ Command = (
     | Unpin
     | GetAdapters
     | GetStats
+    | StartTraining
+    | PauseTraining
+    | ResumeTraining
+    | CancelTraining
     | Shutdown
 )
 Report = (
@@ -141,4 +171,5 @@ Report = (
     | PinFailed
     | Adapters
     | Stats
+    | Trained
 )

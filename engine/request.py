@@ -60,7 +60,11 @@ def _check(name: str, value: float, is_valid: bool, rule: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class AdapterShare:
-    """One version in a blend: its digest and its weight."""
+    """One version in a blend: its digest and its weight.
+
+    A version that scales or replaces what the base computes (``feature.why_unblendable``) has
+    weight 1 and no mates.
+    """
 
     digest: str
     weight: float = 1.0

@@ -75,4 +75,4 @@ class Runner:
     def forward(self, batch: ForwardBatch) -> Tensor:
         """float32 [B, V] of the batch's sample rows."""
         hidden = self._decoder.forward(batch, self._caches)
-        return self._decoder.logits(hidden.index_select(0, batch.sample_rows))
+        return self._decoder.logits(hidden.index_select(0, batch.sample_rows), batch)

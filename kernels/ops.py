@@ -220,6 +220,13 @@ class Ops(Protocol):
         """Decode a packed weight to a dense [N, K] matrix of ``dtype``."""
         ...
 
+    def slice_nf4(self, weight: Nf4Weight, start: int, stop: int) -> Nf4Weight:
+        """Rows ``[start, stop)`` of a packed weight as one, in the same memory, to be unpacked.
+
+        ``start`` is a multiple of 128, and so is ``stop`` unless it is N.
+        """
+        ...
+
     def make_lora_tables(self, widths: Sequence[Sequence[int]], device: torch.device) -> LoraTables:
         """Empty tables; ``widths`` are the output columns of each projection's stacked slices."""
         ...

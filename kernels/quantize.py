@@ -8,7 +8,7 @@ too.
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,23 @@ from .nf4 import BLOCK_SIZE, CODEBOOK, Nf4Tensor, expand_absmax
 
 PIECE_WEIGHTS = {"cpu": 1 << 17, "cuda": 1 << 25}
 NESTED_BLOCK_SIZE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class NestedAbsmax:
+    """Scales in 8 bits: ``codes`` uint8 [blocks], and for each 256 of them one of ``scales``.
+
+    ``code`` is the float32 [256] codebook; ``offset`` the mean that was taken off before.
+    """
+
+    codes: Tensor
+    code: Tensor
+    scales: Tensor
+    offset: float
+
+    def expand(self) -> Tensor:
+        """float32 [blocks]."""
+        return expand_absmax(self.codes, self.code, self.scales, torch.tensor(self.offset))
 
 
 def quantize(weight: Tensor, *, double: bool = True) -> Nf4Tensor:
@@ -56,14 +73,18 @@ def double_quantize(absmax: Tensor) -> Tensor:
 
     Runs on the CPU over the whole tensor, because its mean is part of the format.
     """
+    return nest(absmax.cpu()).expand().to(absmax.device)
+
+
+def nest(absmax: Tensor) -> NestedAbsmax:
+    """bitsandbytes' 8-bit form of the scales ``absmax``, float32 on the CPU."""
     from bitsandbytes import functional
 
-    scales = absmax.cpu()
-    offset = scales.mean()
-    codes, state = functional.quantize_blockwise(scales - offset, blocksize=NESTED_BLOCK_SIZE)
+    offset = absmax.mean()
+    codes, state = functional.quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCK_SIZE)
     assert state.code is not None
     assert state.absmax is not None
-    return expand_absmax(codes, state.code, state.absmax, offset).to(absmax.device)
+    return NestedAbsmax(codes, state.code, state.absmax, float(offset))
 
 
 @contextmanager

@@ -76,11 +76,14 @@ class Announcement:
 
 
 @contextmanager
-def loading_progress() -> Iterator[Callable[[str, float], None]]:
-    """Show what a starting engine reports; on a terminal only, and on stderr."""
+def loading_progress(first: str = "starting the engine") -> Iterator[Callable[[str, float], None]]:
+    """Show what long work reports, ``first`` before it does; on a terminal only, and on stderr."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("starting the engine", total=1.0)
+    console = Console(stderr=True)
+    # Elsewhere even an empty display ends in a blank line.
+    is_hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=is_hidden) as progress:
+        task = progress.add_task(first, total=1.0)
 
         def show(stage: str, fraction: float) -> None:
             progress.update(task, description=stage, completed=fraction)

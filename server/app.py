@@ -12,6 +12,7 @@ from .openapi import describe_bodies
 from .routes import (
     adapter_actions,
     adapter_import,
+    adapter_merge,
     adapters,
     chat,
     completions,
@@ -23,6 +24,7 @@ from .routes import (
 from .schemas.adapter import CanaryBody, ImportBody, RollbackBody
 from .schemas.chat import ChatBody
 from .schemas.completion import CompletionBody
+from .schemas.merge import MergeBody
 from .service import Service
 
 _ROUTES = (
@@ -32,6 +34,7 @@ _ROUTES = (
     adapters,
     adapter_actions,
     adapter_import,
+    adapter_merge,
     vllm_door,
     sglang_door,
     health,
@@ -54,6 +57,6 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     for module in _ROUTES:
         app.include_router(module.router)
-    describe_bodies(app, ChatBody, CompletionBody, RollbackBody, CanaryBody, ImportBody)
+    describe_bodies(app, ChatBody, CompletionBody, RollbackBody, CanaryBody, ImportBody, MergeBody)
     add_error_handlers(app)
     return app

@@ -7,8 +7,10 @@ from typing import Any
 
 from multiflora.adapters.entry import AdapterEntry
 from multiflora.adapters.error import UnknownName
+from multiflora.adapters.feature import why_unblendable
 from multiflora.adapters.lease import Lease
 from multiflora.adapters.registry import Registry
+from multiflora.engine.errors import RequestRejected
 from multiflora.engine.request import AdapterShare
 
 from .base_match import BaseMatch
@@ -73,8 +75,9 @@ class Catalog:
     def lease_blend(
         self, weights: Mapping[str, float], *, user: str | None = None
     ) -> Iterator[ServedModel]:
-        """Resolve and hold every parent of a blend; they are named by the base. Raises as ``lease``
-        does.
+        """Resolve and hold every parent of a blend; they are named by the base.
+
+        Raises as ``lease`` does, and ``RequestRejected`` for a parent that only answers alone.
         """
         with ExitStack() as held:
             parents = [
@@ -82,7 +85,20 @@ class Catalog:
                 for index, (name, weight) in enumerate(weights.items())
                 for lease in [held.enter_context(self._lease(name, user, _param(index)))]
             ]
-            yield ServedModel(self.base, tuple(parents))
+            model = ServedModel(self.base, tuple(parents))
+            self._check_blend(model)
+            yield model
+
+    def _check_blend(self, model: ServedModel) -> None:
+        if all(share.weight == 1.0 for share in model.shares()) and len(model.shares()) == 1:
+            return
+        for index, parent in enumerate(model.parents):
+            if reason := why_unblendable(self._adapters.features(parent.digest)):
+                raise RequestRejected(
+                    f"{parent.name!r} cannot be blended: {reason}, which no weighted sum of "
+                    "adapters expresses; use it alone, as model",
+                    param=_param(index),
+                )
 
     def _lease(self, model: str, user: str | None, param: str) -> Lease:
         for name in (model, self._behind_base(model)):

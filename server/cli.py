@@ -1,19 +1,20 @@
-"""The command line: `multiflora serve`, `doctor` and `version`."""
+"""The command line: `multiflora serve`, `doctor`, `version` and those in ``commands/``."""
 
 import argparse
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, Final, NoReturn, get_args
 
 import multiflora
-from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.error import AdapterRejected, RegistryError
 from multiflora.engine.config import Device, Kernels
-from multiflora.engine.errors import StartupError
+from multiflora.engine.errors import EngineError, StartupError
 
+from .commands import export, extract, merge, soup
 from .settings import ServeSettings
 from .settings_source import PREFIX, convert, read_settings
 
@@ -25,10 +26,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit. A user's mistake is one line on stderr, never a traceback."""
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
+    run = options.pop("run", None)
+    if run is not None:
+        sys.exit(_run(run, options))
     if command == "version":
         print(f"multiflora {multiflora.__version__}")
         return
     sys.exit(_examine(**options) if command == "doctor" else _serve(options))
+
+
+def _run(command: Callable[..., int], options: dict[str, Any]) -> int:
+    try:
+        return command(**options)
+    except (EngineError, AdapterRejected, RegistryError, OSError) as error:
+        return _complain(error, EXIT_STARTUP)
+    except ValueError as error:
+        return _complain(error, EXIT_USAGE)
+    except KeyboardInterrupt:
+        return 130
 
 
 def _examine(*, device: str, kernels: str, build: bool) -> int:
@@ -109,6 +124,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--device", choices=get_args(Device), default="auto")
     doctor.add_argument("--kernels", choices=get_args(Kernels), default="auto")
     doctor.add_argument("--build", action="store_true", help="compile the core for CPUs first")
+    export.add_to(commands)
+    extract.add_to(commands)
+    soup.add_to(commands)
+    merge.add_to(commands)
     serve = commands.add_parser(
         "serve",
         help="serve a base and its adapters over HTTP",

@@ -1,5 +1,6 @@
 """The one place where errors become HTTP: OpenAI's envelope with string codes."""
 
+import errno
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -38,6 +39,12 @@ class ModelNotFound(RequestRejected):
     """The ``model`` is neither the base nor an adapter."""
 
     code = "model_not_found"
+
+
+class UnknownJob(RequestRejected):
+    """No job has this id."""
+
+    code = "unknown_job"
 
 
 class RequestTooLarge(RequestRejected):
@@ -98,6 +105,11 @@ class StorageFull(EngineUnavailable):
     """There is no room on the disk."""
 
     code = "disk_full"
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether there was no room, on the disk or in a quota."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class NameTaken(RegistryError):
@@ -161,6 +173,7 @@ class HttpError:
 
 _REJECTED_STATUS: Final[dict[type[RequestRejected], int]] = {
     ModelNotFound: 404,
+    UnknownJob: 404,
     RequestTooLarge: 413,
     HeaderTooLarge: 431,
     UploadTimeout: 408,

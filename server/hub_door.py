@@ -1,6 +1,5 @@
 """Adapters from the Hugging Face hub: only from repositories that the operator allowed."""
 
-import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -11,7 +10,7 @@ from multiflora.adapters.error import AdapterRejected
 from multiflora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from multiflora.engine.models.source import HUB_ID
 
-from .errors import HubNotFound, HubUnavailable, SourceNotAllowed, StorageFull
+from .errors import HubNotFound, HubUnavailable, SourceNotAllowed, StorageFull, is_disk_full
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -110,6 +109,6 @@ def _hub_errors(hub_id: str, revision: str | None) -> Iterator[None]:
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, http_error) as error:
         raise HubUnavailable(f"the hub did not give {hub_id}: {type(error).__name__}") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise StorageFull("the disk is full; nothing was published") from error
         raise

@@ -1,14 +1,13 @@
 """From a folder or archive to a version that a name points at: check, store, publish, point."""
 
 import asyncio
-import errno
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from multiflora.adapters.entry import AdapterEntry
 from multiflora.adapters.error import PreconditionFailed, UnknownName
@@ -19,12 +18,10 @@ from multiflora.adapters.target import Projection
 from multiflora.adapters.version import Version
 
 from .base_match import BaseMatch
-from .errors import NameTaken, StorageFull
+from .errors import NameTaken, StorageFull, is_disk_full
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
-
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +37,15 @@ class Terms:
     is_new: bool = False
     is_repeated: bool = False
     activate: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a version comes from; see ``Version``."""
+
+    source: str
+    parents: tuple[str, ...] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,7 @@ class Publisher:
     ) -> list[Version | Exception]:
         return list(self._threads.map(work, paths))
 
-    def publish(self, path: Path, name: str, *, source: str, terms: Terms) -> Publication:
+    def publish(self, path: Path, name: str, *, source: str | Origin, terms: Terms) -> Publication:
         """Check the PEFT folder or archive at ``path`` and publish it under ``name``.
 
         Raises ``AdapterRejected`` with the reason for a refusal, ``NameTaken``, ``StorageFull``,
@@ -102,8 +108,9 @@ class Publisher:
         version = self.take_in(path, source=source)
         return Publication(self.point(name, version, terms=terms), version.digest)
 
-    def take_in(self, path: Path, *, source: str) -> Version:
+    def take_in(self, path: Path, *, source: str | Origin) -> Version:
         """Check and store; ``point`` or ``give_up`` must follow. Raises as ``publish`` does."""
+        origin = Origin(source=source) if isinstance(source, str) else source
         store = self._registry.store
         assert store is not None, "nothing can be published without a store"
         try:
@@ -112,11 +119,13 @@ class Publisher:
                 projections=self._projections,
                 store=store,
                 limits=self._limits,
-                source=source,
+                source=origin.source,
+                parents=origin.parents,
+                metrics=origin.metrics,
                 base=self.match.base,
             )
         except OSError as error:
-            if error.errno in _FULL:
+            if is_disk_full(error):
                 raise StorageFull("the disk is full; nothing was published") from error
             raise
 

@@ -28,6 +28,7 @@ from .http_server import HttpServer
 from .hub_door import HubDoor
 from .limits import Limits
 from .listener import bind, url_of
+from .merging import Merger
 from .metrics import Metrics
 from .pinning import Pinning
 from .publishing import Publisher
@@ -52,7 +53,8 @@ def serve(settings: ServeSettings) -> int:
         config = settings.engine_config(base.folder)
         with closing(open_registry(settings.data_dir, base)) as registry:
             match = BaseMatch(base.fingerprint, registry.bases())
-            with closing(Publisher(registry, base.config.projections(), match=match)) as publisher:
+            projections = base.config.adapter_projections()
+            with closing(Publisher(registry, projections, match=match)) as publisher:
                 publish_at_start(adapter_sources(settings), registry, publisher)
                 uvloop.run(_run(settings, base, config, publisher, registry, listener))
     finally:
@@ -127,6 +129,7 @@ async def _run(
             task.cancel()
         await asyncio.gather(starting, keeping, return_exceptions=True)
         await client.stop()
+        service.merger.close()
     if not starting.cancelled():
         starting.result()
 
@@ -167,6 +170,7 @@ def _service(
         registry=registry,
         publisher=publisher,
         pinning=Pinning(registry, client, publisher.match),
+        merger=Merger(registry, publisher),
         adapters_root=settings.adapters_root,
         hub=HubDoor(settings.adapters_hub),
         limits=Limits(max_upload_bytes=settings.max_upload_size),

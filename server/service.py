@@ -17,6 +17,8 @@ from .catalog import Catalog
 from .drain import Drain
 from .hub_door import HubDoor
 from .limits import Limits
+from .merge_job import MergeJobs
+from .merging import Merger
 from .metrics import Metrics
 from .pinning import Pinning
 from .publishing import Publisher
@@ -37,6 +39,8 @@ class Service:
     registry: Registry
     publisher: Publisher
     pinning: Pinning
+    merger: Merger
+    merge_jobs: MergeJobs = field(default_factory=MergeJobs)
     # Where paths that clients name may lie; None closes the routes that take such paths.
     adapters_root: Path | None = None
     hub: HubDoor = field(default_factory=HubDoor)

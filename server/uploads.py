@@ -1,7 +1,6 @@
 """Multipart bodies on their way to the disk: parsed as they arrive and never held in memory."""
 
 import asyncio
-import errno
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, suppress
@@ -15,7 +14,13 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from multiflora.engine.errors import RequestRejected
 
-from .errors import RequestTooLarge, StorageFull, UnknownParameter, UploadTimeout
+from .errors import (
+    RequestTooLarge,
+    StorageFull,
+    UnknownParameter,
+    UploadTimeout,
+    is_disk_full,
+)
 
 # Parsing and writing happen in a thread, this much at a time.
 _BATCH_BYTES: Final = 1 << 18
@@ -130,7 +135,7 @@ def _feed(parser: MultipartParser, data: bytes) -> None:
     except FormParserError as error:
         raise MalformedUpload(f"the body is not multipart/form-data: {error}") from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise StorageFull("the disk is full; nothing was stored") from error
         raise
 

@@ -41,6 +41,17 @@ class Delta:
     def scaled(self, factor: float) -> "Delta":
         return Delta(self.b * factor, self.a)
 
+    def balanced(self) -> "Delta":
+        """The same product, to the bit, with each rank's two vectors of about equal length.
+
+        Factors of lopsided size would overflow or vanish in float16.
+        """
+        ratio = self.a.norm(dim=1) / self.b.norm(dim=0)  # [R]
+        usable = ratio.isfinite() & (ratio > 0)
+        # Powers of two move exponents only.
+        power = torch.where(usable, ratio, 1.0).log2().div(2).round().exp2()
+        return Delta(self.b * power, self.a / power[:, None])
+
 
 def zero_delta(shape: tuple[int, int]) -> Delta:
     return Delta(torch.zeros(shape[0], 0), torch.zeros(0, shape[1]))
@@ -51,6 +62,12 @@ def concatenate(deltas: Sequence[Delta]) -> Delta:
     return Delta(
         torch.cat([delta.b for delta in deltas], dim=1), torch.cat([delta.a for delta in deltas])
     )
+
+
+def combine(deltas: Sequence[Delta], coefficients: Sequence[float]) -> Delta:
+    """The exact weighted sum; a delta with coefficient 0 takes no rank. All have one shape."""
+    kept = [d.scaled(c) for d, c in zip(deltas, coefficients, strict=True) if c != 0]
+    return concatenate(kept) if kept else zero_delta(deltas[0].shape)
 
 
 def inner_product(left: Delta, right: Delta) -> float:

@@ -1,12 +1,14 @@
 """A PEFT folder as deltas by module path, read without a base model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from ..error import AdapterRejected
 from ..folder import WEIGHTS_NAME, AdapterFolder, TensorEntry
@@ -15,6 +17,16 @@ from .delta import Delta
 
 _A_ENDING, _B_ENDING = ".lora_A.weight", ".lora_B.weight"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# What is no product of two factors, or not on the shared base, and why it cannot be merged.
+_NOT_A_DELTA: Mapping[str, str] = {
+    "use_dora": "DoRA rescales whole rows of the base, which no sum of deltas can express",
+    "lora_bias": "biases on lora_B are no part of a delta",
+    "modules_to_save": "fully trained modules replace weights of the base",
+    "trainable_token_indices": "trained embeddings replace rows of the base",
+    "layer_replication": "replicated layers need another base",
+    "target_parameters": "LoRA on bare parameters is not on a linear",
+    "alora_invocation_tokens": "activated LoRA applies to some tokens only",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +51,30 @@ class Parent:
         self.name = name or path.name
         folder = AdapterFolder(path)
         self.config = folder.config
+        _refuse_config(self.name, folder.config)
         self.base_name: str | None = folder.config.get("base_model_name_or_path")
         entries = {entry.name: entry for entry in folder.entries}
         self.modules: Mapping[str, ParentModule] = _find_modules(
             entries, parse_settings(folder.config)
         )
-        self.dtype = max(
-            {_DTYPES[entry.dtype] for entry in entries.values()}, key=lambda d: (d.itemsize, str(d))
-        )
+        self.dtype = widest(_DTYPES[entry.dtype] for entry in entries.values())
         self._tensors = safe_open(path / WEIGHTS_NAME, framework="pt")
 
-    def delta(self, path: str) -> Delta:
-        """The module's delta; raises ``AdapterRejected`` if it is not finite."""
-        a = self._tensors.get_tensor(f"{PREFIX}{path}{_A_ENDING}").float()
+    def factors(self, path: str) -> tuple[Tensor, Tensor]:
+        """B [N, R] and A [R, K] in float32, without the scale. Raises ``AdapterRejected`` if they
+        are not finite.
+        """
         b = self._tensors.get_tensor(f"{PREFIX}{path}{_B_ENDING}").float()
+        a = self._tensors.get_tensor(f"{PREFIX}{path}{_A_ENDING}").float()
         if not (a.isfinite().all() and b.isfinite().all()):
-            raise AdapterRejected("not_finite", f"{self.name}: {path} holds NaN or infinity")
+            raise AdapterRejected(
+                "not_finite", f"{self.name}: {path} holds NaN or infinity; did training diverge?"
+            )
+        return b, a
+
+    def delta(self, path: str) -> Delta:
+        """The module's delta; raises as ``factors``."""
+        b, a = self.factors(path)
         return Delta(b * self.modules[path].scale, a)
 
     def __enter__(self) -> "Parent":
@@ -68,6 +88,31 @@ class Parent:
         trace: TracebackType | None,
     ) -> None:
         self._tensors.__exit__(kind, error, trace)
+
+
+def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The smallest type that holds all values of all of them."""
+    first, *others = set(dtypes)
+    return torch.float32 if others else first
+
+
+def _refuse_config(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse what is more than plain LoRA, whatever the engine may be able to serve."""
+    if config.get("peft_type") != "LORA":
+        raise AdapterRejected(
+            "unsupported_type",
+            f"{name}: peft_type is {config.get('peft_type')!r}; only LORA can be merged",
+        )
+    if config.get("bias", "none") != "none":
+        raise AdapterRejected(
+            "unsupported_feature",
+            f"{name}: bias={config['bias']!r}: trained biases are no part of a delta",
+        )
+    for key, reason in _NOT_A_DELTA.items():
+        if config.get(key):
+            raise AdapterRejected(
+                "unsupported_feature", f"{name}: {key} is set: {reason}; it cannot be merged"
+            )
 
 
 def _find_modules(

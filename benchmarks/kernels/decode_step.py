@@ -50,7 +50,7 @@ class Bench:
         ops = TritonOps(Accelerator.open(device), batch_invariant=run.batch_invariant)
         projections = model.projections()
         widths = [[target.out_features for target in p.slices] for p in projections]
-        tables = ops.make_lora_tables(widths, device)
+        tables = ops.make_lora_tables([*widths, [model.vocab_size]], device)
         self.adapter_bytes = 0
         for slot in range(max(run.adapter_counts)):
             factors = {

@@ -37,7 +37,7 @@ class Ours:
         prompts: list[list[int]],
         device: str,
     ) -> None:
-        projections = load_model_config(base).projections()
+        projections = load_model_config(base).adapter_projections()
         store = AdapterStore(data)
         self._digests = [
             import_adapter(path, projections=projections, store=store) for path in adapters.values()

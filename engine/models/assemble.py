@@ -9,18 +9,16 @@ from torch import Tensor
 from multiflora.adapters.target import Projection, TargetModule
 from multiflora.kernels import nf4
 from multiflora.kernels.ops import DenseWeight, Ops, Weight
-from multiflora.kernels.quantize import double_quantize, encode
+from multiflora.kernels.quantize import double_quantize
 
 from ..config import BaseConfig
-from ..errors import InvalidCheckpoint, UnsupportedModel
-from .bnb_format import is_quantized, take_nf4
+from ..errors import InvalidCheckpoint
+from .bnb_format import encode_linear, is_quantized, take_nf4
 from .checkpoint import Checkpoint
-from .config import ModelConfig
+from .config import EMBEDDING, HEAD, ModelConfig
 from .digest import TensorDigest
 from .weights import BaseWeights, LayerWeights
 
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
 # How a checkpoint was made, and which tokens end an answer, is no part of what the base computes.
 UNIDENTIFYING = ("checkpoint_dtype", "prequantized", "eos_token_ids", "bos_token_id")
 
@@ -162,15 +160,8 @@ class _Reader:
 
     def _quantize(self, target: TargetModule, *, name: str | None = None) -> nf4.Nf4Tensor:
         name = name or f"{target.path}.weight"
-        if target.in_features % nf4.BLOCK_SIZE:
-            raise UnsupportedModel(
-                f"tensor {name} has {target.in_features} columns, no multiple of "
-                f"{nf4.BLOCK_SIZE}; load this model with --quantization none"
-            )
         dense = self._take(name, (target.out_features, target.in_features))
-        plain = encode(dense.to(self._form.device))
-        if not plain.absmax.isfinite().all():
-            raise InvalidCheckpoint(f"tensor {name} contains NaN or infinity")
+        plain = encode_linear(name, dense.to(self._form.device))
         self._digest_nf4(name, plain)
         if not self._form.base.double_quantization:
             return plain

@@ -1,4 +1,4 @@
-"""Reads bitsandbytes' serialized NF4: ``weight`` and its ``weight.*`` companions, unchanged.
+"""bitsandbytes' serialized NF4, read and written: ``weight`` and its ``weight.*`` companions.
 
 The companions are those of ``bitsandbytes.functional.QuantState.as_dict(packed=True)``.
 """
@@ -10,17 +10,77 @@ import torch
 from torch import Tensor
 
 from multiflora.kernels.nf4 import BLOCK_SIZE, CODEBOOK, Nf4Tensor, expand_absmax
-from multiflora.kernels.quantize import NESTED_BLOCK_SIZE
+from multiflora.kernels.quantize import NESTED_BLOCK_SIZE, NestedAbsmax, encode
 
 from ..errors import InvalidCheckpoint, UnsupportedModel
 from .checkpoint import Checkpoint
+from .tensor_file import TensorSpec
 
 STATE_PREFIX = "quant_state.bitsandbytes__"
+# JSON ends in blanks as well as anywhere: with one length for all, files are planned ahead.
+_STATE_BYTES = 256
 
 
 def is_quantized(checkpoint: Checkpoint, name: str) -> bool:
     """Whether ``name`` (ending in ``.weight``) is stored in a bitsandbytes 4-bit form."""
     return f"{name}.absmax" in checkpoint
+
+
+def encode_linear(name: str, dense: Tensor) -> Nf4Tensor:
+    """Quantize ``dense`` [N, K] with plain float32 scales.
+
+    Raises `UnsupportedModel` for columns that NF4 cannot hold, `InvalidCheckpoint` for values.
+    """
+    if dense.shape[1] % BLOCK_SIZE:
+        raise UnsupportedModel(
+            f"tensor {name} has {dense.shape[1]} columns, no multiple of "
+            f"{BLOCK_SIZE}; load this model with --quantization none"
+        )
+    plain = encode(dense)
+    if not plain.absmax.isfinite().all():
+        raise InvalidCheckpoint(f"tensor {name} contains NaN or infinity")
+    return plain
+
+
+def stored_specs(name: str, shape: tuple[int, int]) -> dict[str, TensorSpec]:
+    """The tensors that ``stored_tensors`` makes of ``name`` (ending in ``.weight``)."""
+    num_weights = shape[0] * shape[1]
+    num_blocks = num_weights // BLOCK_SIZE
+    return {
+        name: TensorSpec(torch.uint8, (num_weights // 2, 1)),
+        f"{name}.absmax": TensorSpec(torch.uint8, (num_blocks,)),
+        f"{name}.quant_map": TensorSpec(torch.float32, (len(CODEBOOK),)),
+        f"{name}.nested_absmax": TensorSpec(torch.float32, (-(-num_blocks // NESTED_BLOCK_SIZE),)),
+        f"{name}.nested_quant_map": TensorSpec(torch.float32, (256,)),
+        f"{name}.{STATE_PREFIX}nf4": TensorSpec(torch.uint8, (_STATE_BYTES,)),
+    }
+
+
+def stored_tensors(
+    name: str, plain: Nf4Tensor, nested: NestedAbsmax, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """What bitsandbytes stores of the codes of ``plain`` and ``nested`` scales of it.
+
+    It decodes them to ``dtype``.
+    """
+    state = {
+        "quant_type": "nf4",
+        "blocksize": BLOCK_SIZE,
+        "dtype": str(dtype).removeprefix("torch."),
+        "shape": [plain.out_features, plain.in_features],
+        "nested_blocksize": NESTED_BLOCK_SIZE,
+        "nested_dtype": "float32",
+        "nested_offset": nested.offset,
+    }
+    text = json.dumps(state).encode().ljust(_STATE_BYTES)
+    return {
+        name: plain.codes.reshape(-1, 1),
+        f"{name}.absmax": nested.codes,
+        f"{name}.quant_map": torch.tensor(CODEBOOK),
+        f"{name}.nested_absmax": nested.scales,
+        f"{name}.nested_quant_map": nested.code,
+        f"{name}.{STATE_PREFIX}nf4": torch.tensor(list(text), dtype=torch.uint8),
+    }
 
 
 def take_nf4(checkpoint: Checkpoint, name: str, shape: tuple[int, int]) -> Nf4Tensor:

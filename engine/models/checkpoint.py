@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import InvalidCheckpoint
 from .shard import Shard, find_shards, read_shard
-from .tensor_file import read_tensor
+from .tensor_file import DTYPES, TensorSpec, read_tensor
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 # Buffers that old exports contain and every model recomputes.
@@ -39,6 +39,11 @@ class Checkpoint:
 
     def __contains__(self, name: str) -> bool:
         return name in self._shards
+
+    def companions(self, name: str) -> dict[str, TensorSpec]:
+        """The tensors stored beside ``name``, by the names that add to it."""
+        found = (other for other in self._shards if other.startswith(f"{name}."))
+        return {other: self._spec(other) for other in found}
 
     @property
     def progress(self) -> float:
@@ -77,6 +82,10 @@ class Checkpoint:
             raise InvalidCheckpoint(
                 f"the model has no place for tensor {', '.join(sorted(surplus)[:5])}{more}"
             )
+
+    def _spec(self, name: str) -> TensorSpec:
+        entry = self._shards[name].entries[name]
+        return TensorSpec(DTYPES[entry.dtype], entry.shape)
 
     def _num_bytes(self, name: str) -> int:
         return self._shards[name].entries[name].num_bytes

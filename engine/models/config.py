@@ -5,6 +5,9 @@ from typing import Literal
 
 from multiflora.adapters.target import Projection, TargetModule
 
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
@@ -72,31 +75,64 @@ class ModelConfig:
         return max(self.max_position, int(original * self.rope.factor))
 
     def projections(self) -> tuple[Projection, ...]:
-        """All stacked matmuls, layer by layer, with the PEFT paths of their slices."""
+        """All stacked matmuls of the layers, one after the other, with their slices' PEFT paths."""
         return tuple(p for layer in range(self.num_layers) for p in self._layer(layer))
+
+    def adapter_projections(self) -> tuple[Projection, ...]:
+        """All that an adapter can attach to: ``projections``, then the head, then the embedding."""
+        vocabulary, hidden = self.vocab_size, self.hidden_size
+        head = TargetModule("lm_head", vocabulary, hidden, kind="head")
+        embedding = TargetModule("model.embed_tokens", hidden, vocabulary, kind="embedding")
+        return (
+            *self.projections(),
+            Projection(self.num_layers, "head", (head,)),
+            Projection(self.num_layers, "embedding", (embedding,)),
+        )
+
+    def dense_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of a checkpoint that is no linear's weight, by name; a tied head is none."""
+        table = (self.vocab_size, self.hidden_size)
+        shapes: dict[str, tuple[int, ...]] = {EMBEDDING: table}
+        for layer in range(self.num_layers):
+            shapes |= self._dense_layer(layer)
+        shapes["model.norm.weight"] = (self.hidden_size,)
+        return shapes if self.tie_embeddings else shapes | {HEAD: table}
+
+    def _dense_layer(self, layer: int) -> dict[str, tuple[int, ...]]:
+        prefix = f"model.layers.{layer}"
+        norms = ("input_layernorm", "post_attention_layernorm")
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{prefix}.{norm}.weight": (self.hidden_size,) for norm in norms
+        }
+        if self.qk_norm:
+            for norm in ("q_norm", "k_norm"):
+                shapes[f"{prefix}.self_attn.{norm}.weight"] = (self.head_dim,)
+        biased = {
+            "qkv": self.qkv_bias,
+            "o": self.o_bias,
+            "gate_up": self.mlp_bias,
+            "down": self.mlp_bias,
+        }
+        for projection in self._layer(layer):
+            for part in projection.slices if biased[projection.kind] else ():
+                shapes[f"{part.path}.bias"] = (part.out_features,)
+        return shapes
 
     def _layer(self, layer: int) -> tuple[Projection, ...]:
         attention = f"model.layers.{layer}.self_attn"
         mlp = f"model.layers.{layer}.mlp"
         hidden, inner = self.hidden_size, self.intermediate_size
+        qkv_bias, o_bias, mlp_bias = self.qkv_bias, self.o_bias, self.mlp_bias
+        q = TargetModule(f"{attention}.q_proj", self.q_size, hidden, qkv_bias)
+        k = TargetModule(f"{attention}.k_proj", self.kv_size, hidden, qkv_bias)
+        v = TargetModule(f"{attention}.v_proj", self.kv_size, hidden, qkv_bias)
+        o = TargetModule(f"{attention}.o_proj", hidden, self.q_size, o_bias)
+        gate = TargetModule(f"{mlp}.gate_proj", inner, hidden, mlp_bias)
+        up = TargetModule(f"{mlp}.up_proj", inner, hidden, mlp_bias)
+        down = TargetModule(f"{mlp}.down_proj", hidden, inner, mlp_bias)
         return (
-            Projection(
-                layer,
-                "qkv",
-                (
-                    TargetModule(f"{attention}.q_proj", self.q_size, hidden),
-                    TargetModule(f"{attention}.k_proj", self.kv_size, hidden),
-                    TargetModule(f"{attention}.v_proj", self.kv_size, hidden),
-                ),
-            ),
-            Projection(layer, "o", (TargetModule(f"{attention}.o_proj", hidden, self.q_size),)),
-            Projection(
-                layer,
-                "gate_up",
-                (
-                    TargetModule(f"{mlp}.gate_proj", inner, hidden),
-                    TargetModule(f"{mlp}.up_proj", inner, hidden),
-                ),
-            ),
-            Projection(layer, "down", (TargetModule(f"{mlp}.down_proj", hidden, inner),)),
+            Projection(layer, "qkv", (q, k, v)),
+            Projection(layer, "o", (o,)),
+            Projection(layer, "gate_up", (gate, up)),
+            Projection(layer, "down", (down,)),
         )

@@ -7,35 +7,50 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from multiflora.adapters.adjustment_table import AdjustmentTable
 from multiflora.adapters.linear import AdaptedLinear
+from multiflora.kernels.adjustment import adjust_embedding
 from multiflora.kernels.ops import HeadNorm, HeadShape, LoraTables, Ops
 
 from ..forward_batch import ForwardBatch
 from .config import ModelConfig
 from .weights import BaseWeights, LayerWeights
 
-# qkv, o, gate_up and down, in the order of ``ModelConfig.projections``.
+# qkv, o, gate_up and down, in the order of ``ModelConfig.projections``; the head and the embedding
+# come after the last layer.
 PROJECTIONS_PER_LAYER = 4
 KvCache = tuple[Tensor, Tensor]  # keys and values of one layer, each [num_blocks, P, G, D]
 
 
 class Decoder:
-    """Token ids to hidden states to logits, through one backend."""
+    """Token ids to hidden states to logits, through one backend.
+
+    ``adjustments`` are what resident versions change beside deltas; None where they cannot.
+    """
 
     def __init__(
-        self, config: ModelConfig, weights: BaseWeights, ops: Ops, tables: LoraTables
+        self,
+        config: ModelConfig,
+        weights: BaseWeights,
+        ops: Ops,
+        tables: LoraTables,
+        adjustments: AdjustmentTable | None = None,
     ) -> None:
         self._config = config
         self._weights = weights
         self._ops = ops
+        self._adjustments = adjustments or AdjustmentTable()
         self._layers = [
-            DecoderLayer(config, index, layer, ops, tables)
+            DecoderLayer(config, index, layer, ops, tables, self._adjustments)
             for index, layer in enumerate(weights.layers)
         ]
+        head = PROJECTIONS_PER_LAYER * len(self._layers)
+        self._head = AdaptedLinear(ops, weights.head, None, tables, self._adjustments, head)
+        self._embedding_index = head + 1
 
     def forward(self, batch: ForwardBatch, caches: Sequence[KvCache]) -> Tensor:
         """Hidden states after the last norm, [T, H]; keys and values are written to ``caches``."""
-        residual = self._ops.embedding(batch.ids, self._weights.embedding)
+        residual = self._embed(batch)
         x = self._ops.rms_norm(residual, self._layers[0].input_norm, self._config.norm_eps)
         for layer, cache in zip(self._layers, caches, strict=True):
             x, residual = layer.forward(x, residual, batch, cache)
@@ -48,9 +63,16 @@ class Decoder:
             x, residual = self._ops.add_rms_norm(x, residual, weight, self._config.norm_eps)
         return x
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """float32 [B, V] from hidden states [B, H]."""
-        return self._ops.linear(hidden, self._weights.head, None, None).float()
+    def logits(self, hidden: Tensor, batch: ForwardBatch) -> Tensor:
+        """float32 [B, V] from the hidden states [B, H] of the batch's sample rows."""
+        return self._head(hidden, batch.head_lora, batch.adjusted_samples).float()
+
+    def _embed(self, batch: ForwardBatch) -> Tensor:
+        hidden = self._ops.embedding(batch.ids, self._weights.embedding)
+        if batch.adjusted:
+            adjusted = self._adjustments.at(self._embedding_index, batch.adjusted)
+            adjust_embedding(hidden, batch.ids, adjusted, self._ops)
+        return hidden
 
 
 class DecoderLayer:
@@ -63,6 +85,7 @@ class DecoderLayer:
         weights: LayerWeights,
         ops: Ops,
         tables: LoraTables,
+        adjustments: AdjustmentTable,
     ) -> None:
         self.index = index
         self.input_norm = weights.input_norm
@@ -76,14 +99,18 @@ class DecoderLayer:
             if weights.q_norm is not None and weights.k_norm is not None
             else None
         )
-        qkv, o, gate_up, down = (
-            tables.projection(PROJECTIONS_PER_LAYER * index + place)
-            for place in range(PROJECTIONS_PER_LAYER)
+        parts = (
+            (weights.qkv, weights.qkv_bias),
+            (weights.o, weights.o_bias),
+            (weights.gate_up, weights.gate_up_bias),
+            (weights.down, weights.down_bias),
         )
-        self._qkv = AdaptedLinear(ops, weights.qkv, weights.qkv_bias, qkv)
-        self._o = AdaptedLinear(ops, weights.o, weights.o_bias, o)
-        self._gate_up = AdaptedLinear(ops, weights.gate_up, weights.gate_up_bias, gate_up)
-        self._down = AdaptedLinear(ops, weights.down, weights.down_bias, down)
+        self._qkv, self._o, self._gate_up, self._down = (
+            AdaptedLinear(
+                ops, weight, bias, tables, adjustments, PROJECTIONS_PER_LAYER * index + place
+            )
+            for place, (weight, bias) in enumerate(parts)
+        )
 
     def forward(
         self, x: Tensor, residual: Tensor, batch: ForwardBatch, cache: KvCache
@@ -93,12 +120,12 @@ class DecoderLayer:
         x, residual = self._ops.add_rms_norm(
             attended, residual, self._weights.post_attention_norm, self._config.norm_eps
         )
-        gate_up = self._gate_up(x, batch.lora)
-        return self._down(self._ops.silu_mul(gate_up), batch.lora), residual
+        inner = self._ops.silu_mul(self._gate_up(x, batch.lora, batch.adjusted))
+        return self._down(inner, batch.lora, batch.adjusted), residual
 
     def _attend(self, x: Tensor, batch: ForwardBatch, cache: KvCache) -> Tensor:
         q = self._ops.rotate_and_cache(
-            self._qkv(x, batch.lora),
+            self._qkv(x, batch.lora, batch.adjusted),
             self._heads,
             self._head_norm,
             batch.rope,
@@ -108,4 +135,4 @@ class DecoderLayer:
         )
         plan = batch.attention[self._window]
         attended = self._ops.paged_attention(q, *cache, plan, self._heads.size**-0.5)
-        return self._o(attended.flatten(1), batch.lora)
+        return self._o(attended.flatten(1), batch.lora, batch.adjusted)

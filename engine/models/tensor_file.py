@@ -5,8 +5,10 @@ closed; plain reads keep the peak of a load at one tensor, whatever the order of
 """
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,6 +34,18 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Wide vector loads and cache lines; also a multiple of every item size.
 ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a tensor will be, before there is one."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_tensor(shard: Shard, name: str) -> Tensor:
@@ -60,24 +74,33 @@ def map_tensors(shard: Shard) -> dict[str, Tensor]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file tensor by tensor and sync it; CPU copies are made one at a time.
+    """Write a safetensors file tensor by tensor and sync it; CPU copies are made one at a time."""
+    specs = {name: TensorSpec(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+    stream_tensors(path, specs, tensors.__getitem__, metadata)
 
-    Tensors that fill whole 64-byte lines come first, so that each of them starts on one.
+
+def stream_tensors(
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    read: Callable[[str], Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """As ``write_tensors``, asking ``read`` for one tensor after the other.
+
+    Those that fill whole 64-byte lines come first, by name, so that each of them starts on one;
+    then the others by the size of their items, which the safetensors package wants aligned.
     """
-    names = sorted(tensors, key=lambda name: (num_bytes(tensors[name]) % ALIGNMENT != 0, name))
-    header = _header(names, tensors, metadata)
+    names = sorted(specs, key=lambda name: _place(name, specs[name]))
+    header = _header(names, specs, metadata)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little"))
         file.write(header)
         for name in names:
-            file.write(byte_view(tensors[name]))
+            tensor = read(name)
+            assert TensorSpec(tensor.dtype, tuple(tensor.shape)) == specs[name], name
+            file.write(byte_view(tensor))
         file.flush()
         os.fsync(file.fileno())
-
-
-def num_bytes(tensor: Tensor) -> int:
-    """Size of a tensor's values."""
-    return tensor.numel() * tensor.element_size()
 
 
 def byte_view(tensor: Tensor) -> memoryview:
@@ -95,17 +118,24 @@ def _shape(raw: Tensor, entry: TensorEntry) -> Tensor:
     return raw.view(dtype).reshape(entry.shape)
 
 
-def _header(names: list[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+def _place(name: str, spec: TensorSpec) -> tuple[bool, int, str]:
+    is_odd = spec.num_bytes % ALIGNMENT != 0
+    return is_odd, -spec.dtype.itemsize if is_odd else 0, name
+
+
+def _header(
+    names: list[str], specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]
+) -> bytes:
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for name in names:
-        tensor = tensors[name]
+        spec = specs[name]
         entries[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + num_bytes(tensor)],
+            "dtype": DTYPE_NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset + spec.num_bytes],
         }
-        offset += num_bytes(tensor)
+        offset += spec.num_bytes
     header = json.dumps(entries, separators=(",", ":")).encode()
     padding = -(8 + len(header)) % ALIGNMENT
     return header + b" " * padding

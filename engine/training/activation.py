@@ -26,6 +26,7 @@ class _SiluMul(torch.autograd.Function):
         gate, up = gate_up.chunk(2, dim=-1)
         inner = gate_up.shape[-1] // 2
         dgate_up = torch.empty_like(gate_up)
-        torch.mul(dy, functional.silu(gate), out=dgate_up[:, inner:])
-        torch.ops.aten.silu_backward.grad_input(dy * up, gate, grad_input=dgate_up[:, :inner])
+        dgate, dup = dgate_up[:, :inner], dgate_up[:, inner:]
+        torch.ops.aten.silu.out(gate, out=dup).mul_(dy)
+        torch.ops.aten.silu_backward.grad_input(dy * up, gate, grad_input=dgate)
         return dgate_up

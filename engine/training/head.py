@@ -10,15 +10,6 @@ from torch import Tensor
 
 from multiflora.kernels.ops import DenseWeight, Ops, Weight
 
-# float32 logits and their softmax take four times this at most.
-CHUNK_BYTES = 64 << 20
-MAX_CHUNK_ROWS = 1024
-
-
-def chunk_rows(vocab_size: int) -> int:
-    """Predictions per chunk."""
-    return max(1, min(MAX_CHUNK_ROWS, CHUNK_BYTES // (4 * vocab_size)))
-
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:

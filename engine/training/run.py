@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .checkpoint import CheckpointFolder, CheckpointWriter, RunState, Snapshot, to_host
 from .config import PreferenceSettings, SupervisedSettings, TrainingSettings
-from .error import InvalidTrainingData, TrainingDiverged
+from .error import InvalidTrainingData, TrainingDiverged, TrainingError
 from .evaluation import evaluate
 from .example import Example, Preference
 from .factors import TrainedFactors
@@ -41,7 +42,8 @@ class TrainingRun:
     steps, bit for bit, as one that was not, and so does one that is suspended between quanta.
     ``start`` has factors to go on from, under PEFT's names; ``reference`` are the factors that
     preferences are measured against, the bare base by default. Raises ``InvalidTrainingData``,
-    ``CheckpointMismatch``, ``ValueError`` for settings that do not suit the base, and ``OSError``.
+    ``CheckpointMismatch``, ``TrainingError`` for a float16 base, ``ValueError`` for settings that
+    do not suit the base, and ``OSError``.
     """
 
     def __init__(
@@ -60,6 +62,10 @@ class TrainingRun:
         self._validation = validation
         self._settings = settings
         self._reference = reference
+        if network.dtype == torch.float16:
+            raise TrainingError(
+                "training in float16 would need loss scaling; use --dtype bfloat16 or float32"
+            )
         for rows in (task, validation):
             if rows is not None:
                 _check_rows(rows, settings, network)

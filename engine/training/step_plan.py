@@ -1,7 +1,9 @@
 """Which rows each optimizer step takes, and how they fill micro-batches."""
 
+from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 
 from .config import BatchSettings
@@ -28,13 +30,17 @@ class StepPlan:
     def rows(self, step: int) -> list[int]:
         """The rows of ``step``, from 0; the last step of an epoch may have fewer."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = (
-            shuffled(self.num_rows, self.seed, "epoch", epoch)
-            if self.batch.shuffle
-            else list(range(self.num_rows))
-        )
         start = place * self.batch.batch_size
-        return order[start : start + self.batch.batch_size]
+        stop = min(start + self.batch.batch_size, self.num_rows)
+        if not self.batch.shuffle:
+            return list(range(start, stop))
+        return _epoch_order(self.num_rows, self.seed, epoch)[start:stop]
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(num_rows: int, seed: int, epoch: int) -> list[int]:
+    """Kept for the steps of the epoch: shuffling a million rows takes most of a second."""
+    return shuffled(num_rows, seed, "epoch", epoch)
 
 
 def fill_micro_batches(
@@ -45,16 +51,16 @@ def fill_micro_batches(
     Ties go to the earlier row and the earlier micro-batch, so that equal input gives equal output.
     """
     filled: list[list[int]] = []
-    room: list[int] = []
+    open_by_room: list[tuple[int, int]] = []  # room and place, in order
     for row in sorted(rows, key=lambda row: -num_tokens(row)):
         size = num_tokens(row)
         assert size <= budget
-        fitting = [place for place, left in enumerate(room) if left >= size]
-        if fitting:
-            best = min(fitting, key=lambda place: room[place])
-            filled[best].append(row)
-            room[best] -= size
+        fitting = bisect_left(open_by_room, (size, 0))
+        if fitting < len(open_by_room):
+            room, place = open_by_room.pop(fitting)
         else:
-            filled.append([row])
-            room.append(budget - size)
+            room, place = budget, len(filled)
+            filled.append([])
+        filled[place].append(row)
+        insort(open_by_room, (room - size, place))
     return filled

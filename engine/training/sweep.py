@@ -15,7 +15,8 @@ from torch import Tensor
 from ..models.decoder import PROJECTIONS_PER_LAYER
 from .dropout import Dropout
 from .factors import TrainedFactors
-from .head import TokenScores, chunk_rows, concatenate
+from .head import TokenScores, concatenate
+from .head_size import chunk_rows
 from .layer import LayerContext
 from .network import TrainingNetwork
 from .packed_batch import PackedBatch

@@ -11,7 +11,7 @@ from .activation import silu_mul
 from .attention import paged_attention, plan_attention
 from .core import load_core
 from .lora_linear import linear
-from .nf4 import has_fast_bfloat16, pack_nf4, unpack_nf4
+from .nf4 import has_fast_bfloat16, pack_nf4, slice_nf4, unpack_nf4
 from .norm import add_rms_norm, rms_norm
 from .rotary import rotate_and_cache
 
@@ -43,5 +43,6 @@ __all__ = [
     "rms_norm",
     "rotate_and_cache",
     "silu_mul",
+    "slice_nf4",
     "unpack_nf4",
 ]

@@ -7,6 +7,7 @@
 bitsandbytes' unpacked 4-bit matmul is 10 to 45 times slower than its packed one and is never used.
 """
 
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -62,6 +63,20 @@ def unpack_nf4(weight: Nf4Weight, dtype: torch.dtype) -> Tensor:
         torch.float32,
     )
     return dense.to(dtype)
+
+
+def slice_nf4(weight: Nf4Weight, start: int, stop: int) -> Nf4Weight:
+    """Rows ``[start, stop)``, which are whole tiles of every layout."""
+    if weight.layout == canonical_nf4.LAYOUT:
+        return canonical_nf4.slice_nf4(weight, start, stop)
+    tensors = weight.tensors
+    if weight.layout == PACKED_LAYOUT:
+        codes, absmax = tensors["codes"][start:stop], tensors["absmax"][:, start:stop]
+        parts = {"codes": codes, "absmax": absmax}
+    else:
+        tiles = slice(start // _ROWS_PER_TILE, stop // _ROWS_PER_TILE)
+        parts = {"words": tensors["words"][tiles], "absmax": tensors["absmax"][tiles]}
+    return replace(weight, tensors=parts, out_features=stop - start)
 
 
 def packed_matmul(x: Tensor, weight: Nf4Weight) -> Tensor:

@@ -5,7 +5,7 @@ from .activation import silu_mul
 from .attention import paged_attention, plan_attention
 from .lookup import embedding
 from .lora_linear import linear
-from .nf4 import pack_nf4, unpack_nf4
+from .nf4 import pack_nf4, slice_nf4, unpack_nf4
 from .norm import add_rms_norm, rms_norm
 from .rotary import rotate_and_cache
 
@@ -34,5 +34,6 @@ __all__ = [
     "rms_norm",
     "rotate_and_cache",
     "silu_mul",
+    "slice_nf4",
     "unpack_nf4",
 ]

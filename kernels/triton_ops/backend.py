@@ -42,6 +42,9 @@ class TritonOps:
     def unpack_nf4(self, weight: Nf4Weight, dtype: torch.dtype) -> Tensor:
         return nf4_layout.unpack_nf4(weight, dtype)
 
+    def slice_nf4(self, weight: Nf4Weight, start: int, stop: int) -> Nf4Weight:
+        return nf4_layout.slice_nf4(weight, start, stop)
+
     def make_lora_tables(self, widths: Sequence[Sequence[int]], device: torch.device) -> LoraTables:
         return DeviceTables(widths, device)
 

@@ -6,7 +6,7 @@
 would lose precision there. Rows are padded to a multiple of ``BN`` with zeros.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -80,16 +80,24 @@ def _pack_absmax(weight: Nf4Tensor, shape: TiledShape) -> Tensor:
     return tiled.half() if fits else tiled
 
 
+def slice_nf4(weight: Nf4Weight, start: int, stop: int) -> Nf4Weight:
+    """Rows ``[start, stop)``, which are whole tiles; to be unpacked, not to be multiplied with."""
+    assert weight.layout == LAYOUT
+    rows = TiledShape(weight.out_features, weight.in_features).rows
+    blocks = slice(start // rows, -(-stop // rows))
+    tensors = {name: tensor[blocks] for name, tensor in weight.tensors.items()}
+    return replace(weight, tensors=tensors, out_features=stop - start)
+
+
 def unpack_codes(weight: Nf4Weight) -> Tensor:
     """The canonical codes uint8 [N * K / 2], bit for bit."""
     assert weight.layout == LAYOUT
-    shape = TiledShape(weight.out_features, weight.in_features)
     words = weight.tensors["codes"].view(*weight.tensors["codes"].shape[:3], _LANES // 2, 2)
     nibbles = [(words >> (4 * place)) & 0xF for place in range(4)]
     # [blocks, K / 64, BN, pair, half, plane of the half, even or odd]
     planes = torch.stack(nibbles, dim=-1).view(*words.shape, 2, 2)
-    rows = planes.permute(0, 2, 1, 4, 5, 3, 6).reshape(-1, shape.in_features)
-    pairs = rows[: shape.out_features].reshape(-1, 2).to(torch.uint8)
+    rows = planes.permute(0, 2, 1, 4, 5, 3, 6).reshape(-1, weight.in_features)
+    pairs = rows[: weight.out_features].reshape(-1, 2).to(torch.uint8)
     return (pairs[:, 0] << 4) | pairs[:, 1]
 
 

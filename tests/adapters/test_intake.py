@@ -76,9 +76,9 @@ BROKEN = {
     ),
     "embedding": (
         _set(f"{PREFIX}model.embed_tokens.lora_embedding_A", torch.zeros(4, 64)),
-        "embeddings",
+        "no such",
     ),
-    "magnitude": (_set(f"{Q0}.lora_magnitude_vector", torch.zeros(64)), "DoRA"),
+    "magnitude": (_set(f"{Q0}.lora_magnitude_vector", torch.zeros(64)), "no use_dora"),
     "missing half": (lambda tensors: tensors.pop(f"{Q0}.lora_B.weight"), "is missing"),
     "integers": (_set(f"{Q0}.lora_A.weight", torch.zeros(4, 64, dtype=torch.int32)), "I32"),
 }

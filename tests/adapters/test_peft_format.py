@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.module_spec import PREFIX
 from multiflora.adapters.peft_format import parse_settings
+from multiflora.adapters.resolution import parse_config, resolve_modules
 from multiflora.adapters.target import Projection
 
 LINEARS = [
@@ -136,12 +138,17 @@ def test_any_combination_equals_pefts(
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"peft_type": "IA3"}, "only LORA"),
-    ({"use_dora": True}, "DoRA"),
-    ({"bias": "all"}, "bias='all'"),
-    ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    ({"peft_type": "LOHA"}, "only LORA and IA3"),
+    ({"peft_type": None}, "only LORA and IA3"),
+    ({"use_dora": "yes"}, "use_dora"),
+    ({"use_dora": True, "lora_bias": True}, "drop one"),
+    ({"lora_bias": 1}, "lora_bias"),
+    ({"bias": "some"}, "none, all, lora_only"),
+    ({"modules_to_save": ["norm"]}, "'norm': only lm_head and embed_tokens"),
+    ({"modules_to_save": ["model.lm_head"]}, "only lm_head"),
+    ({"modules_to_save": 3}, "modules_to_save"),
+    ({"modules_to_save": ["lm_head"], "ensure_weight_tying": True}, "ensure_weight_tying"),
     ({"trainable_token_indices": [1]}, "token embeddings"),
-    ({"lora_bias": True}, "lora_bias"),
     ({"layer_replication": [[0, 2]]}, "layer_replication"),
     ({"fan_in_fan_out": True}, "Conv1D"),
     ({"alora_invocation_tokens": [3]}, "activated LoRA"),
@@ -169,7 +176,20 @@ def test_what_is_not_served_exactly_is_refused_by_name(
 ) -> None:
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], **change}
     with pytest.raises(AdapterRejected, match=message):
-        parse_settings(config)
+        parse_config(config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"use_dora": True}, {"lora_bias": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}],
+    ids=str,
+)
+def test_plain_lora_is_told_from_what_has_more(change: dict[str, Any]) -> None:
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    assert parse_settings(config) == parse_config(config)
+    with pytest.raises(AdapterRejected, match="not plain LoRA"):
+        parse_settings({**config, **change})
+    assert parse_config({**config, **change})
 
 
 def test_neutral_values_and_training_only_keys_are_fine() -> None:
@@ -181,8 +201,6 @@ def test_neutral_values_and_training_only_keys_are_fine() -> None:
 
 
 def test_target_order_is_the_bases_own(projections: tuple[Projection, ...]) -> None:
-    from multiflora.adapters.peft_format import PREFIX, resolve_modules
-
     parsed = parse_settings(
         {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": "all-linear"}
     )

@@ -72,11 +72,19 @@ def test_entries_are_sorted_by_name(registry: Registry) -> None:
 
 def test_the_first_record_of_a_version_stands(registry: Registry) -> None:
     first = Version(
-        "f" * 64, source="upload", parents=(V1, V2), metrics={"loss": 0.5}, num_bytes=9, rank=4
+        "f" * 64,
+        source="upload",
+        parents=(V1, V2),
+        metrics={"loss": 0.5},
+        num_bytes=9,
+        rank=4,
+        features=("dora", "head"),
     )
     assert registry.publish_version(first) == first
     assert registry.publish_version(Version("f" * 64, source="again")) == first
     assert registry.version("f" * 64) == first
+    assert registry.features("f" * 64) == first.features
+    assert registry.features(V1) == registry.features("unheard of") == ()
 
 
 @pytest.mark.parametrize("digest", ["", "old", "A" * 64, "g" * 64, "0" * 65, "0" * 64])

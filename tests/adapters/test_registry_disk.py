@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from multiflora.adapters.database import Database
 from multiflora.adapters.error import AdapterRejected, RegistryError
 from multiflora.adapters.folder import AdapterFolder
 from multiflora.adapters.intake import import_version
 from multiflora.adapters.registry import Registry
+from multiflora.adapters.registry_schema import MIGRATIONS
 from multiflora.adapters.store import AdapterStore
 from multiflora.adapters.target import Projection
 from multiflora.adapters.version import Version
@@ -61,6 +63,44 @@ def test_everything_but_leases_outlives_a_restart(
     )
     again.close()
     assert after == before
+
+
+def test_features_are_remembered_until_the_version_is_collected(
+    registry: Registry, store: AdapterStore, tiny_folder: AdapterFolder, tmp_path: Path
+) -> None:
+    digest = DIGESTS[0]
+    store.put_copy(digest, tiny_folder)
+    registry.publish_version(Version(digest, features=("bias", "dora")))
+    registry.close()
+    again = Registry.open(tmp_path)
+    assert again.features(digest) == again.version(digest).features == ("bias", "dora")
+    again.retire(digest)
+    assert again.collect() == (digest,)
+    assert again.features(digest) == ()
+    again.close()
+
+
+def test_versions_of_the_schema_without_features_have_none(
+    registry: Registry, store: AdapterStore, tiny_folder: AdapterFolder, tmp_path: Path
+) -> None:
+    registry.close()
+    (tmp_path / "multiflora.db").unlink()
+    old = Database.open(tmp_path / "multiflora.db", MIGRATIONS[:2])
+    store.put_copy(DIGESTS[0], tiny_folder)
+    with old.transaction() as connection:
+        connection.execute(
+            "INSERT INTO version (digest, source, parents, metrics, num_bytes, rank, base, created)"
+            " VALUES (?, 'upload', '[]', '{}', 9, 4, 'base', 7)",
+            (DIGESTS[0],),
+        )
+    old.close()
+    migrated = Registry.open(tmp_path)
+    assert migrated.version(DIGESTS[0]) == Version(
+        DIGESTS[0], "upload", num_bytes=9, rank=4, base="base", created=7
+    )
+    assert migrated.features(DIGESTS[0]) == ()
+    assert (tmp_path / "multiflora.db.schema-2").exists()
+    migrated.close()
 
 
 def test_a_version_without_bytes_is_not_published(registry: Registry) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -36,6 +38,8 @@ from multiflora.engine.request import (
     SamplingParams,
     TokenEvent,
 )
+
+from .peft_extras import BASES, Extras, save_biased, save_extras
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. 0123456789 +-*/=() {}[]",
@@ -106,13 +110,33 @@ class Bench:
         )
 
 
+@pytest.fixture(scope="session")
+def extras(
+    tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[..., Path]
+) -> Callable[[str], Extras]:
+    """``extras(base)``: a checkpoint of ``BASES`` and a PEFT folder for each of ``EXTRAS``."""
+    made: dict[str, Extras] = {}
+
+    def make(base: str) -> Extras:
+        if base not in made:
+            root = tmp_path_factory.mktemp(base)
+            model = save_biased(model_folder("llama", **BASES[base]), root / "base")
+            made[base] = model, save_extras(model, root)
+        return made[base]
+
+    return make
+
+
 @pytest.fixture
 def make_bench(
     model_folder: Callable[..., Path],
     adapter_folders: Callable[[str], dict[str, Path]],
     tmp_path: Path,
 ) -> Iterable[Callable[..., Bench]]:
-    """``make_bench(family, dtype=..., quantization=..., cache=..., scheduler=...)``."""
+    """``make_bench(family, dtype=..., quantization=..., cache=..., scheduler=...)``.
+
+    ``model`` and ``adapters`` stand in for the family's own checkpoint and PEFT folders.
+    """
     made: list[Bench] = []
 
     def make(
@@ -125,8 +149,10 @@ def make_bench(
         scheduler: SchedulerConfig | None = None,
         changes: dict[str, Any] | None = None,
         max_model_len: int | None = None,
+        model: Path | None = None,
+        adapters: dict[str, Path] | None = None,
     ) -> Bench:
-        folder = model_folder(family, **(changes or {}))
+        folder = model or model_folder(family, **(changes or {}))
         base = BaseConfig(model=str(folder), dtype=dtype, quantization=quantization)  # type: ignore[arg-type]
         config = EngineConfig(
             base=base,
@@ -137,11 +163,11 @@ def make_bench(
             cache=cache or CacheConfig(memory_bytes=8 << 20),
             scheduler=scheduler or SchedulerConfig(),
         )
-        projections = load_model_config(folder).projections()
+        projections = load_model_config(folder).adapter_projections()
         store = AdapterStore(tmp_path)
         digests = {
             name: import_adapter(path, projections=projections, store=store)
-            for name, path in adapter_folders(family).items()
+            for name, path in (adapters or adapter_folders(family)).items()
         }
         reports: list[Report] = []
         bench = Bench(build_engine(config, reports.append), digests, reports)
@@ -228,3 +254,31 @@ def write_folder(tmp_path: Path) -> WriteFolder:
         return tmp_path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 170 MB of bfloat16 linears in one shard, the largest tensor 8 MB."""
+    folder = tmp_path_factory.mktemp("large")
+    hidden, inner, layers, vocab = 1024, 4096, 5, 1024
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 8,
+        "vocab_size": vocab,
+        "tie_word_embeddings": True,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
+    for index in range(layers):
+        layer = f"model.layers.{index}"
+        shapes |= {f"{layer}.self_attn.{p}_proj.weight": (hidden, hidden) for p in "qkvo"}
+        shapes |= {f"{layer}.mlp.{p}_proj.weight": (inner, hidden) for p in ("gate", "up")}
+        shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, inner)
+        shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
+        shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
+    tensors = {name: torch.randn(shape).bfloat16() for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors")
+    return folder

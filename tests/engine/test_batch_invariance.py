@@ -14,6 +14,8 @@ from multiflora.engine.messages import Abort, Submit
 from multiflora.engine.request import FinishReason, GenerationRequest
 from multiflora.engine.scheduler import StepPlan
 
+from .peft_extras import Extras
+
 
 @dataclass
 class Recorder:
@@ -73,6 +75,37 @@ def test_logits_bits_do_not_depend_on_neighbours(
     bench.run([*neighbours[:4], own, *neighbours[4:]])
     assert bench.answers["own"] == expected
     _assert_same_bits(alone, mixed, "own")
+
+
+@pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_adjusted_rows_keep_their_bits_among_neighbours_and_in_chunks(
+    quantization: str, extras: Callable[[str], Extras], make_bench: Callable[..., Any]
+) -> None:
+    model, adapters = extras("biased")
+    chosen = ("bias-dora", "ia3-most", "head-embedding", "saved-both", "plain")
+    settings: dict[str, Any] = {
+        "quantization": quantization,
+        "cache": CacheConfig(memory_bytes=8 << 20, prefix_caching=False),
+        "model": model,
+        "adapters": {name: adapters[name] for name in chosen},
+    }
+    apart, alone = make_bench(**settings), Recorder()
+    alone.attach(apart)
+    names = [*chosen, None]
+    for name in names:
+        apart.run([apart.request(name, PROMPT, id=str(name), max_tokens=5)])
+    chunks = SchedulerConfig(max_batched_tokens=20, max_num_requests=4)
+    for scheduler in (SchedulerConfig(), chunks):
+        together, mixed = make_bench(**settings, scheduler=scheduler), Recorder()
+        mixed.attach(together)
+        own = [together.request(name, PROMPT, id=str(name), max_tokens=5) for name in names]
+        others = [together.request(name, PROMPT[:9], max_tokens=9) for name in reversed(names)]
+        together.run([*others[:3], *own, *others[3:]])
+        for name in names:
+            _assert_same_bits(alone, mixed, str(name))
+            assert together.answers[str(name)] == apart.answers[str(name)]
 
 
 @pytest.mark.parametrize("budget", [8, 17, 64])

@@ -37,7 +37,7 @@ def config(model_folder: Callable[[str], Path], tmp_path: Path) -> EngineConfig:
 def digest(config: EngineConfig, adapter_folders: Callable[[str], dict[str, Path]]) -> str:
     return import_adapter(
         adapter_folders("llama")["rank-3"],
-        projections=load_model_config(Path(config.base.model)).projections(),
+        projections=load_model_config(Path(config.base.model)).adapter_projections(),
         store=AdapterStore(Path(config.data_dir)),
     )
 

@@ -18,6 +18,8 @@ from multiflora.engine.request import AdapterShare, GenerationRequest
 from multiflora.kernels.staging import PackedStaging, StagingOverflow
 from multiflora.kernels.triton_ops.interpreter import INTERPRETED
 
+from .peft_extras import Extras
+
 CPU = torch.device("cpu")
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the interpreter only")
 BLOCKS = 32
@@ -105,6 +107,27 @@ def test_swaps_blends_and_padding_need_no_new_capture(make_bench) -> None:
     plain = make_bench("llama")
     plain.run([blend, *requests(plain, ["rank-40-down"], 2)])
     assert {name: bench.answers[name] for name in plain.answers} == plain.answers
+
+
+@interpreted
+@pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
+def test_steps_with_adjusted_rows_are_never_captured(
+    extras: Callable[[str], Extras], make_bench
+) -> None:
+    model, adapters = extras("biased")
+    chosen = {name: adapters[name] for name in ("bias-dora", "head-embedding")}
+    benches = [
+        make_bench(kernels=kernels, model=model, adapters=chosen) for kernels in ("triton", "cpu")
+    ]
+    graphs = benches[0].loop._runner.graphs = make_graphs(benches[0].loop)
+    for bench in benches:
+        bench.run(requests(bench, [*chosen], 2))
+    assert graphs.num_captured == 0
+    for bench in benches:
+        bench.run([bench.request(None, range(5, 8), max_tokens=2)])
+    assert graphs.num_captured == 1, "the base alone is captured beside resident versions"
+    assert benches[0].answers == benches[1].answers
 
 
 @interpreted

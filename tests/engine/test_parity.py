@@ -1,6 +1,7 @@
 """Our decoder against transformers and PEFT on the same weights."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,14 @@ import pytest
 import torch
 
 from multiflora.adapters.folder import AdapterFolder
+from multiflora.adapters.intake import import_adapter
+from multiflora.adapters.merging.merge import merge_folders
+from multiflora.adapters.merging.rank_policy import RankPolicy
+from multiflora.adapters.merging.recipe import Recipe
+from multiflora.adapters.store import AdapterStore
 from multiflora.engine.active_request import ActiveRequest
+from multiflora.engine.models.registry import load_model_config
+from multiflora.engine.request import AdapterShare
 from multiflora.engine.scheduler import ScheduledRequest, StepPlan
 from multiflora.kernels import nf4
 from multiflora.kernels.quantize import quantize
@@ -140,7 +148,7 @@ def test_blend_equals_the_sum_of_its_weighted_deltas(
     model_folder: Callable[[str], Path],
     adapter_folders: Callable[[str], dict[str, Path]],
 ) -> None:
-    from multiflora.engine.request import AdapterShare, GenerationRequest, SamplingParams
+    from multiflora.engine.request import GenerationRequest, SamplingParams
 
     bench = make_bench("llama")
     weights = {"rank-3": 0.75, "rank-8-rslora": -0.5}
@@ -161,14 +169,46 @@ def _merge(model: Any, folder: Path, weight: float) -> None:
     from safetensors.torch import load_file
 
     from multiflora.adapters.inspection import inspect_adapter
-    from multiflora.engine.models.registry import load_model_config
 
     config = load_model_config(folder_of(model))
     tensors = load_file(folder / "adapter_model.safetensors")
-    for spec in inspect_adapter(AdapterFolder(folder), config.projections()):
+    for spec in inspect_adapter(AdapterFolder(folder), config.adapter_projections()):
         delta = spec.scale * tensors[spec.b_name] @ tensors[spec.a_name]
         model.get_submodule(spec.path).weight.data += weight * delta
 
 
 def folder_of(model: Any) -> Path:
     return Path(model.config._name_or_path)
+
+
+@pytest.mark.parametrize("rank", ["exact", "energy:1.0"])
+@torch.no_grad()
+def test_a_blend_answers_as_the_merged_adapter(
+    rank: str,
+    make_bench: Callable[..., Any],
+    model_folder: Callable[[str], Path],
+    adapter_folders: Callable[[str], dict[str, Path]],
+    tmp_path: Path,
+) -> None:
+    bench = make_bench("llama")
+    weights = {"rank-3": 0.75, "rank-8-rslora": -0.5, "rank-16-patterns": 0.4}
+    folders = [adapter_folders("llama")[name] for name in weights]
+    recipe = Recipe(
+        num_parents=3, weights=tuple(weights.values()), rank=RankPolicy.parse(rank), dtype="float32"
+    )
+    merge_folders(folders, recipe).write(tmp_path / "merged")
+    bench.digests["merged"] = import_adapter(
+        tmp_path / "merged",
+        projections=load_model_config(model_folder("llama")).projections(),
+        store=AdapterStore(tmp_path),
+    )
+    merged = bench.request("merged", PROMPTS[4], id="merged", max_tokens=10)
+    shares = tuple(AdapterShare(bench.digests[name], weight) for name, weight in weights.items())
+    blend = replace(merged, id="blend", adapters=shares)
+    bench.run([merged, blend])
+    assert bench.answers["merged"] == bench.answers["blend"]
+    by_blend, by_merge, by_base = bench.loop._runner.logits(
+        _prefill(bench, [blend, merged, replace(merged, id="base", adapters=())])
+    )
+    spread = (by_blend - by_base).norm()
+    assert (by_merge - by_blend).norm() / spread < 1e-4

@@ -45,6 +45,16 @@ def test_pack_and_unpack_lose_nothing(ops, shape, dtype) -> None:
     assert torch.equal(ops.unpack_nf4(packed, torch.float32), nf4.dequantize(canonical))
 
 
+@pytest.mark.parametrize("num_rows", [384, 320, 256 + 48, 257])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_a_packed_weight_unpack_as_they_do_in_the_whole(ops, num_rows, dtype) -> None:
+    packed = ops.pack_nf4(quantize(random_weight((num_rows, 128))), dtype)
+    whole = ops.unpack_nf4(packed, torch.float32)
+    for start, stop in ((0, 128), (128, 256), (256, num_rows), (0, num_rows)):
+        part = ops.slice_nf4(packed, start, stop)
+        assert torch.equal(ops.unpack_nf4(part, torch.float32), whole[start:stop])
+
+
 @pytest.mark.parametrize("shape", [(32, 64), (96, 320)])
 def test_interleaved_codes_equal_bitsandbytes_packing(shape: tuple[int, int]) -> None:
     canonical = quantize(random_weight(shape), double=False)

@@ -34,6 +34,7 @@ from multiflora.server.app import create_app
 from multiflora.server.catalog import Catalog
 from multiflora.server.http_server import HttpServer
 from multiflora.server.listener import bind, url_of
+from multiflora.server.merging import Merger
 from multiflora.server.metrics import Metrics
 from multiflora.server.pinning import Pinning
 from multiflora.server.publishing import Publisher
@@ -296,12 +297,20 @@ def stored_publisher(
 
 
 @pytest.fixture
+def merger(registry: Registry, publisher: Publisher) -> Iterator[Merger]:
+    merger = Merger(registry, publisher)
+    yield merger
+    merger.close()
+
+
+@pytest.fixture
 def service(
     engine: FakeEngine,
     tokenizer: Tokenizer,
     chat_template: ChatTemplate,
     registry: Registry,
     publisher: Publisher,
+    merger: Merger,
 ) -> Service:
     end = tokenizer.token_id("</s>")
     assert end is not None
@@ -314,6 +323,7 @@ def service(
         registry=registry,
         publisher=publisher,
         pinning=Pinning(registry, cast(EngineClient, engine), publisher.match),
+        merger=merger,
         end_tokens=frozenset({end}),
     )
 

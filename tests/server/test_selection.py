@@ -3,6 +3,7 @@
 import pytest
 
 from multiflora.adapters.registry import Registry
+from multiflora.adapters.version import Version
 
 pytestmark = pytest.mark.anyio
 A, B, C = "a" * 64, "b" * 64, "c" * 64
@@ -94,6 +95,41 @@ async def test_a_blend_holds_every_parent(complete, engine, registry):
     assert answer.json()["model"] == "base"
     assert held[0] == {A: 1, B: 1}
     assert registry.leases_by_digest() == {}
+
+
+@pytest.mark.parametrize(
+    ("features", "word"),
+    [(("dora",), "DoRA"), (("ia3",), "IA"), (("head", "saved_module"), "modules_to_save")],
+)
+async def test_a_parent_that_only_answers_alone_is_refused_in_a_blend(
+    complete, engine, registry, features, word
+):
+    registry.publish_version(Version(C, features=features))
+    registry.point("scaled", C)
+    blends = (
+        [{"name": "json", "weight": 0.5}, {"name": "scaled", "weight": 1.0}],
+        [{"name": "json", "weight": 0.0}, {"name": "scaled", "weight": 0.5}],
+    )
+
+    for blend in blends:
+        refused = await complete(adapters=blend)
+        error = refused.json()["error"]
+        assert (refused.status_code, error["param"]) == (400, "adapters.1.name")
+        assert word in error["message"]
+    weighted = await complete(adapters=[{"name": "scaled", "weight": 0.5}])
+    assert (weighted.status_code, registry.leases_by_digest()) == (400, {})
+    for alone in ({"model": "scaled"}, {"adapters": [{"name": "scaled"}]}):
+        assert (await complete(**alone)).status_code == 200
+        assert shares(engine) == {C: 1.0}
+
+
+async def test_biases_heads_and_embeddings_are_blended(complete, engine, registry):
+    registry.publish_version(Version(C, features=("bias", "embedding", "head")))
+    registry.point("wide", C)
+
+    await complete(adapters=[{"name": "json", "weight": 0.5}, {"name": "wide", "weight": 0.25}])
+
+    assert shares(engine) == {A: 0.5, C: 0.25}
 
 
 async def test_two_names_of_one_version_add_up(complete, engine, registry):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 
 from multiflora.adapters.error import AdapterRejected
 from multiflora.adapters.merging.delta import concatenate, inner_product
-from multiflora.adapters.merging.parent import Parent
+from multiflora.adapters.merging.parent import Parent, widest
 from multiflora.adapters.peft_format import PREFIX
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -52,3 +53,28 @@ def test_an_adapter_with_nan_is_refused_when_read(write_adapter: Callable[..., P
     path = write_adapter(edit=lambda tensors: tensors[name].fill_(float("nan")))
     with Parent(path) as parent, pytest.raises(AdapterRejected, match="NaN"):
         parent.delta(Q)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"use_dora": True}, "use_dora is set: DoRA rescales"),
+        ({"lora_bias": True}, "lora_bias is set"),
+        ({"bias": "lora_only"}, "bias='lora_only'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is set"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices is set"),
+        ({"init_lora_weights": "pissa"}, "changes the base"),
+    ],
+)
+def test_a_parent_that_is_no_delta_is_refused_with_the_reason(
+    write_adapter: Callable[..., Path], changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(AdapterRejected, match=reason):
+        Parent(write_adapter(**changes))
+
+
+def test_the_widest_dtype_holds_all_values() -> None:
+    assert widest([torch.bfloat16, torch.bfloat16]) == torch.bfloat16
+    assert widest([torch.bfloat16, torch.float16]) == torch.float32
+    assert widest([torch.float16, torch.float32]) == torch.float32

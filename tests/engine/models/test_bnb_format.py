@@ -8,9 +8,17 @@ from bitsandbytes import functional
 from safetensors.torch import save_file
 
 from multiflora.engine.errors import InvalidCheckpoint, UnsupportedModel
-from multiflora.engine.models.bnb_format import is_quantized, take_nf4
+from multiflora.engine.models.bnb_format import (
+    encode_linear,
+    is_quantized,
+    stored_specs,
+    stored_tensors,
+    take_nf4,
+)
 from multiflora.engine.models.checkpoint import Checkpoint
+from multiflora.engine.models.tensor_file import TensorSpec
 from multiflora.kernels import nf4
+from multiflora.kernels.quantize import nest
 
 NAME = "model.layer.weight"
 SHAPE = (24, 192)
@@ -116,3 +124,35 @@ def test_damaged_state_is_named(tmp_path: Path) -> None:
     tensors[key] = tensors[key][:-3].clone()
     with pytest.raises(InvalidCheckpoint, match="quant_state"):
         take_nf4(checkpoint(tmp_path, tensors), NAME, SHAPE)
+
+
+def test_what_we_store_is_read_by_us_and_by_bitsandbytes(tmp_path: Path) -> None:
+    weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)).bfloat16()
+    plain = encode_linear(NAME, weight)
+    nested = nest(plain.absmax)
+    tensors = stored_tensors(NAME, plain, nested, torch.float32)
+    specs = {name: TensorSpec(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+    assert specs == stored_specs(NAME, SHAPE)
+
+    source = checkpoint(tmp_path, tensors)
+    ours = nf4.dequantize(take_nf4(source, NAME, SHAPE))
+    source.check_all_taken()
+    companions = {name.removeprefix(f"{NAME}."): t for name, t in tensors.items() if name != NAME}
+    state = functional.QuantState.from_dict(companions, device=torch.device("cpu"))
+    theirs = functional.dequantize_4bit(tensors[NAME], state)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    expected = functional.quantize_4bit(weight, compress_statistics=True, quant_type="nf4")[0]
+    assert torch.equal(tensors[NAME], expected)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.ones(2, 96), "96 columns, no multiple of 64"),
+        (torch.full((2, 64), float("nan")), "contains NaN or infinity"),
+    ],
+    ids=["columns", "nan"],
+)
+def test_what_nf4_cannot_hold_is_refused(weight: torch.Tensor, message: str) -> None:
+    with pytest.raises((InvalidCheckpoint, UnsupportedModel), match=f"{NAME} (has )?{message}"):
+        encode_linear(NAME, weight)

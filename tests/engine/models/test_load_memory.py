@@ -1,14 +1,11 @@
 """The host memory of a load, measured from outside: one process per load."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 MIB = 1 << 20
 PEAK = """
@@ -36,34 +33,6 @@ weights = load_base(
 )
 print(status("VmHWM") - before, weights.num_bytes)
 """
-
-
-@pytest.fixture(scope="module")
-def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 170 MB of bfloat16 linears in one shard, the largest tensor 8 MB."""
-    folder = tmp_path_factory.mktemp("large")
-    hidden, inner, layers, vocab = 1024, 4096, 5, 1024
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 8,
-        "vocab_size": vocab,
-        "tie_word_embeddings": True,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    shapes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
-    for index in range(layers):
-        layer = f"model.layers.{index}"
-        shapes |= {f"{layer}.self_attn.{p}_proj.weight": (hidden, hidden) for p in "qkvo"}
-        shapes |= {f"{layer}.mlp.{p}_proj.weight": (inner, hidden) for p in ("gate", "up")}
-        shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, inner)
-        shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
-        shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
-    tensors = {name: torch.randn(shape).bfloat16() for name, shape in shapes.items()}
-    save_file(tensors, folder / "model.safetensors")
-    return folder
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")

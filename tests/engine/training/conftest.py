@@ -34,30 +34,35 @@ Result = TypeVar("Result")
 
 @pytest.fixture(scope="session")
 def make_network(model_folder: Callable[..., Path]) -> Callable[..., TrainingNetwork]:
-    """``make_network(family, kernels=..., quantization=...)``: the base as serving holds it."""
+    """``make_network(family, kernels=..., quantization=..., dtype=...)``: as serving holds it."""
     made: dict[str, TrainingNetwork] = {}
 
     def make(
-        family: str = "llama", *, kernels: str = "cpu", quantization: str = "nf4"
+        family: str = "llama",
+        *,
+        kernels: str = "cpu",
+        quantization: str = "nf4",
+        dtype: str = "float32",
     ) -> TrainingNetwork:
-        key = f"{family} {kernels} {quantization}"
+        key = f"{family} {kernels} {quantization} {dtype}"
         if key not in made:
-            base = BaseConfig(model="", dtype="float32", quantization=quantization)  # type: ignore[arg-type]
-            made[key] = open_network(model_folder(family), base, kernels)
+            base = BaseConfig(model="", dtype=dtype, quantization=quantization)  # type: ignore[arg-type]
+            made[key] = _open_network(model_folder(family), base, kernels)
         return made[key]
 
     return make
 
 
-def open_network(folder: Path, base: BaseConfig, kernels: str = "cpu") -> TrainingNetwork:
+def _open_network(folder: Path, base: BaseConfig, kernels: str = "cpu") -> TrainingNetwork:
     config = load_model_config(folder)
-    ops = choose_ops(kernels, CPU, torch.float32)
+    dtype = torch.float32 if base.dtype == "auto" else getattr(torch, base.dtype)
+    ops = choose_ops(kernels, CPU, dtype)
     weights = load_base(
         folder,
         config,
         base,
         ops=ops,
-        dtype=torch.float32,
+        dtype=dtype,
         device=CPU,
         cache_dir=None,
         progress=lambda stage, fraction: None,
@@ -178,6 +183,8 @@ def make_run(
         *,
         folder: str = "run",
         family: str = "llama",
+        kernels: str = "cpu",
+        dtype: str = "float32",
         validation: list[Any] | None = None,
         start: dict[str, torch.Tensor] | None = None,
         reference: TrainedFactors | None = None,
@@ -185,7 +192,7 @@ def make_run(
     ) -> TrainingRun:
         chosen = TrainingSettings(**{"lora": LoraSettings(rank=4, alpha=8), **settings})
         run = TrainingRun(
-            make_network(family),
+            make_network(family, kernels=kernels, dtype=dtype),
             make_task(rows, chosen.method),
             chosen,
             folder=tmp_path / folder,
@@ -253,3 +260,9 @@ def make_rows(
         return make_preferences(shapes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def open_network() -> Callable[..., TrainingNetwork]:
+    """``open_network(folder, base, kernels=...)`` of any checkpoint."""
+    return _open_network

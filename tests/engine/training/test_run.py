@@ -18,7 +18,11 @@ from multiflora.engine.training.config import (
     ScheduleSettings,
     SupervisedSettings,
 )
-from multiflora.engine.training.error import InvalidTrainingData, TrainingDiverged
+from multiflora.engine.training.error import (
+    InvalidTrainingData,
+    TrainingDiverged,
+    TrainingError,
+)
 from multiflora.engine.training.example import Example, Preference
 from multiflora.engine.training.quantum import (
     CheckpointWritten,
@@ -219,3 +223,44 @@ def test_training_goes_on_from_given_factors(
     second = make_run(rows, folder="second", start=first.factors.tensors(), **settings)
     after = losses(second)
     assert after[0] < before[-1]
+
+
+def test_a_run_leaves_the_base_and_the_global_random_state_alone(
+    make_run: Callable[..., Any], finish: Callable[..., Any], make_examples: Callable[..., Any]
+) -> None:
+    run = make_run(
+        make_examples(LENGTHS),
+        lora=LoraSettings(rank=4, alpha=8, dropout=0.1),
+        method=SupervisedSettings(neftune_alpha=5.0),
+        optimizer=FAST,
+    )
+    tensors = dict(run._network._weights.tensors())
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    torch.manual_seed(3)
+    state, python_state = torch.get_rng_state(), random.getstate()
+    finish(run)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors.items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert random.getstate() == python_state
+
+
+@pytest.mark.parametrize("kernels", ["torch", "cpu"])
+def test_bfloat16_follows_float32_with_float32_factors(
+    kernels: str,
+    make_run: Callable[..., Any],
+    losses: Callable[..., Any],
+    make_examples: Callable[..., Any],
+) -> None:
+    rows = make_examples(LENGTHS[:4])
+    settings = {"optimizer": FAST, "schedule": FLAT, "batch": BatchSettings(num_epochs=4)}
+    exact = losses(make_run(rows, folder="exact", **settings))
+    rounded_run = make_run(rows, folder="rounded", dtype="bfloat16", kernels=kernels, **settings)
+    assert rounded_run.factors.values.dtype == torch.float32
+    assert losses(rounded_run) == pytest.approx(exact, rel=0.05)
+
+
+def test_a_float16_base_is_refused(
+    make_run: Callable[..., Any], make_examples: Callable[..., Any]
+) -> None:
+    with pytest.raises(TrainingError, match="bfloat16 or float32"):
+        make_run(make_examples([9]), dtype="float16")

@@ -220,7 +220,7 @@ def test_log_probs_of_a_large_vocabulary_come_in_chunks(
     whole = drain(Sweep(network, batch, factors).train(weighted_sum(batch.weights)))
     gradient = factors.gradient.clone()
     factors.gradient.zero_()
-    monkeypatch.setattr("multiflora.engine.training.head.MAX_CHUNK_ROWS", 7)
+    monkeypatch.setattr("multiflora.engine.training.head_size.MAX_CHUNK_ROWS", 7)
     quanta = list(Sweep(network, batch, factors).train(weighted_sum(batch.weights)))
     assert [q.num_tokens for q in quanta if q.kind == "loss"] == [7, 7, 7, 7, 7, 7, 2]
     pieces = drain(Sweep(network, batch, factors).score())

@@ -1,0 +1,50 @@
+"""Programs of this package in processes of their own that may hang, burst or die.
+
+A process is started by ``exec`` and never by a bare fork: the caller runs threads and an event
+loop. Of the environment it gets the library path only.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+import multiflora
+
+# `-I -S` leaves out the environment, the working directory and every .pth file; the caller's search
+# path is handed over instead, so that both run the same code.
+SAME_PATH = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+_INHERITED = ("LD_LIBRARY_PATH",)
+
+
+def start_isolated(
+    program: str, *, question: IO[bytes], complaint: IO[bytes]
+) -> "subprocess.Popen[bytes]":
+    """Run Python's ``program``, reading ``question`` and complaining to ``complaint``.
+
+    Both are files: these never block their writer, as a pipe to or from a process that hangs would.
+    What it writes to stdout is the caller's to read.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", program, json.dumps(_search_path())],
+        stdin=question,
+        stdout=subprocess.PIPE,
+        stderr=complaint,
+        env={name: os.environ[name] for name in _INHERITED if name in os.environ},
+        cwd="/",
+        start_new_session=True,
+    )
+
+
+def end_of(complaint: IO[bytes], max_bytes: int) -> str:
+    """The last of what the process complained about, as one printable line."""
+    complaint.seek(max(0, complaint.seek(0, os.SEEK_END) - max_bytes))
+    return ascii(complaint.read().decode("utf-8", "backslashreplace"))
+
+
+def _search_path() -> list[str]:
+    """The caller's, then the place where it found this package, by whatever means it did."""
+    root = Path(multiflora.__file__).parent.parent
+    return [os.path.abspath(entry) for entry in sys.path] + [str(root)]

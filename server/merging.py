@@ -1,0 +1,145 @@
+"""Merges of published adapters: one at a time, in a process, then in by the ordinary way."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from multiflora.adapters.error import PreconditionFailed, UnknownName
+from multiflora.adapters.merging.child import MergeChild
+from multiflora.adapters.merging.process_message import MergeLimits, MergeRequest
+from multiflora.adapters.merging.recipe import Recipe
+from multiflora.adapters.registry import Registry
+from multiflora.engine.errors import EngineOverloaded, EngineUnavailable
+
+from .errors import NameTaken, StorageFull, WrongBase, is_disk_full
+from .publishing import Origin, Publication, Publisher, Terms
+
+_MAX_WAITING: Final = 8
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeOrder:
+    """A merge to be done; ``sources`` are names and the digests that are leased for them."""
+
+    name: str
+    sources: Sequence[tuple[str, str]]
+    recipe: Recipe
+    terms: Terms
+
+
+@dataclass(frozen=True, slots=True)
+class MergeAnswer:
+    publication: Publication
+    report: Mapping[str, Any]
+
+
+class Merger:
+    """Runs merges, one at a time since each may use half of the machine. Needs no torch."""
+
+    def __init__(
+        self, registry: Registry, publisher: Publisher, *, limits: MergeLimits | None = None
+    ) -> None:
+        self._registry = registry
+        self._publisher = publisher
+        self._limits = limits or MergeLimits()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="merge")
+        self._children: set[MergeChild] = set()
+        self._num_waiting = 0
+        self._is_closed = False
+
+    def close(self) -> None:
+        """End the merge that runs; those that wait fail."""
+        self._is_closed = True
+        for child in tuple(self._children):
+            child.kill()
+        self._thread.shutdown(wait=True)
+
+    @contextmanager
+    def leased(self, sources: Sequence[tuple[str, str | None]]) -> Iterator[list[tuple[str, str]]]:
+        """Hold one version of every name, the active one where no digest is given.
+
+        Raises ``UnknownName``, ``UnknownVersion``, and ``WrongBase`` for a version that cannot run
+        on the base that is served.
+        """
+        match = self._publisher.match
+        with ExitStack() as held:
+            found = []
+            for index, (name, digest) in enumerate(sources):
+                lease = held.enter_context(self._registry.lease_version(name, digest))
+                if not match.accepts(lease.digest):
+                    reason = f"{name!r}: {match.reason(lease.digest)}"
+                    raise WrongBase(reason, param=f"sources.{index}.adapter")
+                found.append((name, lease.digest))
+            yield found
+
+    def check(self, name: str, terms: Terms) -> None:
+        """Refuse before a long merge what could not be published after it."""
+        self._registry.check_name(name)
+        try:
+            entry = self._registry.entry(name)
+        except UnknownName:
+            return
+        if terms.if_match not in (None, entry.digest):
+            raise PreconditionFailed(
+                f"{name!r} points at {entry.digest[:12]}; read it again and decide anew"
+            )
+        if terms.is_new and not terms.is_repeated:
+            raise NameTaken(
+                f"{name!r} exists; choose another name, or say replace to make a new version of it"
+            )
+
+    async def merge(self, order: MergeOrder, on_progress: Progress) -> MergeAnswer:
+        """Merge and publish. ``on_progress`` is called from another thread, first with 0.
+
+        Raises ``AdapterRejected``, ``EngineOverloaded`` where too many wait, and as
+        ``Publisher.publish`` does; nothing was published then.
+        """
+        if self._num_waiting >= _MAX_WAITING:
+            raise EngineOverloaded(f"{self._num_waiting} merges are waiting; try again later")
+        self._num_waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, self._merge, order, on_progress)
+        finally:
+            self._num_waiting -= 1
+
+    def _merge(self, order: MergeOrder, on_progress: Progress) -> MergeAnswer:
+        store = self._registry.store
+        assert store is not None, "nothing can be merged without a store"
+        on_progress(0.0)
+        try:
+            with store.staging() as folder:
+                request = MergeRequest(
+                    tuple(str(store.open(digest).path.absolute()) for _, digest in order.sources),
+                    tuple(name for name, _ in order.sources),
+                    order.recipe,
+                    str((folder / "merged").absolute()),
+                    self._limits,
+                )
+                done = self._run(MergeChild(request), on_progress)
+                origin = Origin(
+                    source=f"merge:{order.recipe.method}",
+                    parents=tuple(digest for _, digest in order.sources),
+                    metrics={"merge": done.provenance},
+                )
+                publication = self._publisher.publish(
+                    folder / "merged", order.name, source=origin, terms=order.terms
+                )
+        except OSError as error:
+            if is_disk_full(error):
+                raise StorageFull("the disk is full; nothing was published") from error
+            raise
+        return MergeAnswer(publication, done.report)
+
+    def _run(self, child: MergeChild, on_progress: Progress) -> Any:
+        self._children.add(child)
+        try:
+            if self._is_closed:
+                raise EngineUnavailable("the server is shutting down")
+            return child.run(on_progress)
+        finally:
+            self._children.discard(child)

@@ -1,0 +1,98 @@
+"""``/v1/adapters/merge``: a new adapter out of published ones."""
+
+import hashlib
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+
+from multiflora.engine.errors import RequestRejected
+
+from ..adapter_view import view_adapter
+from ..idempotency import adapter_response, once
+from ..merge_job import MergeJob
+from ..merging import MergeOrder, Progress
+from ..openapi import body_reference
+from ..publishing import Terms
+from ..schemas.body import parse_body
+from ..schemas.merge import MergeBody
+from ..service import Service, service_of
+from .preconditions import if_match_of
+
+router = APIRouter()
+
+
+@router.post("/v1/adapters/merge", status_code=201, openapi_extra=body_reference(MergeBody))
+async def merge_adapters(request: Request) -> Response:
+    """Merge ``sources`` and publish the result as ``name``; 202 with a job if in background."""
+    service = service_of(request)
+    raw = await request.body()
+    body = parse_body(raw, MergeBody)
+    recipe = body.recipe()
+    if_match = if_match_of(request)
+    if if_match is not None and not body.replace:
+        raise RequestRejected("If-Match needs replace: a new name has no version", param="if-match")
+    order = MergeOrder(
+        name=body.name,
+        sources=(),
+        recipe=recipe,
+        terms=Terms(if_match=if_match, is_new=not body.replace),
+    )
+    work = partial(_begin if body.background else _answer, service, body, order)
+    with service.drain.running():
+        return await once(request, service, work, fingerprint=hashlib.sha256(raw).hexdigest())
+
+
+@router.get("/v1/adapters/merge/{job_id}")
+async def show_merge(request: Request, job_id: str) -> dict[str, Any]:
+    """How far a merge in background is, and what came of it."""
+    return service_of(request).merge_jobs[job_id].shown()
+
+
+async def _answer(
+    service: Service, body: MergeBody, order: MergeOrder, is_repeated: bool
+) -> Response:
+    with ExitStack() as held:
+        order = _prepare(service, body, order, is_repeated, held)
+        is_new = order.name not in {entry.name for entry in service.registry.entries()}
+        shown = await _merge(service, order, lambda share: None)
+    return adapter_response(orjson.dumps(shown), 201 if is_new or order.terms.is_new else 200)
+
+
+async def _begin(
+    service: Service, body: MergeBody, order: MergeOrder, is_repeated: bool
+) -> Response:
+    job = MergeJob(body.name)
+    with ExitStack() as held:
+        order = _prepare(service, body, order, is_repeated, held)
+        held.enter_context(service.drain.running())
+        leases = held.pop_all()
+
+    async def work() -> dict[str, Any]:
+        with leases:
+            return await _merge(service, order, job.tell)
+
+    service.merge_jobs.start(job, work)
+    return Response(orjson.dumps(job.shown()), status_code=202, media_type="application/json")
+
+
+def _prepare(
+    service: Service, body: MergeBody, order: MergeOrder, is_repeated: bool, held: ExitStack
+) -> MergeOrder:
+    """Everything that can fail at once; the leases are ``held``."""
+    terms = replace(order.terms, is_repeated=is_repeated)
+    service.merger.check(order.name, terms)
+    wanted = [(source.adapter, source.version) for source in body.sources]
+    sources = held.enter_context(service.merger.leased(wanted))
+    return replace(order, sources=sources, terms=terms)
+
+
+async def _merge(service: Service, order: MergeOrder, on_progress: Progress) -> dict[str, Any]:
+    answer = await service.merger.merge(order, on_progress)
+    service.metrics.adapter_change("publish")
+    await service.pinning.reconcile()
+    shown = await view_adapter(service, answer.publication.entry)
+    return {**shown, "published": answer.publication.digest, "report": answer.report}
