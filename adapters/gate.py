@@ -15,6 +15,7 @@ from typing import IO
 
 import msgspec
 
+from .child_process import end_of
 from .confined_process import program_of, run_confined
 from .error import AdapterRejected
 from .gate_message import Accepted, CheckRequest, Failed, Refused, Verdict
