@@ -3,7 +3,7 @@
     server thread --CheckRequest--> gate_process (no torch, no secrets, hard limits)
                   <----Verdict----    reads the source, writes `staged`, ends
 
-A process is started per check; ``confined_process`` says how.
+A process is started per check.
 """
 
 import logging
@@ -15,8 +15,7 @@ from typing import IO
 
 import msgspec
 
-from .child_process import end_of
-from .confined_process import program_of, run_confined
+from .child_process import SAME_PATH, answer_of, end_of, start_isolated
 from .error import AdapterRejected
 from .gate_message import Accepted, CheckRequest, Failed, Refused, Verdict
 from .inspection import CheckedAdapter, GateLimits
@@ -24,7 +23,7 @@ from .target import Projection
 
 logger = logging.getLogger(__name__)
 
-_PROGRAM = program_of("multiflora.adapters.gate_process")
+_PROGRAM = SAME_PATH + "from multiflora.adapters.gate_process import main; main()"
 _MAX_LOG_BYTES = 4 << 10
 
 
@@ -58,8 +57,9 @@ def check_adapter(
 
 def _run(question: IO[bytes], complaint: IO[bytes], limits: GateLimits) -> tuple[bytes, int]:
     """The process's answer and exit status; it is gone afterwards, whatever happened."""
+    process = start_isolated(_PROGRAM, question=question, complaint=complaint)
     try:
-        return run_confined(_PROGRAM, question, complaint, wall_seconds=limits.wall_seconds)
+        return answer_of(process, wall_seconds=limits.wall_seconds)
     except TimeoutError:
         raise AdapterRejected(
             "check_timeout",

@@ -13,11 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import process_limits
 from .archive import ArchiveLimits
 from .error import AdapterRejected
 from .inspection import CheckedAdapter, GateLimits, inspect_source
-from .process_limits import ProcessLimits
+from .resource_limit import ProcessLimits, restrict_process
 from .target import Projection, TargetModule
 
 
@@ -31,7 +30,7 @@ def main() -> None:
 
 def restrict(limits: GateLimits) -> None:
     """Lower what this process may use, for good."""
-    process_limits.restrict(
+    restrict_process(
         ProcessLimits(
             memory_bytes=limits.memory_bytes,
             file_bytes=max(limits.max_bytes, limits.archive.max_unpacked_bytes),

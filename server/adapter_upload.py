@@ -11,17 +11,15 @@ from fastapi import Request
 from multiflora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from multiflora.adapters.store import AdapterStore
 
-from .uploads import FormField, FormFields, MalformedUpload, Upload, receive_upload
+from .uploads import ANY_SIZE, FormField, FormFields, MalformedUpload, Upload, receive_upload
 
 _MAX_CONFIG_BYTES: Final = 1 << 20
-# Bounded by the limit of the whole body.
-_ANY_SIZE: Final = 1 << 62
 ADAPTER_FORM: Final[FormFields] = {
     "name": FormField(),
     "activate": FormField(),
     "config": FormField(file=CONFIG_NAME, max_bytes=_MAX_CONFIG_BYTES),
-    "weights": FormField(file=WEIGHTS_NAME, max_bytes=_ANY_SIZE),
-    "archive": FormField(file="archive", max_bytes=_ANY_SIZE),
+    "weights": FormField(file=WEIGHTS_NAME, max_bytes=ANY_SIZE),
+    "archive": FormField(file="archive", max_bytes=ANY_SIZE),
 }
 
 

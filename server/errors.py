@@ -28,6 +28,7 @@ from multiflora.engine.errors import (
     RequestFailed,
     RequestRejected,
 )
+from multiflora.engine.training.data.file_registry import FileInUse, UnknownFile
 
 INTERNAL_ERROR: Final = "internal_error"
 _MAX_MESSAGE_CHARS: Final = 1000
@@ -185,6 +186,8 @@ _REGISTRY_STATUS: Final[dict[type[RegistryError], int]] = {
     InvalidCanary: 400,
     UnknownName: 404,
     UnknownVersion: 404,
+    UnknownFile: 404,
+    FileInUse: 409,
     NameTaken: 409,
     VersionInUse: 409,
     KeyReused: 409,
@@ -197,6 +200,8 @@ _REGISTRY_PARAMS: Final[dict[type[RegistryError], str]] = {
     InvalidCanary: "weight",
     UnknownName: "name",
     UnknownVersion: "version",
+    UnknownFile: "file_id",
+    FileInUse: "file_id",
     NameTaken: "name",
     VersionInUse: "version",
     PreconditionFailed: "if-match",

@@ -11,7 +11,8 @@ from .errors import HeaderTooLarge, RequestTooLarge, error_response
 
 _KIB = 1024
 _MIB = 1024 * _KIB
-_UPLOADS: Final = "/v1/adapters"
+_ADAPTERS: Final = "/v1/adapters"
+_FILES: Final = "/v1/files"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,7 @@ class Limits:
 
     max_body_bytes: int = 8 * _MIB
     max_upload_bytes: int = 2048 * _MIB
+    max_file_bytes: int = 512 * _MIB
     max_header_bytes: int = 64 * _KIB
     max_headers: int = 100
     max_sequences: int = 256
@@ -55,12 +57,14 @@ class RequestLimitMiddleware:
         await self._app(scope, self._bounded(receive, limit), send)
 
     def _body_limit(self, scope: Scope) -> int:
-        is_upload = (
-            scope["method"] in ("POST", "PUT")
-            and scope["path"].startswith(_UPLOADS)
-            and Headers(scope=scope).get("content-type", "").startswith("multipart/")
-        )
-        return self._limits.max_upload_bytes if is_upload else self._limits.max_body_bytes
+        is_form = scope["method"] in ("POST", "PUT") and Headers(scope=scope).get(
+            "content-type", ""
+        ).startswith("multipart/")
+        if is_form and scope["path"].startswith(_ADAPTERS):
+            return self._limits.max_upload_bytes
+        if is_form and scope["path"] == _FILES:
+            return self._limits.max_file_bytes
+        return self._limits.max_body_bytes
 
     def _check_headers(self, headers: Iterable[tuple[bytes, bytes]], limit: int) -> None:
         headers = list(headers)

@@ -1,11 +1,13 @@
 """Request bodies in the OpenAPI document; the routes read the bytes themselves."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from .schemas.body import RequestBody
+from .schemas.file import PURPOSES
 
 
 def body_reference(kind: type[RequestBody]) -> dict[str, Any]:
@@ -25,7 +27,22 @@ def upload_form(*required: str) -> dict[str, Any]:
             "archive": "one .tar.gz or .zip of a PEFT folder, in place of config and weights",
         }.items()
     }
-    schema = {"type": "object", "properties": {**texts, **files}, "required": list(required)}
+    return _form({**texts, **files}, required)
+
+
+def file_form() -> dict[str, Any]:
+    """The form of a file, for ``openapi_extra``."""
+    expiry = {"anchor": {"const": "created_at"}, "seconds": {"type": "integer"}}
+    fields = {
+        "file": {"type": "string", "format": "binary", "description": "JSONL for fine-tuning"},
+        "purpose": {"type": "string", "enum": list(PURPOSES)},
+        "expires_after": {"type": "object", "properties": expiry},
+    }
+    return _form(fields, ("file", "purpose"))
+
+
+def _form(fields: dict[str, Any], required: Sequence[str]) -> dict[str, Any]:
+    schema = {"type": "object", "properties": fields, "required": list(required)}
     content = {"multipart/form-data": {"schema": schema}}
     return {"requestBody": {"required": True, "content": content}}
 

@@ -17,12 +17,14 @@ from multiflora.engine.client import EngineClient
 from multiflora.engine.config import EngineConfig
 from multiflora.engine.errors import StartupError
 from multiflora.engine.memory_plan import plan_memory
+from multiflora.engine.training.data.file_registry import FileRegistry
 
 from .announcement import Announcement, loading_progress
 from .app import create_app
 from .base_match import BaseMatch
 from .base_model import BaseModel, adapter_sources, read_base_model
 from .catalog import Catalog
+from .file_checker import FileChecker
 from .housekeeping import Housekeeping
 from .http_server import HttpServer
 from .hub_door import HubDoor
@@ -54,9 +56,12 @@ def serve(settings: ServeSettings) -> int:
         with closing(open_registry(settings.data_dir, base)) as registry:
             match = BaseMatch(base.fingerprint, registry.bases())
             projections = base.config.adapter_projections()
-            with closing(Publisher(registry, projections, match=match)) as publisher:
+            publisher = Publisher(registry, projections, match=match)
+            files = open_files(settings.data_dir, registry)
+            with closing(publisher), closing(FileChecker(files)) as checker:
                 publish_at_start(adapter_sources(settings), registry, publisher)
-                uvloop.run(_run(settings, base, config, publisher, registry, listener))
+                checker.resume()
+                uvloop.run(_run(settings, base, config, publisher, registry, checker, listener))
     finally:
         listener.close()
     return 0
@@ -84,6 +89,16 @@ def open_registry(data_dir: Path, base: BaseModel) -> Registry:
     return registry
 
 
+def open_files(data_dir: Path, registry: Registry) -> FileRegistry:
+    """The files that earlier servers left in ``data_dir``. Raises ``StartupError``."""
+    files = FileRegistry(registry.database, data_dir)
+    try:
+        files.sweep()
+    except (RegistryError, OSError) as error:
+        raise StartupError(str(error)) from error
+    return files
+
+
 def _print_plan(settings: ServeSettings) -> int:
     base = read_base_model(settings)
     config = settings.engine_config(base.folder)
@@ -97,6 +112,7 @@ async def _run(
     config: EngineConfig,
     publisher: Publisher,
     registry: Registry,
+    checker: FileChecker,
     listener: socket.socket,
 ) -> None:
     client = EngineClient.in_process_of_its_own(config)
@@ -104,7 +120,7 @@ async def _run(
     if settings.adapters_dir:
         watched = WatchedFolder(settings.adapters_dir, registry, publisher)
         await publisher.run(watched.scan)
-    service = _service(settings, client, base, registry, publisher)
+    service = _service(settings, client, base, registry, publisher, checker)
     _warn_of_unserved(service.catalog)
     housekeeping = Housekeeping(registry, publisher, client, service.pinning, watched=watched)
     keeping = asyncio.create_task(housekeeping.run())
@@ -160,6 +176,7 @@ def _service(
     base: BaseModel,
     registry: Registry,
     publisher: Publisher,
+    checker: FileChecker,
 ) -> Service:
     return Service(
         client=client,
@@ -171,9 +188,12 @@ def _service(
         publisher=publisher,
         pinning=Pinning(registry, client, publisher.match),
         merger=Merger(registry, publisher),
+        file_checker=checker,
         adapters_root=settings.adapters_root,
         hub=HubDoor(settings.adapters_hub),
-        limits=Limits(max_upload_bytes=settings.max_upload_size),
+        limits=Limits(
+            max_upload_bytes=settings.max_upload_size, max_file_bytes=settings.max_file_size
+        ),
         end_tokens=frozenset(base.config.eos_token_ids),
     )
 

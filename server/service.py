@@ -12,9 +12,11 @@ from multiflora.adapters.registry import Registry
 from multiflora.engine.client import EngineClient
 from multiflora.engine.text.chat_template import ChatTemplate
 from multiflora.engine.text.tokenizer import Tokenizer
+from multiflora.engine.training.data.file_registry import FileRegistry
 
 from .catalog import Catalog
 from .drain import Drain
+from .file_checker import FileChecker
 from .hub_door import HubDoor
 from .limits import Limits
 from .merge_job import MergeJobs
@@ -38,6 +40,7 @@ class Service:
     metrics: Metrics
     registry: Registry
     publisher: Publisher
+    file_checker: FileChecker
     pinning: Pinning
     merger: Merger
     merge_jobs: MergeJobs = field(default_factory=MergeJobs)
@@ -49,6 +52,10 @@ class Service:
     drain: Drain = field(default_factory=Drain)
     # Idempotency keys of running requests.
     keys_in_use: set[str] = field(default_factory=set)
+
+    @property
+    def files(self) -> FileRegistry:
+        return self.file_checker.files
 
 
 def service_of(request: Request) -> Service:

@@ -138,6 +138,10 @@ class ServeSettings:
         default=2 << 30,
         metadata=_about("largest upload of an adapter, such as 2GiB", parse_size, metavar="SIZE"),
     )
+    max_file_size: int = field(
+        default=512 << 20,
+        metadata=_about("largest upload of a training file", parse_size, metavar="SIZE"),
+    )
     served_model_name: str | None = field(
         default=None,
         metadata=_about("name of the base in the API; default: the hub id or the folder's name"),
@@ -226,8 +230,12 @@ class ServeSettings:
             raise ValueError(f"--port is {self.port}; it must be between 0 and 65535")
         if not 0 <= self.drain_timeout < float("inf"):
             raise ValueError(f"--drain-timeout is {self.drain_timeout}; it must be 0 or more")
-        if self.max_upload_size < 1:
-            raise ValueError(f"--max-upload-size is {self.max_upload_size}; it must be at least 1")
+        for flag, size in (
+            ("--max-upload-size", self.max_upload_size),
+            ("--max-file-size", self.max_file_size),
+        ):
+            if size < 1:
+                raise ValueError(f"{flag} is {size}; it must be at least 1")
         for flag, folder in (
             ("--adapters-dir", self.adapters_dir),
             ("--adapters-root", self.adapters_root),

@@ -22,6 +22,8 @@ from .errors import (
     is_disk_full,
 )
 
+# For a field that only the limit of the whole body bounds.
+ANY_SIZE: Final = 1 << 62
 # Parsing and writing happen in a thread, this much at a time.
 _BATCH_BYTES: Final = 1 << 18
 # A client that is still sending would miss an early answer.

@@ -30,8 +30,10 @@ from multiflora.engine.request import (
 )
 from multiflora.engine.text.chat_template import ChatTemplate, chat_template_of
 from multiflora.engine.text.tokenizer import Tokenizer, load_tokenizer
+from multiflora.engine.training.data.file_registry import FileRegistry
 from multiflora.server.app import create_app
 from multiflora.server.catalog import Catalog
+from multiflora.server.file_checker import FileChecker
 from multiflora.server.http_server import HttpServer
 from multiflora.server.listener import bind, url_of
 from multiflora.server.merging import Merger
@@ -297,6 +299,13 @@ def stored_publisher(
 
 
 @pytest.fixture
+def file_checker(registry: Registry, tmp_path: Path) -> Iterator[FileChecker]:
+    checker = FileChecker(FileRegistry(registry.database, tmp_path / "data"))
+    yield checker
+    checker.close()
+
+
+@pytest.fixture
 def merger(registry: Registry, publisher: Publisher) -> Iterator[Merger]:
     merger = Merger(registry, publisher)
     yield merger
@@ -311,6 +320,7 @@ def service(
     registry: Registry,
     publisher: Publisher,
     merger: Merger,
+    file_checker: FileChecker,
 ) -> Service:
     end = tokenizer.token_id("</s>")
     assert end is not None
@@ -324,6 +334,7 @@ def service(
         publisher=publisher,
         pinning=Pinning(registry, cast(EngineClient, engine), publisher.match),
         merger=merger,
+        file_checker=file_checker,
         end_tokens=frozenset({end}),
     )
 

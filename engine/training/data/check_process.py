@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from multiflora.adapters.process_limits import ProcessLimits, restrict
+from multiflora.adapters.resource_limit import ProcessLimits, restrict_process
 
 from .problem import Problem, ProblemList
 from .row_reader import RowReader
@@ -22,8 +22,9 @@ _NICENESS: Final = 10
 def main() -> None:
     request = json.load(sys.stdin)
     os.nice(_NICENESS)
-    restrict(ProcessLimits(**request["limits"], file_bytes=0))
-    os.write(sys.stdout.fileno(), json.dumps(_check(Path(request["path"]))).encode())
+    restrict_process(ProcessLimits(**request["limits"], file_bytes=0))
+    found = _check(Path(request["path"]))
+    os.write(sys.stdout.fileno(), json.dumps(found, ensure_ascii=False).encode())
 
 
 def _check(path: Path) -> dict[str, Any]:

@@ -6,17 +6,20 @@ Only rows, fields and types: tokens need the base, and are looked at when a job 
 import json
 import signal
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from multiflora.adapters.confined_process import program_of, run_confined
+from multiflora.adapters.child_process import SAME_PATH, answer_of, start_isolated
 
 from .problem import Problem, summary
 
-_PROGRAM: Final = program_of("multiflora.engine.training.data.check_process")
+_PROGRAM: Final = (
+    SAME_PATH + "from multiflora.engine.training.data.check_process import main; main()"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +51,16 @@ class FileCheck:
         return None if self.num_rows else "the file has no rows"
 
 
-def check_file(path: Path, limits: CheckLimits | None = None) -> FileCheck:
+def check_file(
+    path: Path,
+    limits: CheckLimits | None = None,
+    *,
+    is_cancelled: Callable[[], bool] | None = None,
+) -> FileCheck:
     """Read all of the file, at low priority. Blocks for up to ``limits.wall_seconds``.
 
     A check that dies or takes too long is a failure of the file. Raises ``OSError`` if no process
-    can be started.
+    can be started, and ``InterruptedError`` soon after ``is_cancelled`` says so.
     """
     limits = limits or CheckLimits()
     request = {"path": str(path.absolute()), "limits": msgspec.to_builtins(limits)}
@@ -60,14 +68,18 @@ def check_file(path: Path, limits: CheckLimits | None = None) -> FileCheck:
         question.write(json.dumps(request).encode())
         question.seek(0)
         try:
-            answer, status = run_confined(
-                _PROGRAM, question, complaint, wall_seconds=limits.wall_seconds
+            process = start_isolated(_PROGRAM, question=question, complaint=complaint)
+            answer, status = answer_of(
+                process, wall_seconds=limits.wall_seconds, is_cancelled=is_cancelled
             )
         except TimeoutError:
             return FileCheck(failure=f"checking took over {limits.wall_seconds} s; split the file")
     if status != 0:
         return FileCheck(failure=_death(status, limits))
-    return msgspec.json.decode(answer, type=FileCheck)
+    try:
+        return msgspec.json.decode(answer, type=FileCheck)
+    except msgspec.MsgspecError:
+        return FileCheck(failure="the check gave no answer; upload the file again")
 
 
 def _death(status: int, limits: CheckLimits) -> str:

@@ -6,7 +6,7 @@ from typing import Final
 
 MAX_PROBLEMS: Final = 50
 _NAMED_LINES: Final = 10
-_MAX_CHARS: Final = 300
+_MAX_CHARS: Final = 500
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,7 @@ def _text(fields: Fields, name: str) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(name[:50] for name in islice(names, 10))
+    return ", ".join(name[:30] for name in islice(names, 8))
 
 
 def _all_fields(families: Sequence[tuple[RowFormat, ...]] | None = None) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from multiflora.adapters.confined_process import program_of, run_confined
+from multiflora.adapters.child_process import SAME_PATH, answer_of, end_of, start_isolated
 
 from ...errors import RequestRejected
 from ..data.config import DataConfig
@@ -22,7 +22,9 @@ from .job_folder import JobFolder
 
 logger = logging.getLogger(__name__)
 
-_PROGRAM: Final = program_of("multiflora.engine.training.jobs.prepare_process")
+_PROGRAM: Final = (
+    SAME_PATH + "from multiflora.engine.training.jobs.prepare_process import main; main()"
+)
 _MAX_LOG_BYTES: Final = 4 << 10
 
 
@@ -109,17 +111,15 @@ class Preparation:
             question.write(msgspec.json.encode(request))
             question.seek(0)
             try:
-                answer, status = run_confined(
-                    *(_PROGRAM, question, complaint),
-                    wall_seconds=self._limits.wall_seconds,
-                    is_cancelled=is_cancelled,
+                process = start_isolated(_PROGRAM, question=question, complaint=complaint)
+                answer, status = answer_of(
+                    process, wall_seconds=self._limits.wall_seconds, is_cancelled=is_cancelled
                 )
             except TimeoutError:
                 raise _too_long(self._limits.wall_seconds, "") from None
             if status != 0:
-                complaint.seek(0)
-                text = complaint.read()[-_MAX_LOG_BYTES:].decode("utf-8", "backslashreplace")
-                logger.warning("preparing files ended with status %d: %s", status, ascii(text))
+                text = end_of(complaint, _MAX_LOG_BYTES)
+                logger.warning("preparing files ended with status %d: %s", status, text)
                 raise self._death(status)
         return msgspec.json.decode(answer, type=PrepareAnswer)
 

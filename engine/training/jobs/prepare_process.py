@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from multiflora.adapters.process_limits import ProcessLimits, restrict
+from multiflora.adapters.resource_limit import ProcessLimits, restrict_process
 
 from ...text.chat_template import chat_template_of
 from ...text.tokenizer import load_tokenizer
@@ -26,7 +26,7 @@ def main() -> None:
     # The limits allow no thread.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.nice(_NICENESS)
-    restrict(ProcessLimits(**msgspec.structs.asdict(request.limits)))
+    restrict_process(ProcessLimits(**msgspec.structs.asdict(request.limits)))
     os.write(sys.stdout.fileno(), msgspec.json.encode(_prepare(request)))
 
 
