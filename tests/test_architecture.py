@@ -103,8 +103,8 @@ def test_the_server_sees_the_engine_only_through_its_public_modules() -> None:
 
 
 def test_only_the_assembly_imports_the_trainer() -> None:
-    """Others know what a job is: its settings and its events."""
-    public = ("engine.training.job", "engine.training.config")
+    """Others know what a job is: its settings, its events, and what memory it takes."""
+    public = ("engine.training.job", "engine.training.config", "engine.training.estimate")
     for path in sources(*FOLDERS):
         inside = "engine/training" in path.as_posix() or path.name == "assembly.py"
         for module, line in imports(path):
