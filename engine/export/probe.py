@@ -20,6 +20,7 @@ from multiflora.kernels.staging import DirectStaging
 from ..active_request import ActiveRequest
 from ..config import BaseConfig, Device, EngineConfig, Quantization
 from ..forward_batch import BatchBuilder
+from ..kv_arena import KvArena
 from ..memory_plan import plan_memory, resolve_dtype
 from ..models.config import ModelConfig
 from ..models.decoder import Decoder
@@ -27,7 +28,6 @@ from ..models.load import load_base
 from ..models.registry import load_model_config
 from ..models.rope import rope_tables
 from ..request import AdapterShare, GenerationRequest, SamplingParams
-from ..runner import allocate_caches
 from ..scheduler import ScheduledRequest, StepPlan
 
 BLOCK_SIZE = 16
@@ -99,24 +99,24 @@ class Probe:
             cache_dir=None,
             progress=progress,
         )
-        widths = [[part.out_features for part in p.slices] for p in model.projections()]
+        widths = [
+            [part.out_features for part in p.slices] for p in model.adapter_projections()[:-1]
+        ]
         tables = ops.make_lora_tables(widths, self.device)
         shares = ()
         if adapter is not None:
             self._place(adapter, model, tables)
             shares = (AdapterShare("", weight),)
         plan = _plan(prompts, shares)
-        builder = self._builder(ops, model)
         num_blocks = sum(len(item.request.blocks) for item in plan.items) + 1
-        caches = allocate_caches(
-            model, num_blocks, BLOCK_SIZE, dtype=self.dtype, device=self.device
-        )
+        arena = KvArena(model, num_blocks, BLOCK_SIZE, dtype=self.dtype, device=self.device)
+        builder = self._builder(ops, model, arena.pages_per_block)
         integers = torch.int32 if ops.NAME == "triton" else torch.int64
         batch = builder.build(plan, staging=DirectStaging(self.device, integers))
         decoder = Decoder(model, weights, ops, tables)
         # Not around the load, whose threads would not be in this mode.
         with torch.inference_mode():
-            return decoder.logits(decoder.forward(batch, caches)).cpu()
+            return decoder.logits(decoder.forward(batch, arena.caches()), batch).cpu()
 
     def _place(self, adapter: Path, model: ModelConfig, tables: LoraTables) -> None:
         projections = model.projections()
@@ -125,7 +125,7 @@ class Probe:
             buffer = fill_buffer(layout, tensors.get_tensor, self.dtype)
         tables.write(0, factor_views(layout, buffer.to(self.device)))
 
-    def _builder(self, ops: Ops, model: ModelConfig) -> BatchBuilder:
+    def _builder(self, ops: Ops, model: ModelConfig, pages_per_block: int) -> BatchBuilder:
         cos, sin = rope_tables(
             model.rope,
             head_dim=model.head_dim,
@@ -136,6 +136,7 @@ class Probe:
             ops,
             rope=RopeTable(cos.to(self.device), sin.to(self.device)),
             block_size=BLOCK_SIZE,
+            pages_per_block=pages_per_block,
             windows=model.windows or (None,),
             slot_of=lambda _: 0,
         )
