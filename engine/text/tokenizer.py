@@ -17,20 +17,24 @@ from .quotation import Quotation
 from .tokenizer_folder import LlamaPrefix, SpecialToken, TokenizerFolder, read_tokenizer_folder
 
 _SPACE: Final = "\u2581"
+# What text inside a text is put after; the second is for text that merges with a line break.
+_ANCHORS: Final = ("\n", "x")
 
 
 class Tokenizer:
     """A fast tokenizer with the special tokens and the templates of its folder.
 
-    ``special_ids`` are the ids that ``skip_special_tokens`` leaves out.
+    ``special_ids`` are the ids that ``skip_special_tokens`` leaves out; ``special_tokens`` are what
+    they stand for.
     """
 
     def __init__(self, fast: FastTokenizer, folder: TokenizerFolder) -> None:
         added = fast.get_added_tokens_decoder()
         self.folder = folder
         self.special_ids = frozenset(number for number, token in added.items() if token.special)
+        self.special_tokens = frozenset(t.content for t in added.values() if t.special)
         self._fast = fast
-        self._quotation = Quotation([token.content for token in added.values() if token.special])
+        self._quotation = Quotation(self.special_tokens)
 
     @property
     def vocab_size(self) -> int:
@@ -62,27 +66,42 @@ class Tokenizer:
         """Mark the special tokens in JSON data that users wrote, for ``encode_chat``."""
         return self._quotation.quote(data)
 
-    def encode_chat(self, text: str) -> list[int]:
+    def encode_chat(self, text: str, *, continues: bool = False) -> list[int]:
         """Encode rendered chat text, in which the template has written its special tokens.
 
-        Special tokens that ``quote`` marked are encoded as ordinary text.
+        Special tokens that ``quote`` marked are encoded as ordinary text. Text that ``continues``
+        follows tokens that are settled, as an answer follows its prompt.
         """
         (first, _), *rest = self._quotation.split(text)
-        ids = self.encode(first, add_special_tokens=False)
+        ids = (
+            self.continuation(first) if continues else self.encode(first, add_special_tokens=False)
+        )
         for piece, is_quoted in rest:
             ids += self._encode_inside(piece, is_quoted=is_quoted)
         return ids
+
+    def continuation(self, text: str) -> list[int]:
+        """Encode text that follows settled tokens: it never merges with them, nothing is added."""
+        return self._encode_inside(text, is_quoted=False)
+
+    def _encode_beginning(self, text: str) -> list[int]:
+        return self.encode(text, add_special_tokens=False)
+
+    def identity(self) -> str:
+        """The whole tokenizer as JSON: equal for tokenizers that encode and decode alike."""
+        return self._fast.to_str()
 
     def _encode_inside(self, piece: str, *, is_quoted: bool) -> list[int]:
         """Encode a piece that does not begin the text: some tokenizers put a space before that."""
         if not piece:
             return []
         fast = self._without_special_tokens if is_quoted else self._fast
-        before = fast.encode("\n", add_special_tokens=False).ids
-        ids = fast.encode("\n" + piece, add_special_tokens=False).ids
-        if ids[: len(before)] != before:
-            return fast.encode(piece, add_special_tokens=False).ids
-        return ids[len(before) :]
+        for anchor in _ANCHORS:
+            before = fast.encode(anchor, add_special_tokens=False).ids
+            ids = fast.encode(anchor + piece, add_special_tokens=False).ids
+            if ids[: len(before)] == before:
+                return ids[len(before) :]
+        return fast.encode(piece, add_special_tokens=False).ids
 
     @cached_property
     def _without_special_tokens(self) -> FastTokenizer:

@@ -1,7 +1,7 @@
 """``POST /v1/chat/completions``."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -13,28 +13,9 @@ from pydantic import (
     model_validator,
 )
 
+from multiflora.engine.text.message import read_content, template_message
+
 from .sampling import SamplingBody
-
-_TEXT_KINDS: Final = ("text", "input_text", "refusal")
-
-
-def read_content(value: object) -> object:
-    """Join a list of text parts, with a newline between them as vLLM does."""
-    if not isinstance(value, list):
-        return value
-    return "\n".join(_part_text(place, part) for place, part in enumerate(value))
-
-
-def _part_text(place: int, part: object) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind not in _TEXT_KINDS:
-        shown = repr(kind)[:50] if isinstance(part, dict) else f"a {type(part).__name__}"
-        raise ValueError(f"part {place} is {shown}; only text parts are supported")
-    assert isinstance(part, dict)
-    text = part.get("refusal" if kind == "refusal" else "text")
-    if not isinstance(text, str):
-        raise ValueError(f"part {place} has no text")
-    return text
 
 
 class ChatMessage(BaseModel):
@@ -61,14 +42,7 @@ class ChatMessage(BaseModel):
 
     def for_template(self) -> dict[str, Any]:
         """The message as chat templates know it."""
-        message: dict[str, Any] = {
-            "role": "system" if self.role == "developer" else self.role,
-            "content": self.content or "",
-        }
-        for name in ("name", "tool_calls", "tool_call_id", "reasoning_content"):
-            if (value := getattr(self, name)) is not None:
-                message[name] = value
-        return message
+        return template_message(self.model_dump(exclude_none=True))
 
 
 class ChatBody(SamplingBody):

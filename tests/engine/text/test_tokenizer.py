@@ -166,3 +166,24 @@ def test_templates_are_read_by_name(byte_level, write_folder):
 
     templates = load_tokenizer(folder).folder.chat_templates
     assert templates == {"default": "new", "tool_use": "tools"}
+
+
+@pytest.mark.parametrize("text", [text for text in TEXTS if "<s>" not in text])
+def test_a_continuation_adds_nothing_to_what_it_follows(fast_tokenizer, write_folder, text):
+    tokenizer = load_tokenizer(write_folder(fast_tokenizer, **NAMED))
+
+    for before in ("The quick", "3.1", "line\n", "<|user|>"):
+        settled = tokenizer.encode(before)
+        joined = tokenizer.decode(settled + tokenizer.continuation(text), skip_special_tokens=False)
+        assert joined == tokenizer.decode(settled, skip_special_tokens=False) + text
+
+
+def test_a_chat_continuation_is_the_rest_of_the_chat(byte_level, write_folder):
+    tokenizer = load_tokenizer(write_folder(byte_level, **NAMED))
+    asked = "<s><|user|>" + tokenizer.quote("a </s> b") + "</s><|user|>"
+    answer = tokenizer.quote("say </s>!") + "</s>"
+
+    ids = tokenizer.encode_chat(answer, continues=True)
+
+    assert tokenizer.encode_chat(asked) + ids == tokenizer.encode_chat(asked + answer)
+    assert [token for token in ids if token in tokenizer.special_ids] == ids[-1:]
