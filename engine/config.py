@@ -8,6 +8,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Kernels = Literal["auto", "torch", "cpu", "triton"]
 Quantization = Literal["nf4", "none"]
+TrainingPace = Literal["idle-only", "balanced", "throughput"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,31 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """What training jobs may take of the device: memory beside the base, and time.
+
+    ``memory_bytes`` 0 turns training off. ``idle-only`` trains while there are no requests,
+    ``balanced`` also beside them as long as tokens come within ``token_gap_seconds`` of each other
+    (None is a quarter above what serving alone takes), ``throughput`` for as long as it serves.
+    A request waits for one quantum at most, which micro-batches are sized to keep below
+    ``quantum_seconds``.
+    """
+
+    memory_bytes: int | None = None
+    pace: TrainingPace = "balanced"
+    token_gap_seconds: float | None = None
+    quantum_seconds: float = 0.02
+
+    def __post_init__(self) -> None:
+        if (self.memory_bytes or 0) < 0:
+            raise ValueError(f"--training-memory is {self.memory_bytes} bytes; 0 turns it off")
+        for name in ("token_gap_seconds", "quantum_seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """All settings of one engine process.
 
@@ -108,6 +134,7 @@ class EngineConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
         if self.max_model_len is not None and self.max_model_len < 1:

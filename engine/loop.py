@@ -9,19 +9,24 @@ from dataclasses import replace
 
 from multiflora.adapters.residency import LoadResult, Residency
 
+from .background import NO_WORK, Background, ServingLoad
 from .kv_blocks import BlockPool
 from .messages import (
     Abort,
     Adapters,
+    CancelTraining,
     Command,
     Events,
     GetAdapters,
     GetStats,
     LoadVersion,
     Pin,
+    PauseTraining,
     PinFailed,
     Report,
+    ResumeTraining,
     Shutdown,
+    StartTraining,
     Stats,
     Submit,
     UnloadVersion,
@@ -52,6 +57,7 @@ class EngineLoop:
         pool: BlockPool,
         residency: Residency,
         runner: Runner,
+        background: Background,
         report: Callable[[Report], None],
     ) -> None:
         self.inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
@@ -61,6 +67,8 @@ class EngineLoop:
         self._pool = pool
         self._residency = residency
         self._runner = runner
+        self._background = background
+        self._background_seconds = NO_WORK
         self._report = report
         self._events: list[TokenEvent] = []
         self._unloads: set[str] = set()
@@ -75,17 +83,30 @@ class EngineLoop:
             while not self._is_stopping:
                 self.turn()
         finally:
-            self._residency.close()
+            self.close()
+
+    def close(self) -> None:
+        """Stop all threads; requests and jobs are left where they are."""
+        self._background.close()
+        self._residency.close()
 
     def turn(self) -> None:
-        """Take all waiting commands, then run one step if there is work."""
+        """Take all waiting commands, then run one step, then one quantum of training, if any."""
         self._take_commands()
         self._take_loads()
+        step_seconds = 0.0
         if self._scheduler.has_requests:
-            self._step()
+            step_seconds = self._step()
         else:
             self._residency.prefetch(())
         self._flush()
+        self._background_seconds = self._background.turn(
+            ServingLoad(
+                step_seconds=step_seconds,
+                num_requests=self._scheduler.num_running + self._scheduler.num_waiting,
+                awaits_first_token=self._scheduler.awaits_first_token,
+            )
+        )
 
     def _take_commands(self) -> None:
         try:
@@ -98,9 +119,8 @@ class EngineLoop:
     def _patience(self) -> float:
         if self._scheduler.num_running:
             return 0
-        if self._residency.is_loading or self._scheduler.has_requests:
-            return _LOADING_SECONDS
-        return _IDLE_SECONDS
+        is_loading = self._residency.is_loading or self._scheduler.has_requests
+        return min(_LOADING_SECONDS if is_loading else _IDLE_SECONDS, self._background_seconds)
 
     def _handle(self, command: Command) -> None:
         match command:
@@ -121,6 +141,10 @@ class EngineLoop:
                 self._report(Adapters(self._residency.tiers()))
             case GetStats():
                 self._report(Stats(self.stats()))
+            case StartTraining() | PauseTraining() | ResumeTraining() | CancelTraining():
+                self._background.handle(command)
+                # It may have work at once.
+                self._background_seconds = 0
             case Shutdown():
                 self._is_stopping = True
             case _:
@@ -176,16 +200,19 @@ class EngineLoop:
             self._report(_outcome(result))
         self._unloads = {digest for digest in self._unloads if not self._residency.unload(digest)}
 
-    def _step(self) -> None:
+    def _step(self) -> float:
+        """Run one step; returns its seconds, 0 if there was nothing to run."""
         started = time.perf_counter()
         plan = self._scheduler.schedule()
         for rejection in self._scheduler.take_rejections():
             self._fail(rejection.request.id, rejection.error.code, str(rejection.error))
         if not plan.items:
-            return
+            return 0.0
         self._commit(plan, self._run(plan))
+        seconds = time.perf_counter() - started
         self._counts["steps"] += 1
-        self._step_seconds += time.perf_counter() - started
+        self._step_seconds += seconds
+        return seconds
 
     def _run(self, plan: StepPlan) -> list[Draw | None]:
         """Draws by plan item; None for items that do not sample. Never raises."""
@@ -290,6 +317,7 @@ class EngineLoop:
             adapter_arrivals={t.value: n for t, n in self._residency.arrivals.items()},
             step_seconds=self._step_seconds,
             requests_finished=dict(self._finished),
+            training=self._background.stats(),
         )
 
 

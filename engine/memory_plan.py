@@ -14,6 +14,8 @@ from .config import EngineConfig
 from .errors import NotEnoughMemory, StartupError
 from .models.config import ModelConfig
 from .models.size import ITEM_SIZES, BaseSize
+from .training.config import BatchSettings, TrainingSettings
+from .training.estimate import estimate_memory
 
 CPU_INFO = Path("/proc/cpuinfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -29,6 +31,10 @@ HOST_TIER_FACTOR = 4
 # An accelerator is ours, but for fragmentation and the driver's own buffers.
 DEVICE_RESERVE_SHARE = 0.08
 DEVICE_ADAPTER_SHARE, DEVICE_ADAPTER_LIMIT = 0.10, 8 * GIB
+# An automatic part for training holds one run of the default settings, with the largest of these
+# micro-batches that takes no more than this share of what the base leaves.
+TRAINING_SHARE = 0.15
+TRAINING_TOKENS = (4096, 2048, 1024, 512, 256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +52,7 @@ class MemoryPlan:
     num_lendable_blocks: int
     adapter_bytes: int
     adapter_host_bytes: int
+    training_bytes: int
     workspace_bytes: int
     available_bytes: int
     is_on_host: bool
@@ -59,8 +66,8 @@ class MemoryPlan:
     def total_bytes(self) -> int:
         """What is taken of ``available_bytes``; an accelerator leaves host memory alone."""
         host = self.adapter_host_bytes if self.is_on_host else 0
-        device = self.kv_cache_bytes + self.adapter_bytes + self.workspace_bytes
-        return self.base_bytes + device + host
+        lasting = self.kv_cache_bytes + self.adapter_bytes + self.training_bytes
+        return self.base_bytes + lasting + self.workspace_bytes + host
 
     def _reserve_note(self) -> str:
         return "adapters that left" if self.is_on_host else "adapters that left, in host memory"
@@ -79,6 +86,7 @@ class MemoryPlan:
             ("KV cache", self.kv_cache_bytes, f"{self.num_kv_blocks} blocks, {tokens} tokens"),
             ("adapters", self.adapter_bytes, self._loan_note()),
             ("in reserve", self.adapter_host_bytes, self._reserve_note()),
+            ("training", self.training_bytes, "" if self.training_bytes else "off"),
             ("workspace", self.workspace_bytes, "activations, logits, one tensor while loading"),
             ("total", self.total_bytes, f"of {_size(self.available_bytes)} available"),
         )
@@ -111,8 +119,8 @@ def plan_memory(
     free = available - sizes.total - workspace
     if free <= 0:
         raise NotEnoughMemory(_base_too_large(sizes.total, workspace, available, config))
-    adapters, kv_limit = _automatic_sizes(config, free, on_host=on_host)
     block_bytes = kv_block_bytes(config, model, dtype)
+    adapters, kv_limit, training = _divide(placed, model, dtype, free, block_bytes)
     num_blocks = _num_blocks(config, wanted_len, kv_limit, block_bytes)
     # The null block holds no tokens.
     max_model_len = min(wanted_len, (num_blocks - 1) * config.cache.block_size)
@@ -128,8 +136,11 @@ def plan_memory(
         num_lendable_blocks=_num_lendable(config, num_blocks, max_model_len, adapters, block_bytes),
         adapter_bytes=adapters,
         adapter_host_bytes=_host_tier_bytes(
-            config, adapters, free - adapters - num_blocks * block_bytes if on_host else None
+            config,
+            adapters,
+            free - adapters - training - num_blocks * block_bytes if on_host else None,
         ),
+        training_bytes=training,
         workspace_bytes=workspace,
         available_bytes=available,
         is_on_host=on_host,
@@ -209,6 +220,45 @@ def _kernel_scratch(config: EngineConfig, rows: int) -> int:
     return 2 * (slabs + shrunk)
 
 
+def _divide(
+    config: EngineConfig, model: ModelConfig, dtype: str, free: int, block_bytes: int
+) -> tuple[int, int, int]:
+    """Bytes for adapters, the most that an automatic KV cache may take, and bytes for training."""
+    on_host = config.device == "cpu"
+    adapters, kv_limit = _automatic_sizes(config, free, on_host=on_host)
+    if config.training.memory_bytes is not None:
+        training = config.training.memory_bytes
+    else:
+        # Nothing that was asked for has to make room for it.
+        length = math.ceil((config.max_model_len or 1) / config.cache.block_size)
+        least_kv = kv_limit if on_host else (length + 1) * block_bytes
+        taken = config.cache.memory_bytes or least_kv
+        if on_host:
+            taken += adapters + (config.adapter.host_memory_bytes or 0)
+        spare = (free if on_host else kv_limit) - taken
+        training = _default_run_bytes(config, model, dtype, min(spare, int(free * TRAINING_SHARE)))
+    return adapters, kv_limit if on_host else max(0, kv_limit - training), training
+
+
+def _default_run_bytes(config: EngineConfig, model: ModelConfig, dtype: str, limit: int) -> int:
+    """What a run of the default settings takes, micro-batches cut to ``limit``; 0 if none fits."""
+    kernels = config.kernels
+    if kernels == "auto":
+        kernels = "torch" if config.device == "cpu" else "triton"
+    for tokens in TRAINING_TOKENS:
+        memory = estimate_memory(
+            model,
+            TrainingSettings(batch=BatchSettings(micro_batch_tokens=tokens)),
+            dtype=dtype,
+            kernels=kernels,
+            is_quantized=config.base.quantization != "none",
+        )
+        needed = memory.device_bytes + (memory.host if config.device == "cpu" else 0)
+        if needed <= limit:
+            return needed
+    return 0
+
+
 def _automatic_sizes(config: EngineConfig, free: int, *, on_host: bool) -> tuple[int, int]:
     """Bytes for adapters, and the most that an automatic KV cache may take."""
     if on_host:
@@ -268,7 +318,8 @@ def _check(plan: MemoryPlan, config: EngineConfig, block_bytes: int) -> None:
         raise NotEnoughMemory(
             f"the plan needs {_size(plan.total_bytes)}, {_size(plan.available_bytes)} are "
             f"available:\n{plan.render()}\n"
-            "lower --kv-cache-memory, --adapter-memory, --adapter-host-memory or --max-model-len"
+            "lower --kv-cache-memory, --adapter-memory, --adapter-host-memory, --training-memory "
+            "or --max-model-len"
         )
     needed = (math.ceil((config.max_model_len or 1) / plan.block_size) + 1) * block_bytes
     if plan.kv_cache_bytes < needed:

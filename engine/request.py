@@ -125,6 +125,26 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingStats:
+    """Jobs right now, and what all of them did since the engine started.
+
+    ``seconds`` is time in quanta, ``tokens`` those of finished optimizer steps. ``share`` is how
+    much training gets for each second of serving while there are requests.
+    """
+
+    num_running: int = 0
+    num_paused: int = 0
+    num_queued: int = 0
+    quanta: int = 0
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    share: float = 0.0
+    bytes_used: int = 0
+    bytes_total: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """Counters and gauges of one engine, since its start.
 
@@ -160,3 +180,4 @@ class EngineStats:
     step_seconds: float = 0.0
     requests_finished: dict[str, int] = field(default_factory=dict)
     adapter_arrivals: dict[str, int] = field(default_factory=dict)
+    training: TrainingStats = field(default_factory=TrainingStats)

@@ -107,6 +107,11 @@ class Scheduler:
         return bool(self._requests)
 
     @property
+    def awaits_first_token(self) -> bool:
+        """Whether a request is queued, or its prompt is not done."""
+        return bool(self._waiting) or any(not r.num_generated for r in self._running)
+
+    @property
     def is_full(self) -> bool:
         return len(self._waiting) >= self._config.max_queued_requests
 

@@ -46,6 +46,20 @@ _COUNTERS: Final = {
     "preemptions": ("preemptions", "Requests set back to make room."),
     "aborts": ("aborts", "Requests aborted."),
 }
+_TRAINING_GAUGES: Final = {
+    "jobs_running": ("num_running", "Training jobs that hold memory and are not paused."),
+    "jobs_paused": ("num_paused", "Training jobs that are paused."),
+    "jobs_queued": ("num_queued", "Training jobs that wait for their turn."),
+    "share": ("share", "Training time per serving time while there are requests."),
+    "bytes_used": ("bytes_used", "Device memory reserved by training jobs."),
+    "bytes_total": ("bytes_total", "Device memory set aside for training."),
+}
+_TRAINING_COUNTERS: Final = {
+    "quanta": ("quanta", "Pieces of training work."),
+    "steps": ("steps", "Optimizer steps of all training jobs."),
+    "tokens": ("tokens", "Tokens trained on."),
+    "seconds": ("seconds", "Time spent in training."),
+}
 
 
 @dataclass(slots=True)
@@ -158,6 +172,12 @@ class _EngineCollector(Collector):
             yield GaugeMetricFamily(f"multiflora_{name}", text, getattr(self.stats, attribute))
         for name, (attribute, text) in _COUNTERS.items():
             yield CounterMetricFamily(f"multiflora_{name}", text, getattr(self.stats, attribute))
+        for name, (attribute, text) in _TRAINING_GAUGES.items():
+            value = getattr(self.stats.training, attribute)
+            yield GaugeMetricFamily(f"multiflora_training_{name}", text, value)
+        for name, (attribute, text) in _TRAINING_COUNTERS.items():
+            value = getattr(self.stats.training, attribute)
+            yield CounterMetricFamily(f"multiflora_training_{name}", text, value)
         yield _counter(
             "requests_finished",
             "Sequences finished, by reason.",

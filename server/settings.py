@@ -19,6 +19,8 @@ from multiflora.engine.config import (
     Kernels,
     Quantization,
     SchedulerConfig,
+    TrainingConfig,
+    TrainingPace,
 )
 
 from .hub_door import check_pattern
@@ -203,6 +205,18 @@ class ServeSettings:
             metavar="SIZE",
         ),
     )
+    training_memory: int | None = field(
+        default=None,
+        metadata=_about(
+            "memory of training jobs beside the base, such as 4GiB; 0 turns training off",
+            parse_size,
+            metavar="SIZE",
+        ),
+    )
+    training_pace: TrainingPace = field(
+        default="balanced",
+        metadata=_choice(TrainingPace, "how much training may take from requests"),
+    )
     max_num_requests: int = field(
         default=64, metadata=_about("most requests in one step", parse_int)
     )
@@ -270,6 +284,7 @@ class ServeSettings:
                 max_memory_bytes=self.adapter_memory_max,
                 host_memory_bytes=self.adapter_host_memory,
             ),
+            training=TrainingConfig(memory_bytes=self.training_memory, pace=self.training_pace),
         )
 
 

@@ -76,9 +76,9 @@ def export_model(
     if settings.verify:
         _probe(model.folder, settings, base=model.folder).check_memory()
     base = _open_base(model, settings)
-    inspect_adapter(AdapterFolder(adapter.folder), base.config.projections())
     with durable.new_folder(out) as staged:
         with Parent(adapter.folder, name=adapter.name) as parent:
+            inspect_adapter(AdapterFolder(adapter.folder), base.config.projections())
             records = _write_weights(base, parent, staged, settings, progress)
             about = _about(model, adapter, parent.base_name, settings)
         base.check_all_read()

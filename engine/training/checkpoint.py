@@ -65,6 +65,10 @@ class CheckpointFolder:
         for leftover in path.glob(f"{_INCOMING}*"):
             shutil.rmtree(leftover)
 
+    def folder(self, step: int) -> Path:
+        """Where the checkpoint after ``step`` is, or would be."""
+        return self.path / f"step-{step:08d}"
+
     def steps(self) -> list[int]:
         """Steps with a whole checkpoint, in order."""
         found = (_STEP_NAME.fullmatch(entry.name) for entry in self.path.iterdir())
@@ -84,7 +88,7 @@ class CheckpointFolder:
         document = {"state": asdict(snapshot.state), "identity": self._identity}
         durable.write(staged / STATE_NAME, json.dumps(document, indent=1).encode())
         durable.sync(staged)
-        target = self._folder(step)
+        target = self.folder(step)
         if not target.is_dir():
             os.rename(staged, target)
         durable.sync(self.path)
@@ -93,7 +97,7 @@ class CheckpointFolder:
 
     def read(self, step: int) -> Snapshot:
         """Raises ``CheckpointMismatch`` for a damaged checkpoint or one of another run."""
-        folder = self._folder(step)
+        folder = self.folder(step)
         try:
             document = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))
             state, identity = RunState(**document["state"]), document["identity"]
@@ -117,10 +121,7 @@ class CheckpointFolder:
     def _prune(self, state: RunState) -> None:
         steps = self.steps()
         for step in set(steps) - {*steps[-self._keep :], state.best_step}:
-            shutil.rmtree(self._folder(step))
-
-    def _folder(self, step: int) -> Path:
-        return self.path / f"step-{step:08d}"
+            shutil.rmtree(self.folder(step))
 
 
 class CheckpointWriter:

@@ -25,3 +25,9 @@ class CheckpointMismatch(TrainingError):
     """The checkpoint belongs to other settings, data or another base, or is damaged."""
 
     code = "checkpoint_mismatch"
+
+
+class NotEnoughTrainingMemory(TrainingError):
+    """The run does not fit what is set aside for training."""
+
+    code = "not_enough_memory"

@@ -96,6 +96,10 @@ class TrainingRun:
         """Whether no quantum will ever follow, for better or worse."""
         return self._has_ended
 
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Steps with a whole checkpoint and its folder, in order."""
+        return [(step, self._checkpoints.folder(step)) for step in self._checkpoints.steps()]
+
     def ready(self) -> bool:
         """Whether a quantum can run at once; False at the end, and while the disk is waited for."""
         return not self._has_ended and not (self._waits and self._writer.is_busy)
@@ -126,6 +130,8 @@ class TrainingRun:
         yield from self._score_references()
         while not self._is_over():
             yield from self._take_step()
+            if not self._writer.is_busy:
+                yield from self._end_write()
             is_best = False
             if self._is_due(self._settings.evaluation.every_steps):
                 is_best = yield from self._evaluate()

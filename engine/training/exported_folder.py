@@ -1,0 +1,68 @@
+"""What a job exports: a PEFT folder per checkpoint and one of the result, whole or absent.
+
+<job>/exports/step-00000012/    adapter_config.json, adapter_model.safetensors; float32
+      adapter/                  the result
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from multiflora.adapters import durable
+
+from ..models.config import ModelConfig
+from .checkpoint import TENSORS_NAME
+from .config import LoraSettings
+from .export import export_adapter
+from .factors import TrainedFactors
+
+_CPU = torch.device("cpu")
+
+
+def exported_folder(job_folder: Path, step: int) -> Path:
+    """Where the export of the checkpoint after ``step`` is."""
+    return job_folder / "exports" / f"step-{step:08d}"
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    settings: LoraSettings,
+    model: ModelConfig,
+    target: Path,
+    *,
+    base_name: str,
+) -> Path:
+    """The factors of a checkpoint's folder as the PEFT folder ``target``. Raises ``OSError``."""
+    if not target.is_dir():
+        factors = TrainedFactors(
+            model.projections(),
+            settings.modules(model),
+            device=_CPU,
+            trainable=False,
+        )
+        factors.values.copy_(load_file(checkpoint / TENSORS_NAME)["values"])
+        _export(factors, settings, target, base_name)
+    return target
+
+
+def export_result(
+    factors: TrainedFactors, settings: LoraSettings, job_folder: Path, *, base_name: str
+) -> Path:
+    """The result's folder; one that is there is that of the same run. Raises ``OSError``."""
+    target = job_folder / "adapter"
+    if not target.is_dir():
+        _export(factors, settings, target, base_name)
+    return target
+
+
+def _export(
+    factors: TrainedFactors, settings: LoraSettings, target: Path, base_name: str
+) -> None:
+    staged = target.with_name(f".{target.name}")
+    shutil.rmtree(staged, ignore_errors=True)
+    export_adapter(factors, settings, staged, base_name=base_name)
+    os.rename(staged, target)
+    durable.sync(target.parent)
