@@ -21,6 +21,7 @@ from multiflora.adapters.target import Projection, TargetModule
 from multiflora.adapters.tier import Tier
 from multiflora.engine.client import EngineClient, EngineState
 from multiflora.engine.errors import EngineUnavailable
+from multiflora.engine.models.registry import load_model_config
 from multiflora.engine.request import (
     EngineInfo,
     EngineStats,
@@ -31,16 +32,19 @@ from multiflora.engine.request import (
 from multiflora.engine.text.chat_template import ChatTemplate, chat_template_of
 from multiflora.engine.text.tokenizer import Tokenizer, load_tokenizer
 from multiflora.engine.training.data.file_registry import FileRegistry
+from multiflora.engine.training.jobs.training_jobs import TrainingJobs
 from multiflora.server.app import create_app
 from multiflora.server.catalog import Catalog
 from multiflora.server.file_checker import FileChecker
 from multiflora.server.http_server import HttpServer
+from multiflora.server.job_publishing import JobPublishing
 from multiflora.server.listener import bind, url_of
 from multiflora.server.merging import Merger
 from multiflora.server.metrics import Metrics
 from multiflora.server.pinning import Pinning
 from multiflora.server.publishing import Publisher
 from multiflora.server.service import Service
+from multiflora.server.training import TrainedBase, make_training_jobs
 
 MAX_MODEL_LEN = 256
 CHAT_TEMPLATE = (
@@ -313,6 +317,31 @@ def merger(registry: Registry, publisher: Publisher) -> Iterator[Merger]:
 
 
 @pytest.fixture
+def jobs(
+    engine: FakeEngine,
+    registry: Registry,
+    publisher: Publisher,
+    file_checker: FileChecker,
+    model: Path,
+    tokenizer_folder: Path,
+    tmp_path: Path,
+) -> TrainingJobs:
+    client = cast(EngineClient, engine)
+    pinning = Pinning(registry, client, publisher.match)
+    return make_training_jobs(
+        tmp_path / "data",
+        TrainedBase(
+            name="base", path="base", folder=tokenizer_folder, config=load_model_config(model)
+        ),
+        client=client,
+        registry=registry,
+        files=file_checker.files,
+        publishing=JobPublishing(registry, publisher, pinning, Metrics(client)),
+        end_tokens=frozenset({1}),
+    )
+
+
+@pytest.fixture
 def service(
     engine: FakeEngine,
     tokenizer: Tokenizer,
@@ -321,6 +350,7 @@ def service(
     publisher: Publisher,
     merger: Merger,
     file_checker: FileChecker,
+    jobs: TrainingJobs,
 ) -> Service:
     end = tokenizer.token_id("</s>")
     assert end is not None
@@ -335,6 +365,7 @@ def service(
         pinning=Pinning(registry, cast(EngineClient, engine), publisher.match),
         merger=merger,
         file_checker=file_checker,
+        jobs=jobs,
         end_tokens=frozenset({end}),
     )
 

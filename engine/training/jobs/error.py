@@ -3,7 +3,7 @@
 from multiflora.adapters.error import RegistryError
 
 
-class UnknownJob(RegistryError, KeyError):
+class JobNotFound(RegistryError, KeyError):
     """No job has this id, or it was deleted."""
 
     code = "job_not_found"

@@ -25,6 +25,17 @@ class Hyperparameters:
     learning_rate_multiplier: float | None = None
     beta: float | None = None
 
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("n_epochs", 1, 50),
+            ("batch_size", 1, 256),
+            ("learning_rate_multiplier", 1e-6, 1e6),
+            ("beta", 1e-6, 2),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name} is {value}; it must be between {low:g} and {high:g}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobWish:
@@ -38,9 +49,7 @@ class JobWish:
     method: Method = "supervised"
     hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
     training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    report_to: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
-    integrations: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

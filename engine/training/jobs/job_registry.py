@@ -13,7 +13,7 @@ import msgspec
 
 from multiflora.adapters.database import Database
 
-from .error import JobOver, JobRuns, UnknownJob
+from .error import JobNotFound, JobOver, JobRuns
 from .job import (
     TERMINAL,
     Job,
@@ -62,10 +62,10 @@ class JobRegistry:
         return self.get(job_id)
 
     def get(self, job_id: str) -> Job:
-        """Raises ``UnknownJob``."""
+        """Raises ``JobNotFound``."""
         found = self._select("id = ?", job_id)
         if not found:
-            raise UnknownJob(job_id)
+            raise JobNotFound(job_id)
         return found[0]
 
     def page(
@@ -77,7 +77,7 @@ class JobRegistry:
     ) -> tuple[list[Job], bool]:
         """Up to ``limit`` jobs, the latest first, and whether more follow.
 
-        Raises ``UnknownJob`` if there is no job ``after``.
+        Raises ``JobNotFound`` if there is no job ``after``.
         """
         conditions, values = ["1"], list[Any]()
         if after is not None:
@@ -139,7 +139,7 @@ class JobRegistry:
             self._write_notes(connection, job_id, notes)
 
     def set_paused(self, job_id: str, is_paused: bool) -> Job:
-        """Asking for what is so already is harmless. Raises ``UnknownJob``, ``JobOver``."""
+        """Asking for what is so already is harmless. Raises ``JobNotFound``, ``JobOver``."""
         word = "paused" if is_paused else "resumed"
         notes = [JobNote(message=f"Fine-tuning job {word}")]
         changed = self._change(
@@ -192,7 +192,7 @@ class JobRegistry:
         )
 
     def cancel(self, job_id: str) -> Job:
-        """Raises ``UnknownJob``, and ``JobOver`` if the job has ended or is being published."""
+        """Raises ``JobNotFound``, and ``JobOver`` if the job has ended or is being published."""
         is_open = f"status NOT IN ({_OVER}) AND NOT is_sealed"
         changed = self._end(job_id, "cancelled", is_open, "The job has been cancelled")
         job = self.get(job_id)
@@ -201,7 +201,7 @@ class JobRegistry:
         return job
 
     def delete(self, job_id: str) -> None:
-        """Forget a job with its log. Raises ``UnknownJob``, and ``JobRuns`` if it has not ended."""
+        """Forget a job with its log. Raises ``JobNotFound``, and ``JobRuns`` if it has not ended."""
         if not self.get(job_id).is_over:
             raise JobRuns(f"{job_id} has not ended; cancel it first")
         with self._database.transaction() as connection:
@@ -216,7 +216,7 @@ class JobRegistry:
     def notes(
         self, job_id: str, *, after: str | None = None, limit: int = 20
     ) -> tuple[list[StoredNote], bool]:
-        """The log, the latest first. Raises ``UnknownJob``, also for an ``after`` not in it."""
+        """The log, the latest first. Raises ``JobNotFound``, also for an ``after`` not in it."""
         rows = self._page(
             "job_event", "id, created, level, kind, message, data", job_id, after, limit
         )
@@ -264,7 +264,7 @@ class JobRegistry:
     def checkpoints(
         self, job_id: str, *, after: str | None = None, limit: int = 10
     ) -> tuple[list[JobCheckpoint], bool]:
-        """The latest first. Raises ``UnknownJob``, also for an ``after`` not among them."""
+        """The latest first. Raises ``JobNotFound``, also for an ``after`` not among them."""
         columns = "id, job, step, name, metrics, is_best, created"
         found = [
             JobCheckpoint(
@@ -343,7 +343,7 @@ class JobRegistry:
             if after is not None:
                 known = f"SELECT number FROM {table} WHERE job = ? AND id = ?"
                 if connection.execute(known, (job_id, after)).fetchone() is None:
-                    raise UnknownJob(after)
+                    raise JobNotFound(after)
                 condition += f" AND number < ({known})"
                 values += [job_id, after]
             return connection.execute(

@@ -31,7 +31,7 @@ from ..config import (
 )
 from ..data.config import DataConfig
 from .gate_settings import GateSettings
-from .job import JobWish
+from .job import Hyperparameters, JobWish
 
 Kind = TypeVar("Kind")
 PARAM: Final = "training"
@@ -98,6 +98,21 @@ def data_config(wish: JobWish) -> DataConfig:
 def gate_settings(wish: JobWish) -> GateSettings:
     """Raises ``RequestRejected``."""
     return _section(wish, "gate", GateSettings)
+
+
+def read_hyperparameters(
+    given: Mapping[str, Any], path: str, *, is_dpo: bool = False
+) -> Hyperparameters:
+    """OpenAI's hyperparameters from a request. Raises ``RequestRejected``."""
+    known = [field.name for field in fields(Hyperparameters) if is_dpo or field.name != "beta"]
+    for key in given:
+        if key not in known:
+            raise _unknown(key, known, path)
+    values = {name: None if value == "auto" else value for name, value in given.items()}
+    try:
+        return msgspec.convert(values, Hyperparameters)
+    except msgspec.ValidationError as error:
+        raise _misfit(str(error), path) from None
 
 
 def kept_checkpoints(wish: JobWish) -> int:

@@ -12,7 +12,7 @@ from multiflora.adapters.name import MAX_NAME_CHARS, check_name
 from ...errors import RequestRejected
 from ..data.file_registry import StoredFile, UnknownFile
 from .checkpoints import Checkpoints, short_id
-from .error import UnknownJob
+from .error import JobNotFound
 from .job import Job, JobWish
 from .job_runner import JobRunner
 from .settings import check_wish, lora_settings_of
@@ -65,7 +65,7 @@ class TrainingJobs:
         return job
 
     async def cancel(self, job_id: str) -> Job:
-        """Raises ``UnknownJob`` and ``JobOver``."""
+        """Raises ``JobNotFound`` and ``JobOver``."""
         job = await asyncio.to_thread(self.rows.cancel, job_id)
         await self._end_task(job_id)
         if job.digest is not None:
@@ -74,14 +74,14 @@ class TrainingJobs:
         return await asyncio.to_thread(self.rows.get, job_id)
 
     async def pause(self, job_id: str) -> Job:
-        """Raises ``UnknownJob`` and ``JobOver``."""
+        """Raises ``JobNotFound`` and ``JobOver``."""
         job = await asyncio.to_thread(self.rows.set_paused, job_id, True)
         if runner := self._runners.get(job_id):
             runner.pause()
         return job
 
     async def resume(self, job_id: str) -> Job:
-        """Raises ``UnknownJob`` and ``JobOver``."""
+        """Raises ``JobNotFound`` and ``JobOver``."""
         job = await asyncio.to_thread(self.rows.set_paused, job_id, False)
         if runner := self._runners.get(job_id):
             runner.resume()
@@ -90,7 +90,7 @@ class TrainingJobs:
     async def delete(self, job_id: str) -> None:
         """Forget a job that has ended, with its checkpoints and a version that was refused.
 
-        The name that it made stays. Raises ``UnknownJob`` and ``JobRuns``.
+        The name that it made stays. Raises ``JobNotFound`` and ``JobRuns``.
         """
         job = await asyncio.to_thread(self.rows.get, job_id)
         if job.is_over:
@@ -119,7 +119,7 @@ class TrainingJobs:
     async def _run_to_end(self, job_id: str, runner: JobRunner) -> None:
         try:
             await runner.run()
-            with suppress(UnknownJob):
+            with suppress(JobNotFound):
                 if (await asyncio.to_thread(self.rows.get, job_id)).is_over:
                     await asyncio.to_thread(self._shop.folders[job_id].clear)
         finally:
@@ -201,7 +201,7 @@ class TrainingJobs:
     def _sweep_folder(self, job_id: str) -> None:
         try:
             self.rows.get(job_id)
-        except UnknownJob:
+        except JobNotFound:
             self._shop.folders[job_id].remove()
         else:
             self._shop.folders[job_id].clear()

@@ -9,7 +9,7 @@ from multiflora.adapters.error import AdapterRejected
 from multiflora.engine.errors import RequestRejected
 from multiflora.engine.training.data.file_registry import FileInUse
 from multiflora.engine.training.job import JobFailed
-from multiflora.engine.training.jobs.error import JobOver, JobRuns, UnknownJob
+from multiflora.engine.training.jobs.error import JobNotFound, JobOver, JobRuns
 from multiflora.engine.training.jobs.job import Hyperparameters
 from multiflora.engine.training.jobs.preparation import PreparationFailed
 
@@ -211,7 +211,7 @@ async def test_a_deleted_job_takes_its_checkpoints_along_and_leaves_the_name(wor
     await world.jobs.wait(job.id)
     await world.jobs.delete(job.id)
     assert set(world.publishing.names) == {"fancy"}
-    with pytest.raises(UnknownJob):
+    with pytest.raises(JobNotFound):
         world.jobs.rows.get(job.id)
     assert not world.shop.folders[job.id].path.exists()
 
