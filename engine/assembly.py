@@ -17,6 +17,7 @@ from multiflora.kernels.cpu_ops import has_fast_bfloat16
 from multiflora.kernels.ops import Ops, RopeTable
 from multiflora.kernels.staging import DirectStaging, PackedStaging
 
+from .background import Background, NoTraining
 from .config import EngineConfig
 from .errors import NotEnoughMemory, StartupError
 from .forward_batch import BatchBuilder
@@ -38,6 +39,10 @@ from .models.weights import BaseWeights
 from .request import EngineInfo
 from .runner import Runner
 from .scheduler import Scheduler
+from .training.desk import TrainingDesk
+from .training.job_run import Workplace
+from .training.memory_budget import MemoryBudget
+from .training.network import TrainingNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,7 @@ def _connect(
         plan.num_kv_blocks, config.cache.block_size, prefix_caching=config.cache.prefix_caching
     )
     arena = _allocate_cache(config, model, place, plan)
+    rope = _rope(model, place, plan)
     residency = Residency(
         Loader(reader),
         tables,
@@ -143,9 +149,47 @@ def _connect(
         scheduler=Scheduler(config.scheduler, pool, residency),
         pool=pool,
         residency=residency,
-        runner=_build_runner(config, model, place, plan, arena, weights, residency),
+        runner=_build_runner(config, model, place, plan, arena, weights, residency, rope),
+        background=_build_background(config, model, place, plan, weights, rope, report),
         report=report,
     )
+
+
+def _rope(model: ModelConfig, place: _Place, plan: MemoryPlan) -> RopeTable:
+    cos, sin = rope_tables(
+        model.rope,
+        head_dim=model.head_dim,
+        max_len=plan.max_model_len,
+        max_position=model.max_position,
+    )
+    return RopeTable(cos.to(place.device), sin.to(place.device))
+
+
+def _build_background(
+    config: EngineConfig,
+    model: ModelConfig,
+    place: _Place,
+    plan: MemoryPlan,
+    weights: BaseWeights,
+    rope: RopeTable,
+    report: Callable[[Report], None],
+) -> Background:
+    if not plan.training_bytes:
+        return NoTraining(
+            "no memory is set aside for training; give --training-memory a size such as 4GiB",
+            report,
+        )
+    workplace = Workplace(
+        network=TrainingNetwork(model, weights, place.ops, rope),
+        store=AdapterStore(Path(config.data_dir)),
+        config=config.training,
+        budget=MemoryBudget(plan.training_bytes),
+        kernels=place.ops.NAME,
+        is_quantized=config.base.quantization != "none",
+        clock=time.perf_counter,
+        synchronize=torch.cuda.synchronize if place.device.type == "cuda" else lambda: None,
+    )
+    return TrainingDesk(workplace, report)
 
 
 def _build_runner(
@@ -156,17 +200,12 @@ def _build_runner(
     arena: KvArena,
     weights: BaseWeights,
     residency: Residency,
+    rope: RopeTable,
 ) -> Runner:
     tables = residency.tables
-    cos, sin = rope_tables(
-        model.rope,
-        head_dim=model.head_dim,
-        max_len=plan.max_model_len,
-        max_position=model.max_position,
-    )
     builder = BatchBuilder(
         place.ops,
-        rope=RopeTable(cos.to(place.device), sin.to(place.device)),
+        rope=rope,
         block_size=config.cache.block_size,
         pages_per_block=arena.pages_per_block,
         windows=model.windows or (None,),

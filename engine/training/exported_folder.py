@@ -58,9 +58,7 @@ def export_result(
     return target
 
 
-def _export(
-    factors: TrainedFactors, settings: LoraSettings, target: Path, base_name: str
-) -> None:
+def _export(factors: TrainedFactors, settings: LoraSettings, target: Path, base_name: str) -> None:
     staged = target.with_name(f".{target.name}")
     shutil.rmtree(staged, ignore_errors=True)
     export_adapter(factors, settings, staged, base_name=base_name)

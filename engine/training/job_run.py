@@ -6,7 +6,7 @@ open data (thread) -> fit memory -> measure micro-batches -> build the run (thre
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +20,9 @@ from multiflora.adapters.store import AdapterStore
 from ..config import TrainingConfig
 from ..errors import EngineError
 from .config import TrainingSettings
+from .data.dataset import PreparedDataset
 from .error import NotEnoughTrainingMemory
 from .estimate import estimate_memory
-from .example import Example, Preference
 from .exported_folder import export_checkpoint, export_result, exported_folder
 from .job import (
     CheckpointExported,
@@ -51,7 +51,6 @@ from .task import Task
 
 logger = logging.getLogger(__name__)
 
-Rows = Sequence[Example] | Sequence[Preference]
 Result = TypeVar("Result")
 # None is a pause until a thread is done or memory is free.
 Steps = Generator[QuantumReport | None, None, Result]
@@ -61,13 +60,12 @@ Steps = Generator[QuantumReport | None, None, Result]
 class Workplace:
     """What all jobs of an engine work with.
 
-    ``open_rows`` reads a prepared data set; ``kernels`` is ``Ops.NAME``. On a host the copies that
+    ``kernels`` is ``Ops.NAME``; ``synchronize`` waits for the device. On a host the copies that
     checkpoints are written from count against ``budget``, as they are of the same memory.
     """
 
     network: TrainingNetwork
     store: AdapterStore
-    open_rows: Callable[[Path], Rows]
     config: TrainingConfig
     budget: MemoryBudget
     kernels: str
@@ -241,8 +239,8 @@ class JobRun:
         job, method = self.job, self._settings.method
         validation = None
         if job.validation is not None:
-            validation = make_task(self._place.open_rows(Path(job.validation)), method)
-        return _Rows(make_task(self._place.open_rows(Path(job.data)), method), validation)
+            validation = make_task(_read_rows(job.validation), method)
+        return _Rows(make_task(_read_rows(job.data), method), validation)
 
     def _choose_tokens(self, longest: int) -> Steps[int]:
         """Reserve memory, and size micro-batches by it and by the time of a quantum."""
@@ -360,6 +358,11 @@ class JobRun:
             best_step=best,
             folder=str(folder),
         )
+
+
+def _read_rows(folder: str) -> list[Any]:
+    with PreparedDataset.open(Path(folder)) as dataset:
+        return list(dataset)
 
 
 def _last_event(ending: Future[JobEvent]) -> JobEvent:

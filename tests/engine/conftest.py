@@ -27,9 +27,10 @@ from multiflora.engine.config import (
     CacheConfig,
     EngineConfig,
     SchedulerConfig,
+    TrainingConfig,
 )
 from multiflora.engine.loop import EngineLoop
-from multiflora.engine.messages import Command, Events, Report, Submit
+from multiflora.engine.messages import Command, Events, Report, Submit, Trained
 from multiflora.engine.models.registry import load_model_config
 from multiflora.engine.request import (
     AdapterShare,
@@ -38,6 +39,7 @@ from multiflora.engine.request import (
     SamplingParams,
     TokenEvent,
 )
+from multiflora.engine.training.job import JobEvent
 
 from .peft_extras import BASES, Extras, save_biased, save_extras
 
@@ -64,6 +66,7 @@ class Bench:
     answers: dict[str, list[int]] = field(default_factory=dict)
     reasons: dict[str, FinishReason] = field(default_factory=dict)
     errors: dict[str, TokenEvent] = field(default_factory=dict)
+    training: dict[str, list[JobEvent]] = field(default_factory=dict)
 
     def send(self, *commands: Command) -> None:
         for command in commands:
@@ -79,6 +82,8 @@ class Bench:
                     self.reasons[event.request_id] = event.finish_reason
                 if event.error:
                     self.errors[event.request_id] = event
+            if isinstance(report, Trained):
+                self.training.setdefault(report.job_id, []).append(report.event)
         self.reports.clear()
 
     def run(self, requests: Iterable[GenerationRequest], max_turns: int = 5000) -> None:
@@ -147,6 +152,7 @@ def make_bench(
         kernels: str = "auto",
         cache: CacheConfig | None = None,
         scheduler: SchedulerConfig | None = None,
+        training: TrainingConfig | None = None,
         changes: dict[str, Any] | None = None,
         max_model_len: int | None = None,
         model: Path | None = None,
@@ -162,6 +168,7 @@ def make_bench(
             max_model_len=max_model_len,
             cache=cache or CacheConfig(memory_bytes=8 << 20),
             scheduler=scheduler or SchedulerConfig(),
+            training=training or TrainingConfig(),
         )
         projections = load_model_config(folder).adapter_projections()
         store = AdapterStore(tmp_path)
@@ -177,7 +184,35 @@ def make_bench(
 
     yield make
     for bench in made:
-        bench.loop._residency.close()
+        bench.loop.close()
+
+
+@pytest.fixture(scope="session")
+def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 170 MB of bfloat16 linears in one shard, the largest tensor 8 MB."""
+    folder = tmp_path_factory.mktemp("large")
+    hidden, inner, layers, vocab = 1024, 4096, 5, 1024
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 8,
+        "vocab_size": vocab,
+        "tie_word_embeddings": True,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
+    for index in range(layers):
+        layer = f"model.layers.{index}"
+        shapes |= {f"{layer}.self_attn.{p}_proj.weight": (hidden, hidden) for p in "qkvo"}
+        shapes |= {f"{layer}.mlp.{p}_proj.weight": (inner, hidden) for p in ("gate", "up")}
+        shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, inner)
+        shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
+        shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
+    tensors = {name: torch.randn(shape).bfloat16() for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -254,31 +289,3 @@ def write_folder(tmp_path: Path) -> WriteFolder:
         return tmp_path
 
     return write
-
-
-@pytest.fixture(scope="session")
-def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 170 MB of bfloat16 linears in one shard, the largest tensor 8 MB."""
-    folder = tmp_path_factory.mktemp("large")
-    hidden, inner, layers, vocab = 1024, 4096, 5, 1024
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 8,
-        "vocab_size": vocab,
-        "tie_word_embeddings": True,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    shapes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
-    for index in range(layers):
-        layer = f"model.layers.{index}"
-        shapes |= {f"{layer}.self_attn.{p}_proj.weight": (hidden, hidden) for p in "qkvo"}
-        shapes |= {f"{layer}.mlp.{p}_proj.weight": (inner, hidden) for p in ("gate", "up")}
-        shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, inner)
-        shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
-        shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
-    tensors = {name: torch.randn(shape).bfloat16() for name, shape in shapes.items()}
-    save_file(tensors, folder / "model.safetensors")
-    return folder

@@ -201,7 +201,7 @@ class JobRegistry:
         return job
 
     def delete(self, job_id: str) -> None:
-        """Forget a job with its log. Raises ``JobNotFound``, and ``JobRuns`` if it has not ended."""
+        """Forget a job with its log. Raises ``JobNotFound``; ``JobRuns`` if it has not ended."""
         if not self.get(job_id).is_over:
             raise JobRuns(f"{job_id} has not ended; cancel it first")
         with self._database.transaction() as connection:
