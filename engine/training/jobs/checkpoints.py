@@ -29,7 +29,7 @@ class Checkpoints:
         One that cannot be served is a warning in the log: the job goes on.
         """
         job, folder = self._job, Path(event.folder)
-        metrics = log.metrics_of(event.step)
+        metrics = await to_thread(self._shop.jobs.openai_metrics, job.id, event.step)
         try:
             digest = await self._shop.publishing.take_in(
                 folder,

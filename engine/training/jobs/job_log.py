@@ -15,7 +15,7 @@ _FLUSH_SECONDS: Final = 0.5
 
 
 class JobLog:
-    """Knows the last metrics, and how fast the job is."""
+    """Knows how far and how fast the job is."""
 
     def __init__(self, jobs: JobRegistry, job: Job, folder: JobFolder) -> None:
         self._jobs = jobs
@@ -29,7 +29,6 @@ class JobLog:
         self.step = job.step
         self.num_steps = job.num_steps
         self.best_step: int | None = None
-        self._last: dict[int, dict[str, float]] = {}
 
     @property
     def estimated_finish(self) -> int | None:
@@ -54,8 +53,6 @@ class JobLog:
     async def add(self, event: StepMetrics | EvaluationMetrics) -> None:
         """Take in metrics; from time to time this waits for the disk."""
         named = _openai_names(event)
-        known = self._last if event.step in self._last else {}
-        self._last = {event.step: {**known.get(event.step, {}), **named}}
         row = {"step": event.step, **event.metrics}
         if isinstance(event, EvaluationMetrics):
             if event.is_best:
@@ -86,10 +83,6 @@ class JobLog:
         self._flushed = time.monotonic()
         if notes:
             await asyncio.to_thread(self._write, notes, rows)
-
-    def metrics_of(self, step: int) -> dict[str, float]:
-        """OpenAI's metrics of the step that was reported last."""
-        return {"step": float(step), **self._last.get(step, {})}
 
     def _write(self, notes: list[JobNote], rows: list[Mapping[str, Any]]) -> None:
         self._jobs.progress(

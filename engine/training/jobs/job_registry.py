@@ -230,18 +230,26 @@ class JobRegistry:
         ]
         return found[:limit], len(found) > limit
 
-    def metrics(self, job_id: str) -> list[Mapping[str, Any]]:
-        """All metrics in the order of their steps; of steps that were repeated, the last."""
+    def metrics(self, job_id: str, *, step: int | None = None) -> list[Mapping[str, Any]]:
+        """Metrics in the order of their steps, of all or one; of repeated steps, the last."""
         with self._database.reading() as connection:
             rows = connection.execute(
-                "SELECT data FROM job_event WHERE job = ? AND kind = 'metrics' ORDER BY number",
-                (job_id,),
+                "SELECT data FROM job_event WHERE job = ? AND kind = 'metrics' "
+                "AND data ->> 'step' = coalesce(?, data ->> 'step') ORDER BY number",
+                (job_id, step),
             ).fetchall()
         by_step: dict[tuple[int, bool], Mapping[str, Any]] = {}
         for (text,) in rows:
             data = _loads(text) or {}
             by_step[(data["step"], "eval_loss" in data)] = data
         return [by_step[key] for key in sorted(by_step)]
+
+    def openai_metrics(self, job_id: str, step: int) -> dict[str, float]:
+        """Of one step, those that OpenAI's checkpoints have."""
+        found = {"step": float(step)}
+        for row in self.metrics(job_id, step=step):
+            found |= {n: v for n, v in row.items() if n.startswith(("train_", "valid_", "full_"))}
+        return found
 
     def add_checkpoint(
         self, job_id: str, *, step: int, name: str, metrics: Mapping[str, float], is_best: bool

@@ -223,7 +223,8 @@ class JobRunner:
                 await self._log.flush()
                 await self._checkpoints.add(event, self._log)
             case JobQueued(num_ahead):
-                await self._note(f"The job waits behind {num_ahead} others")
+                if num_ahead:
+                    await self._note(f"The job waits behind {num_ahead} others")
                 self._pause_again()
             case JobPaused(step):
                 await self._log.flush()
@@ -266,12 +267,13 @@ class JobRunner:
         await self._note("Checking the trained version")
         parents = () if job.start is None else (job.start,)
         metrics = await asyncio.to_thread(self._shop.jobs.metrics, self._id)
+        last = await asyncio.to_thread(self._shop.jobs.openai_metrics, self._id, ended.step)
         try:
             digest = await self._shop.publishing.take_in(
                 Path(ended.folder),
                 source=f"training:{self._id}",
                 parents=parents,
-                metrics={"job": self._id, "step": ended.step, **self._log.metrics_of(ended.step)},
+                metrics={"job": self._id, **last},
             )
         except AdapterRejected as error:
             check = Check(name="integrity", passed=False, rule=str(error))
