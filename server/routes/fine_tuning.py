@@ -12,6 +12,7 @@ import orjson
 from fastapi import APIRouter, Query, Request, Response
 
 from multiflora.engine.errors import RequestRejected
+from multiflora.engine.training.jobs.curve import draw_losses
 from multiflora.engine.training.jobs.error import JobNotFound
 from multiflora.engine.training.jobs.job import Job
 
@@ -104,6 +105,18 @@ async def list_checkpoints(
     page = partial(rows.checkpoints, job_id, after=after, limit=limit)
     found, has_more = await _page(page, after)
     return _list([checkpoint_object(checkpoint) for checkpoint in found], has_more=has_more)
+
+
+@router.get(f"{_JOBS}/{{job_id}}/plot.png")
+async def plot_job(request: Request, job_id: str) -> Response:
+    """The losses so far as a picture."""
+    picture = await asyncio.to_thread(_draw, service_of(request), job_id)
+    return Response(picture, media_type="image/png")
+
+
+def _draw(service: Service, job_id: str) -> bytes:
+    job = service.jobs.rows.get(job_id)
+    return draw_losses(service.jobs.rows.metrics(job_id), title=f"{job.name} ({job.status})")
 
 
 async def _create(service: Service, body: JobBody, is_repeated: bool) -> Response:

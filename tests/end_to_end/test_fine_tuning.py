@@ -110,6 +110,9 @@ def test_a_file_becomes_a_model_that_answers(server: Server) -> None:
     listed = httpx.get(f"{server.url}/v1/fine_tuning/jobs", params={"metadata[team]": "ships"})
     assert [one["id"] for one in listed.json()["data"]] == [job.id]
 
+    picture = httpx.get(f"{server.url}/v1/fine_tuning/jobs/{job.id}/plot.png")
+    assert picture.content.startswith(b"\x89PNG")
+
     version = httpx.get(f"{server.url}/v1/adapters/matey/versions").json()["data"][0]
     assert version["source"] == "training"
     assert version["metrics"]["job"] == job.id
