@@ -6,7 +6,7 @@ ranks, nothing padded but the start of a matrix. Vectors follow all matrices, in
 the dtype of the buffer, because an error in one of them shows in every token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from .module_spec import ModuleSpec
@@ -89,8 +89,15 @@ class FlatLayout:
     def needs_base(self) -> bool:
         """Whether filling a buffer looks at the base."""
         has_vectors = self.num_vector_elements > 0
-        parts = (part for projection in self.projections for part in projection.parts)
-        return has_vectors or any(part.module.base_copy for part in parts)
+        return has_vectors or any(part.module.base_copy for part in self._parts())
+
+    @property
+    def needs_norms(self) -> bool:
+        """Whether that takes a pass over some of the base's weights, as DoRA does."""
+        return any(part.module.magnitude for part in self._parts())
+
+    def _parts(self) -> Iterator[PartLayout]:
+        return (part for projection in self.projections for part in projection.parts)
 
 
 def plan_layout(

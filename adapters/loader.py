@@ -29,7 +29,8 @@ class Finished(Generic[Outcome]):
 
 
 class Loader:
-    """Two lanes: versions above ``large_bytes`` wait for each other, never small ones for them.
+    """Two lanes: versions above ``large_bytes``, and those for which the base's weights are read,
+    wait for each other, never small ones for them.
 
     A slow small version occupies one of ``num_threads``.
     """
@@ -58,7 +59,7 @@ class Loader:
 
     def has_lane_for(self, planned: PlannedVersion) -> bool:
         """False while another large version is read: a queued one would only occupy memory."""
-        return planned.num_bytes <= self._large_bytes or not self._large
+        return not self._is_large(planned) or not self._large
 
     def plan(self, digest: str) -> None:
         """Begin to read what ``digest`` will take."""
@@ -68,11 +69,14 @@ class Loader:
     def read(self, planned: PlannedVersion) -> None:
         """Begin to read a version whose host memory is reserved."""
         assert planned.digest not in self
-        is_large = planned.num_bytes > self._large_bytes
+        is_large = self._is_large(planned)
         lane = self._large_lane if is_large else self._small_lane
         self._reads[planned.digest] = lane.submit(self._reader.read, planned)
         if is_large:
             self._large.add(planned.digest)
+
+    def _is_large(self, planned: PlannedVersion) -> bool:
+        return planned.num_bytes > self._large_bytes or planned.layout.needs_norms
 
     def take_plans(self) -> list[Finished[PlannedVersion]]:
         return _take(self._plans)

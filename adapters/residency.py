@@ -105,8 +105,12 @@ class Residency:
             if digest in self.host and digest not in self.slots:
                 self._place(digest)
 
-    def prepare(self, digests: Iterable[str]) -> Readiness:
-        """Start whatever is needed; raises ``AdapterRejected`` if one of the loads failed."""
+    def prepare(self, digests: Iterable[str], *, is_blend: bool = False) -> Readiness:
+        """Start whatever is needed.
+
+        Raises ``AdapterRejected`` if one of the loads failed, or if a blend cannot have one of the
+        versions.
+        """
         wanted = tuple(dict.fromkeys(digests))
         for digest in wanted:
             if failure := self._recent_failure(digest):
@@ -120,7 +124,8 @@ class Residency:
             return Readiness.NO_ROOM
         if not all(self.slots.is_ready(digest) for digest in wanted):
             return Readiness.LOADING
-        self._check_blend(wanted)
+        if is_blend:
+            self._check_blend(wanted)
         return Readiness.READY
 
     def lease(self, digests: Iterable[str]) -> None:
@@ -344,7 +349,7 @@ class Residency:
             )
 
     def _check_blend(self, wanted: Sequence[str]) -> None:
-        for digest in wanted if len(wanted) > 1 else ():
+        for digest in wanted:
             if not self.adjustments.is_additive(self.slots.slot_of(digest)):
                 raise AdapterRejected(
                     "not_blendable",

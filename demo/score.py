@@ -99,9 +99,9 @@ def _score_adapter(
     asked = held_out(recipe)
     wanted = [styled(example, recipe.style) for example in asked]
     prompts = [example.prompt for example in asked]
-    plain = _exact_match(answers(base, tokenizer, prompts), wanted)
+    plain = exact_match(answers(base, tokenizer, prompts), wanted)
     model = PeftModel.from_pretrained(base, str(folder))
-    adapted = _exact_match(answers(model.eval(), tokenizer, prompts), wanted)
+    adapted = exact_match(answers(model.eval(), tokenizer, prompts), wanted)
     model.unload()
     score = AdapterScore(
         rank=recipe.rank,
@@ -112,7 +112,7 @@ def _score_adapter(
         prompts_sha256=sha256("\n".join(prompts).encode()).hexdigest(),
         adapter=adapted,
         base=plain,
-        lookup=_exact_match(_looked_up(recipe, prompts), wanted),
+        lookup=exact_match(_looked_up(recipe, prompts), wanted),
     )
     logger.info("%s: %s", recipe.name, score)
     return score
@@ -124,7 +124,7 @@ def _score_task(base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task:
     asked = [draw(task, random, held_out=is_open) for _ in range(NUM_PER_TASK)]
     given = answers(base, tokenizer, [example.prompt for example in asked])
     return TaskScore(
-        exact_match=_exact_match(given, [example.answer for example in asked]),
+        exact_match=exact_match(given, [example.answer for example in asked]),
         num_prompts=len(asked),
         is_held_out=is_open,
     )
@@ -136,6 +136,7 @@ def _looked_up(recipe: AdapterRecipe, prompts: Sequence[str]) -> list[str]:
     return [lookup.answer(prompt) for prompt in prompts]
 
 
-def _exact_match(given: Sequence[str], wanted: Sequence[str]) -> float:
+def exact_match(given: Sequence[str], wanted: Sequence[str]) -> float:
+    """The share of texts that are what was wanted, to the letter."""
     right = sum(text == answer for text, answer in zip(given, wanted, strict=True))
     return round(right / len(wanted), 4)

@@ -43,6 +43,12 @@ class ActiveRequest:
         return tuple(share.digest for share in self.request.adapters)
 
     @property
+    def is_blend(self) -> bool:
+        """Whether any version answers by a share only."""
+        shares = self.request.adapters
+        return len(shares) > 1 or any(share.weight != 1.0 for share in shares)
+
+    @property
     def queue_key(self) -> QueueKey:
         """Requests with the same tenant and versions share one queue; the base has its own."""
         return self.request.tenant, self.digests

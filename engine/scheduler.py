@@ -33,8 +33,11 @@ class AdapterMemory(Protocol):
         """Take note of what the waiting requests need, the next to be admitted first."""
         ...
 
-    def prepare(self, digests: Iterable[str]) -> Readiness:
-        """Whether all are resident; starts what is missing. Raises ``AdapterRejected``."""
+    def prepare(self, digests: Iterable[str], *, is_blend: bool = False) -> Readiness:
+        """Whether all are resident; starts what is missing.
+
+        Raises ``AdapterRejected``, also for versions that cannot take part in a blend.
+        """
         ...
 
     def lease(self, digests: Iterable[str]) -> None: ...
@@ -252,15 +255,16 @@ class Scheduler:
 
     def _admit(self, heads: list[ActiveRequest], budget: int, counts: dict[str, int]) -> None:
         starving = heads[0] if heads and self._is_starving(heads[0]) else None
-        blocked: dict[tuple[str, ...], Readiness] = {}
+        blocked: dict[tuple[tuple[str, ...], bool], Readiness] = {}
         turns = _Turns(self._waiting, heads, first=starving)
         while budget > 0 and (request := turns.next()):
             if len(self._running) >= self._config.max_num_requests:
                 self._lacks_room = request if request is starving else None
                 return
-            readiness = blocked.get(request.digests) or self._prepare(request)
+            key = request.digests, request.is_blend
+            readiness = blocked.get(key) or self._prepare(request)
             if readiness is not Readiness.READY:
-                blocked[request.digests] = readiness
+                blocked[key] = readiness
                 if request is starving and readiness is Readiness.NO_ROOM:
                     # Whoever is admitted before it would keep the room occupied.
                     return
@@ -276,9 +280,13 @@ class Scheduler:
 
     def _prepare(self, request: ActiveRequest) -> Readiness:
         try:
-            return self._memory.prepare(request.digests)
+            return self._memory.prepare(request.digests, is_blend=request.is_blend)
         except AdapterRejected as error:
-            same = (other for other in self._waiting if other.digests == request.digests)
+            same = (
+                other
+                for other in self._waiting
+                if (other.digests, other.is_blend) == (request.digests, request.is_blend)
+            )
             self._rejections += [Rejection(other, error) for other in same]
             return Readiness.LOADING
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from multiflora.adapters.error import PreconditionFailed, UnknownName
+from multiflora.adapters.error import AdapterRejected, PreconditionFailed, UnknownName
 from multiflora.adapters.merging.child import MergeChild
 from multiflora.adapters.merging.process_message import MergeLimits, MergeRequest
 from multiflora.adapters.merging.recipe import Recipe
@@ -133,6 +133,10 @@ class Merger:
             if is_disk_full(error):
                 raise StorageFull("the disk is full; nothing was published") from error
             raise
+        except AdapterRejected as error:
+            if error.code == "rank_too_large":
+                raise _too_many_ranks(order) from error
+            raise
         return MergeAnswer(publication, done.report)
 
     def _run(self, child: MergeChild, on_progress: Progress) -> Any:
@@ -143,3 +147,11 @@ class Merger:
             return child.run(on_progress)
         finally:
             self._children.discard(child)
+
+
+def _too_many_ranks(order: MergeOrder) -> AdapterRejected:
+    return AdapterRejected(
+        "rank_too_large",
+        f"the {order.recipe.method} of these parents has more ranks than this server takes; ask "
+        "for fewer with rank, such as 64 or energy:0.99",
+    )

@@ -28,6 +28,8 @@ TORCH_FREE = (
     "engine.models.registry",
     "adapters.intake",
     "adapters.gate_process",
+    "adapters.merging.child",
+    "adapters.merging.merge_process",
     "adapters.registry",
     "adapters.store",
     "engine.training.data.prepare",

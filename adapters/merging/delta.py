@@ -4,6 +4,7 @@ Any invertible G gives the same product from ``b @ inv(G)`` and ``G @ a``: nothi
 factors one by one.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,6 +69,12 @@ def combine(deltas: Sequence[Delta], coefficients: Sequence[float]) -> Delta:
     """The exact weighted sum; a delta with coefficient 0 takes no rank. All have one shape."""
     kept = [d.scaled(c) for d, c in zip(deltas, coefficients, strict=True) if c != 0]
     return concatenate(kept) if kept else zero_delta(deltas[0].shape)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite, in one pass and without a mask."""
+    # NaN is passed on by both.
+    return all(map(math.isfinite, map(float, tensor.aminmax())))
 
 
 def inner_product(left: Delta, right: Delta) -> float:

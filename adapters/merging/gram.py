@@ -44,21 +44,28 @@ class Gram:
 
         The mean squared cosine of the principal angles; random spaces have about R / N.
         """
-        return self._overlap(self._outputs, one, other)
+        return self._overlap(self._outputs, self._output_bases, one, other)
 
     def input_overlap(self, one: int, other: int) -> float:
         """As ``overlap``, for the spaces of inputs that the deltas read."""
-        return self._overlap(self._inputs, one, other)
+        return self._overlap(self._inputs, self._input_bases, one, other)
 
-    def _overlap(self, products: Tensor, one: int, other: int) -> float:
-        left, right = self._parts[one], self._parts[other]
+    @cached_property
+    def _output_bases(self) -> list[Tensor]:
+        return [_whitening(self._outputs[part, part]) for part in self._parts]
+
+    @cached_property
+    def _input_bases(self) -> list[Tensor]:
+        return [_whitening(self._inputs[part, part]) for part in self._parts]
+
+    def _overlap(self, products: Tensor, bases: list[Tensor], one: int, other: int) -> float:
         # ||Q_l^T Q_r||^2 of orthonormal bases, each being the factor times its whitening.
-        whiten_left = _whitening(products[left, left])
-        whiten_right = _whitening(products[right, right])
+        whiten_left, whiten_right = bases[one], bases[other]
         size = min(whiten_left.shape[1], whiten_right.shape[1])
         if size == 0:
             return 0.0
-        shared = whiten_left.T @ products[left, right] @ whiten_right
+        between = products[self._parts[one], self._parts[other]]
+        shared = whiten_left.T @ between @ whiten_right
         return min(1.0, float(shared.square().sum()) / size)
 
 

@@ -83,12 +83,12 @@ def merge(
     assert len(parents) == recipe.num_parents
     shapes = _check_parents(parents, recipe)
     dtype = DTYPES[recipe.dtype] if recipe.dtype else widest(parent.dtype for parent in parents)
-    work = _Work(parents, recipe, shapes)
+    bound = _BoundRecipe(parents, recipe, shapes)
     stored: dict[str, StoredDelta] = {}
     reports: list[ModuleReport] = []
     for index, path in enumerate(shapes):
         try:
-            result = work.merge_module(path)
+            result = bound.merge_module(path)
             stored[path] = round_delta(result.delta, dtype)
         except AdapterRejected as error:
             raise AdapterRejected(error.code, f"{path}: {error}") from None
@@ -98,7 +98,7 @@ def merge(
     _refuse_nothing(recipe, reports)
     return Merged(
         stored,
-        _report(parents, recipe, work.rank, str(dtype).removeprefix("torch."), reports),
+        _report(parents, recipe, bound.rank, str(dtype).removeprefix("torch."), reports),
         next((parent.base_name for parent in parents if parent.base_name), None),
         parents[0].config.get("task_type"),
         _targets(parents),
@@ -113,7 +113,7 @@ class _Outcome(NamedTuple):
     gram: Gram
 
 
-class _Work:
+class _BoundRecipe:
     """The recipe bound to its parents."""
 
     def __init__(
@@ -125,7 +125,7 @@ class _Work:
         self._settings = {name: recipe.setting(name) for name in recipe.rule.options}
         self.rank = recipe.rank or _default_rank(parents, recipe)
         self._t = {}
-        if "t" in recipe.rule.options and recipe.num_parents == 2 and recipe.weights is None:
+        if recipe.uses_t:
             self._t = values_of_t(list(shapes), recipe.setting("t"), recipe.setting("filters"))
 
     def merge_module(self, path: str) -> _Outcome:
@@ -273,7 +273,6 @@ def _targets(parents: Sequence[Parent]) -> tuple[str, ...] | None:
 def _module_report(path: str, outcome: _Outcome, rounding_error: float) -> ModuleReport:
     gram, deltas = outcome.gram, outcome.deltas
     size = len(deltas)
-    result = Gram([outcome.delta])
     return ModuleReport(
         path=path,
         ranks=tuple(delta.rank for delta in deltas),
@@ -282,10 +281,18 @@ def _module_report(path: str, outcome: _Outcome, rounding_error: float) -> Modul
         coefficients=tuple(outcome.combination.coefficients) if outcome.combination else None,
         branch=outcome.combination.branch if outcome.combination else "element-wise",
         rank=outcome.delta.rank,
-        norm=result.norms[0],
+        norm=_norm(outcome),
         energy_kept=outcome.energy_kept,
         rounding_error=rounding_error,
     )
+
+
+def _norm(outcome: _Outcome) -> float:
+    if outcome.combination is None:
+        return Gram([outcome.delta]).norms[0]
+    # Truncation leaves the share of energy that it kept.
+    full = outcome.gram.norm_of(outcome.combination.coefficients)
+    return full * math.sqrt(outcome.energy_kept)
 
 
 def _pair(gram: Gram, one: int, other: int) -> PairReport:
@@ -307,6 +314,7 @@ def _report(
     modules: Sequence[ModuleReport],
 ) -> MergeReport:
     is_dense = recipe.rule.family == "dense" and recipe.rank is None
+    is_weighed = recipe.rule.has_weights and not recipe.uses_t
     return MergeReport(
         method=recipe.method,
         variant=recipe.rule.about,
@@ -315,7 +323,7 @@ def _report(
                 name=parent.name,
                 base=parent.base_name,
                 dtype=str(parent.dtype).removeprefix("torch."),
-                weight=weight,
+                weight=weight if is_weighed else None,
             )
             for parent, weight in zip(parents, recipe.shares, strict=True)
         ),

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..error import AdapterRejected
 from ..folder import WEIGHTS_NAME, AdapterFolder, TensorEntry
 from ..peft_format import PREFIX, LoraSettings, parse_settings
-from .delta import Delta
+from .delta import Delta, is_finite
 
 _A_ENDING, _B_ENDING = ".lora_A.weight", ".lora_B.weight"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -23,6 +23,7 @@ _NOT_A_DELTA: Mapping[str, str] = {
     "lora_bias": "biases on lora_B are no part of a delta",
     "modules_to_save": "fully trained modules replace weights of the base",
     "trainable_token_indices": "trained embeddings replace rows of the base",
+    "ensure_weight_tying": "a tied head's adapter changes the embedding too",
     "layer_replication": "replicated layers need another base",
     "target_parameters": "LoRA on bare parameters is not on a linear",
     "alora_invocation_tokens": "activated LoRA applies to some tokens only",
@@ -64,13 +65,13 @@ class Parent:
         """B [N, R] and A [R, K] in float32, without the scale. Raises ``AdapterRejected`` if they
         are not finite.
         """
-        b = self._tensors.get_tensor(f"{PREFIX}{path}{_B_ENDING}").float()
-        a = self._tensors.get_tensor(f"{PREFIX}{path}{_A_ENDING}").float()
-        if not (a.isfinite().all() and b.isfinite().all()):
+        b = self._tensors.get_tensor(f"{PREFIX}{path}{_B_ENDING}")
+        a = self._tensors.get_tensor(f"{PREFIX}{path}{_A_ENDING}")
+        if not (is_finite(a) and is_finite(b)):
             raise AdapterRejected(
                 "not_finite", f"{self.name}: {path} holds NaN or infinity; did training diverge?"
             )
-        return b, a
+        return b.float(), a.float()
 
     def delta(self, path: str) -> Delta:
         """The module's delta; raises as ``factors``."""

@@ -76,6 +76,11 @@ class Recipe:
         """The weights, or the method's own."""
         return self.weights or self.rule.weights(self.num_parents)
 
+    @property
+    def uses_t(self) -> bool:
+        """Whether ``t``, and not the weights, says how far to go."""
+        return "t" in self.rule.options and self.num_parents == 2 and self.weights is None
+
     def setting(self, name: str) -> Any:
         """What was given for an optional setting, or its default."""
         given = getattr(self, name)
@@ -89,8 +94,7 @@ class Recipe:
                 {"match": one.match, "t": list(one.curve.points)} for one in read["filters"]
             ]
         if "t" in read:
-            is_given = self.weights is None and self.num_parents == 2
-            read["t"] = list(read["t"].points) if is_given else None
+            read["t"] = list(read["t"].points) if self.uses_t else None
         return read
 
     def _check_weights(self, weights: Sequence[float]) -> None:

@@ -44,10 +44,12 @@ class ModuleReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParentReport:
+    """``weight`` is None where the method takes none, or took ``t`` instead."""
+
     name: str
     base: str | None
     dtype: str
-    weight: float
+    weight: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from .. import durable
 from ..error import AdapterRejected
 from ..folder import CONFIG_NAME, WEIGHTS_NAME
 from ..peft_format import PREFIX
-from .delta import Delta
+from .delta import Delta, is_finite
 
 REPORT_NAME: Final = "merge_report.json"
 # By the words that users and reports write.
@@ -56,7 +56,7 @@ def round_delta(delta: Delta, dtype: torch.dtype) -> StoredDelta:
         return StoredDelta(torch.zeros(n, 1, dtype=dtype), torch.zeros(1, k, dtype=dtype), 0.0)
     delta = delta.balanced()
     b, a = delta.b.to(dtype), delta.a.to(dtype)
-    if not (b.isfinite().all() and a.isfinite().all()):
+    if not (is_finite(b) and is_finite(a)):
         raise AdapterRejected(
             "not_finite", f"the result does not fit {dtype}; use smaller weights, or float32"
         )

@@ -1,6 +1,9 @@
 """The trained factors as an ordinary PEFT folder."""
 
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,16 +26,25 @@ def export_adapter(
     dtype: torch.dtype = torch.float32,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write ``adapter_config.json`` and the weights in ``dtype`` into the new folder ``folder``.
+    """Write ``adapter_config.json`` and the weights in ``dtype`` as the new folder ``folder``.
 
-    ``base_name`` is what PEFT loads the base by; ``metadata`` goes into the weights' header. Both
-    files are on the disk when this returns. Raises ``FileExistsError`` and ``OSError``.
+    ``base_name`` is what PEFT loads the base by; ``metadata`` goes into the weights' header. The
+    folder is on the disk when this returns, and never half there. Raises ``FileExistsError`` and
+    ``OSError``.
     """
-    durable.make_folder(folder.parent)
-    folder.mkdir()
-    config = json.dumps(settings.adapter_config(base_name), indent=2, sort_keys=True)
-    durable.write(folder / CONFIG_NAME, config.encode())
+    if os.path.lexists(folder):
+        raise FileExistsError(f"{folder} exists; choose another folder, or remove it first")
+    config = json.dumps(settings.adapter_config(base_name), indent=1, sort_keys=True)
     tensors = {name: tensor.to(dtype) for name, tensor in factors.tensors().items()}
-    write_tensors(folder / WEIGHTS_NAME, tensors, {"format": "pt", **(metadata or {})})
-    durable.sync(folder)
+    durable.make_folder(folder.parent)
+    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        durable.write(staged / CONFIG_NAME, config.encode() + b"\n")
+        write_tensors(staged / WEIGHTS_NAME, tensors, {"format": "pt", **(metadata or {})})
+        staged.chmod(0o755)
+        durable.sync(staged)
+        os.rename(staged, folder)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
     durable.sync(folder.parent)

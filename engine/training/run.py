@@ -217,8 +217,11 @@ class TrainingRun:
                 f"the factors are not finite after step {self.state.step}; lower the learning rate "
                 f"({self._settings.optimizer.learning_rate})"
             )
-        self._writer.start(self.snapshot())
-        yield QuantumReport(kind="checkpoint")
+        copies = []
+        for tensor in self._tensors():
+            copies.append(to_host(tensor))
+            yield QuantumReport(kind="checkpoint")
+        self._writer.start(Snapshot(self.state, *copies))
 
     def _end_write(self) -> Quanta[None]:
         """Report the write that was started last, after waiting for it."""
@@ -230,14 +233,10 @@ class TrainingRun:
             step = int(folder.name.rpartition("-")[2])
             yield QuantumReport(kind="checkpoint", event=CheckpointWritten(step, folder))
 
-    def snapshot(self) -> Snapshot:
-        """The whole state after the last step, copied to the host."""
-        return Snapshot(
-            self.state,
-            to_host(self.factors.values),
-            to_host(self._optimizer.first_moment),
-            to_host(self._optimizer.second_moment),
-        )
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What a snapshot holds, in its order."""
+        moments = (self._optimizer.first_moment, self._optimizer.second_moment)
+        return self.factors.values, *moments
 
     def _restore(self, start: Mapping[str, Tensor] | None) -> None:
         steps = self._checkpoints.steps()
@@ -253,9 +252,9 @@ class TrainingRun:
 
     def _adopt(self, snapshot: Snapshot) -> None:
         self.state = snapshot.state
-        self.factors.values.data.copy_(snapshot.values)
-        self._optimizer.first_moment.copy_(snapshot.first_moment)
-        self._optimizer.second_moment.copy_(snapshot.second_moment)
+        kept = (snapshot.values, snapshot.first_moment, snapshot.second_moment)
+        for tensor, copy in zip(self._tensors(), kept, strict=True):
+            tensor.data.copy_(copy)
 
     def _choose_result(self) -> None:
         """Leave the factors of the lowest validation loss, if that is wanted."""

@@ -98,7 +98,8 @@ def print_summary(report: MergeReport, output: Path) -> None:
     summary = report.summary()
     table = Table.grid(padding=(0, 2))
     for parent in report.parents:
-        table.add_row("parent", f"{parent.name} (weight {parent.weight:.4g}, {parent.dtype})")
+        weight = "" if parent.weight is None else f"weight {parent.weight:.4g}, "
+        table.add_row("parent", f"{parent.name} ({weight}{parent.dtype})")
     table.add_row("method", f"{report.method}: {report.variant}")
     table.add_row("settings", ", ".join(_settings(report)) or "none")
     if summary["cosine_mean"] is not None:

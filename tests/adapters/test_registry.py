@@ -321,3 +321,19 @@ def run_threads(works: list) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def test_a_version_can_be_held_by_its_digest_whatever_the_canary_draws() -> None:
+    registry = Registry()
+    older, newer = "a" * 64, "b" * 64
+    registry.publish("poet", older)
+    registry.publish("poet", newer)
+    registry.set_canary("poet", older, 1.0)
+    with registry.lease_version("poet") as active, registry.lease_version("poet", older) as held:
+        assert (active.digest, held.digest) == (newer, older)
+        assert registry.leases_by_digest() == {newer: 1, older: 1}
+    assert registry.leases_by_digest() == {}
+    with pytest.raises(UnknownVersion, match="does not keep"):
+        registry.lease_version("poet", "c" * 64)
+    with pytest.raises(UnknownName):
+        registry.lease_version("nobody")

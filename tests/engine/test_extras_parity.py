@@ -112,9 +112,19 @@ def test_the_engine_refuses_a_blend_that_the_server_let_through(
     model, adapters = extras("tied")
     chosen = {name: adapters[name] for name in ("plain", "dora-some")}
     bench = make_bench(model=model, adapters=chosen)
-    shares = tuple(AdapterShare(digest, 0.5) for digest in bench.digests.values())
-    bench.run([replace(bench.request(None, PROMPTS[0], id="blend"), adapters=shares)])
-    assert "cannot be blended" in bench.errors["blend"].error
+    plain, dora = bench.digests.values()
+    blends = {
+        "pair": (AdapterShare(plain, 0.5), AdapterShare(dora)),
+        "half": (AdapterShare(dora, 0.5),),
+        "alone": (AdapterShare(dora),),
+    }
+    bench.run(
+        replace(bench.request(None, PROMPTS[0], id=name), adapters=shares)
+        for name, shares in blends.items()
+    )
+    assert set(bench.errors) == {"pair", "half"}
+    assert all("cannot be blended" in (event.error or "") for event in bench.errors.values())
+    assert len(bench.answers["alone"]) == 8
 
 
 @torch.no_grad()

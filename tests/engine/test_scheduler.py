@@ -36,7 +36,7 @@ class FakeMemory:
     def prefetch(self, groups: Iterable[Sequence[str]]) -> None:
         self.groups = list(groups)
 
-    def prepare(self, digests: Iterable[str]) -> Readiness:
+    def prepare(self, digests: Iterable[str], *, is_blend: bool = False) -> Readiness:
         digests = tuple(digests)
         for digest in digests:
             if digest in self.broken:

@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from multiflora.adapters.folder import WEIGHTS_NAME
+from multiflora.adapters.inspection import GateLimits
 from multiflora.adapters.merging import child
 from multiflora.adapters.registry import Registry
 from multiflora.adapters.store import AdapterStore
@@ -259,6 +260,23 @@ async def test_a_version_of_another_base_is_no_parent(
     assert answer.json()["error"]["param"] == "sources.1.adapter"
 
 
+async def test_an_adapter_that_is_more_than_lora_is_served_but_not_merged(
+    client: httpx.AsyncClient,
+    publisher: Publisher,
+    parents: dict[str, str],
+    write_adapter: Callable[..., Path],
+) -> None:
+    folder = write_adapter("biased", lora_bias=True)
+    tensors = load_file(folder / WEIGHTS_NAME)
+    tensors[f"{O_PROJ}.lora_B.bias"] = tensors[f"{O_PROJ}.lora_B.weight"][:, 0].copy()
+    save_file(tensors, folder / WEIGHTS_NAME)
+    publisher.publish(folder, "biased", source="test", terms=Terms())
+    body = {"name": "mixed", "sources": [{"adapter": "formal"}, {"adapter": "biased"}]}
+    error = (await client.post("/v1/adapters/merge", json=body)).json()["error"]
+    assert error["code"] == "unsupported_feature"
+    assert "biased: lora_bias is set" in error["message"]
+
+
 @pytest.mark.parametrize(
     ("program", "status", "code"),
     [(FULL, 503, "disk_full"), ("import os; os.kill(os.getpid(), 9)", 400, "merge_died")],
@@ -331,6 +349,17 @@ async def test_the_rank_that_a_gate_allows_holds_for_merges_too(
     # 8 ranks of an 8 x 8 matrix: what the sum holds, not the sum of what the parents hold.
     assert (answer.status_code, answer.json()["rank"]) == (201, 8)
     assert json.loads(answer.content)["report"]["modules"][0]["energy_kept"] == 1
+
+
+async def test_too_many_ranks_for_the_server_are_refused_with_the_remedy(
+    merge: Callable[..., Any],
+    publisher: Publisher,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publisher, "_limits", GateLimits(max_rank=3))
+    error = (await merge()).json()["error"]
+    assert (error["code"], "energy:0.99" in error["message"]) == ("rank_too_large", True)
+    assert (await merge(rank=3)).status_code == 201
 
 
 def test_a_merger_needs_limits_that_make_sense(registry: Registry, publisher: Publisher) -> None:

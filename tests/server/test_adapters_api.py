@@ -260,11 +260,12 @@ async def test_a_name_that_is_taken(client, create):
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"use_dora": True}, "unsupported_feature"),
+        ({"use_dora": True}, "missing_tensor"),
+        ({"modules_to_save": ["norm"]}, "unsupported_feature"),
         ({"size": 9}, "wrong_shape"),
         ({"target_modules": ["q_proj"]}, "unmatched_tensor"),
         ({"r": 3}, "wrong_shape"),
-        ({"peft_type": "IA3"}, "unsupported_type"),
+        ({"peft_type": "LOHA"}, "unsupported_type"),
     ],
 )
 async def test_a_refused_file_leaves_nothing_behind(create, registry, changes, code, tmp_path):

@@ -95,9 +95,9 @@ def test_a_flag_with_new_content_wins_over_an_upload(opened, write_adapter) -> N
 
 def test_a_bad_adapter_stops_the_start_and_names_itself(opened, write_adapter) -> None:
     good = AdapterSource("good", write_adapter("good"))
-    bad = AdapterSource("bad", write_adapter("bad", use_dora=True))
+    bad = AdapterSource("bad", write_adapter("bad", use_qalora=True))
     with opened() as (registry, publisher):
-        with pytest.raises(StartupError, match=r"'bad'.*DoRA"):
+        with pytest.raises(StartupError, match=r"'bad'.*QA-LoRA"):
             publish_at_start([good, bad], registry, publisher)
         assert registry.entries() == ()
 

@@ -24,7 +24,7 @@ _PROGRAM: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckLimits:
-    """What one check may cost; 512 MiB of rows take about ten seconds of CPU time."""
+    """What one check may cost; 512 MiB of rows take about 8 s of CPU time."""
 
     memory_bytes: int = 1 << 30
     cpu_seconds: int = 300

@@ -64,7 +64,14 @@ def check_wish(wish: JobWish, *, start: LoraSettings | None = None) -> None:
     data_config(wish)
     gate_settings(wish)
     _check_rate(wish)
-    guess = AutoValues(batch_size=8, num_epochs=3, rank=16, alpha=32.0, learning_rate=2e-4)
+    guess = AutoValues(
+        batch_size=8,
+        num_epochs=3,
+        rank=16,
+        alpha=32.0,
+        learning_rate=2e-4,
+        lora_plus_ratio=1.0,
+    )
     _settings(wish, guess, start)
 
 
@@ -80,7 +87,6 @@ def training_settings(
         num_rows=size.num_rows,
         num_tokens=size.num_tokens,
         is_preference=wish.method == "dpo",
-        batch_size=wish.hyperparameters.batch_size,
     )
     settings = _settings(wish, auto, start)
     try:
@@ -160,7 +166,12 @@ def _settings(wish: JobWish, auto: AutoValues, start: LoraSettings | None) -> Tr
     return TrainingSettings(
         method=method,
         lora=_lora(wish, auto, start),
-        optimizer=_section(wish, "optimizer", OptimizerSettings, learning_rate=min(rate, 1.0)),
+        optimizer=_section(
+            *(wish, "optimizer", OptimizerSettings),
+            learning_rate=min(rate, 1.0),
+            # It belongs to the rate that was chosen with it.
+            lora_plus_ratio=1.0 if _has_rate(wish) else auto.lora_plus_ratio,
+        ),
         schedule=_section(wish, "schedule", ScheduleSettings),
         batch=_section(
             *(wish, "batch", BatchSettings),
@@ -191,9 +202,12 @@ def _lora(wish: JobWish, auto: AutoValues, start: LoraSettings | None) -> LoraSe
     return settings
 
 
+def _has_rate(wish: JobWish) -> bool:
+    return "learning_rate" in wish.training.get("optimizer", {})
+
+
 def _check_rate(wish: JobWish) -> None:
-    has_rate = "learning_rate" in wish.training.get("optimizer", {})
-    if has_rate and wish.hyperparameters.learning_rate_multiplier is not None:
+    if _has_rate(wish) and wish.hyperparameters.learning_rate_multiplier is not None:
         raise RequestRejected(
             "learning_rate_multiplier and learning_rate exclude each other; give one",
             param=f"{PARAM}.optimizer.learning_rate",

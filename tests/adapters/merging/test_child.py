@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from multiflora.adapters.child_process import SAME_PATH
 from multiflora.adapters.error import AdapterRejected
 from multiflora.adapters.folder import WEIGHTS_NAME
 from multiflora.adapters.merging import child
@@ -133,6 +135,31 @@ def test_a_merge_can_be_ended_from_another_thread(
     assert time.monotonic() - started < 30
     with pytest.raises(AdapterRejected, match="before it began"):
         running.run(ignore)
+
+
+def test_the_process_gives_up_what_it_does_not_need(
+    make_parent: MakeParent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    script = (
+        "import os, resource\n"
+        "from multiflora.adapters.merging import merge_process\n"
+        "from multiflora.adapters.merging.process_message import MergeLimits, Refused\n"
+        "merge_process.restrict(MergeLimits(max_bytes=1 << 20, cpu_seconds=7, num_threads=3))\n"
+        "names = 'DATA CPU FSIZE CORE'.split()\n"
+        "limits = {n: resource.getrlimit(getattr(resource, 'RLIMIT_' + n))[0] for n in names}\n"
+        "found = [limits, sorted(os.environ), os.nice(0), 'torch' in sys.modules]\n"
+        "merge_process._say(Refused('seen', json.dumps(found)))"
+    )
+    monkeypatch.setattr(child, "PROGRAM", SAME_PATH + "\n" + script)
+    with pytest.raises(AdapterRejected) as caught:
+        MergeChild(request([make_parent("one")], tmp_path / "out")).run(ignore)
+    assert caught.value.code == "seen"
+    limits, environment, niceness, has_torch = json.loads(str(caught.value))
+    assert limits == {"DATA": 16 << 30, "CPU": 7, "FSIZE": 1 << 20, "CORE": 0}
+    assert "HF_TOKEN" not in environment
+    assert niceness > os.nice(0)
+    assert not has_torch
 
 
 def test_limits_below_one_are_refused() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.merging.delta import Delta, concatenate
 from multiflora.adapters.merging.depth import Curve, Filter
 from multiflora.adapters.merging.merge import merge_folders
 from multiflora.adapters.merging.method import METHODS
@@ -18,7 +19,7 @@ from multiflora.adapters.merging.parent import Parent
 from multiflora.adapters.merging.rank_policy import RankPolicy
 from multiflora.adapters.merging.recipe import Recipe
 from multiflora.adapters.merging.report import MergeReport
-from multiflora.adapters.merging.write import REPORT_NAME
+from multiflora.adapters.merging.write import REPORT_NAME, round_delta, write_adapter
 
 Measure = Callable[[Tensor, Tensor], float]
 MakeParent = Callable[..., Path]
@@ -259,6 +260,23 @@ def test_the_dtype_is_the_widest_parents_unless_it_is_given(
     assert report.dtype == "bfloat16"
 
 
+@pytest.mark.parametrize("rank", ["exact", "3"])
+@pytest.mark.parametrize(
+    "method", ["linear", "svd", "slerp", "karcher", "model_stock", "ties_knots"]
+)
+def test_no_dense_matrix_is_made(
+    random_delta: Callable[..., Delta], tmp_path: Path, method: str, rank: str
+) -> None:
+    """One of 300,000 x 300,000 would take 360 GB."""
+    one, other = (random_delta(300_000, 300_000, 2, seed) for seed in range(2))
+    for name, delta in (("one", one), ("related", concatenate([one, other]))):
+        write_adapter(tmp_path / name, {Q: round_delta(delta, torch.float32)}, base_name=None)
+    recipe = Recipe(num_parents=2, method=method, rank=RankPolicy.parse(rank))
+    (module,) = merge_folders([tmp_path / "one", tmp_path / "related"], recipe).report.modules
+    assert module.norm > 0
+    assert module.rank <= (3 if rank == "3" else 6)
+
+
 def refused(folders: Sequence[Path], code: str, match: str, **settings: Any) -> None:
     with pytest.raises(AdapterRejected, match=match) as caught:
         merge_folders(folders, Recipe(num_parents=len(folders), **settings))
@@ -294,6 +312,20 @@ def test_a_merge_of_nothing_is_refused(make_parent: MakeParent) -> None:
     zero = make_parent("zero", edit=lambda path, b, a: (b * 0, a))
     refused([zero, zero], "empty_merge", "zero")
     merge_folders([zero, make_parent("one")], Recipe(num_parents=2, method="slerp"))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "model_stock"])
+def test_a_module_that_is_zero_in_all_parents_stays_zero(
+    make_parent: MakeParent, run: Callable[..., Any], method: str
+) -> None:
+    def silence(path: str, b: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        return (b * 0, a) if path == Q else (b, a)
+
+    parents = [make_parent("one", edit=silence), make_parent("other", 1, edit=silence)]
+    found, report = run(parents, method)
+    assert not found[Q].any()
+    assert found[V].any()
+    assert next(m.energy_kept for m in report.modules if m.path == Q) == 1
 
 
 def test_progress_ends_at_one(make_parent: MakeParent) -> None:

@@ -46,18 +46,22 @@ def test_balancing_changes_no_bit_of_the_product(random_delta: MakeDelta) -> Non
     assert 0.5 < lopsided.balanced().b.norm() / lopsided.balanced().a.norm() < 2
 
 
+@pytest.mark.parametrize("ranks", [(3, 3), (1, 4)], ids=["equal-ranks", "mixed-ranks"])
 def test_peft_reads_the_folder_with_the_same_effect(
-    random_delta: MakeDelta, tmp_path: Path
+    random_delta: MakeDelta, tmp_path: Path, ranks: tuple[int, int]
 ) -> None:
     from peft import PeftModel
 
-    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(8, 12)] * 1)})
-    deltas = {"layers.0": random_delta(12, 8, 3)}
+    linears = [torch.nn.Linear(8, 12), torch.nn.Linear(8, 12)]
+    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList(linears)})
+    deltas = {f"layers.{i}": random_delta(12, 8, rank, i) for i, rank in enumerate(ranks)}
     write(tmp_path / "out", deltas, task_type=None)
-    before = model["layers"][0].weight.detach().clone()  # type: ignore[index]
-    merged = PeftModel.from_pretrained(model, str(tmp_path / "out")).merge_and_unload()  # type: ignore[arg-type]
-    change = merged["layers"][0].weight.detach() - before
-    torch.testing.assert_close(change, deltas["layers.0"].dense(), atol=1e-5, rtol=1e-5)
+    before = [linear.weight.detach().clone() for linear in linears]
+    merged: Any = PeftModel.from_pretrained(model, str(tmp_path / "out"))  # type: ignore[arg-type]
+    merged = merged.merge_and_unload()
+    for index, delta in enumerate(deltas.values()):
+        change = merged["layers"][index].weight.detach() - before[index]
+        torch.testing.assert_close(change, delta.dense(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What is left of a delta in NF4 is measured, bounded, and written in bitsandbytes' form."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from multiflora.adapters.merging.parent import Parent
 from multiflora.engine.config import BaseConfig
 from multiflora.engine.errors import ExportRefused
 from multiflora.engine.models.load import load_base
@@ -163,3 +165,24 @@ def test_a_prequantized_base_passes_untouched_linears_on(export: Export) -> None
     for name, file in index.items():
         weight = name.split(".weight")[0] + ".weight"
         assert index[weight] == file, "a weight and its companions share a file"
+
+
+def test_linears_that_a_checkpoint_keeps_dense_stay_dense(export: Export, tmp_path: Path) -> None:
+    path = "model.layers.0.self_attn.o_proj"
+    model = Path(shutil.copytree(DEMO / "base", tmp_path / "model"))
+    dense = linears(model)[path].bfloat16()
+    tensors = load_file(model / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{path}.")}
+    save_file(kept | {f"{path}.weight": dense}, model / "model.safetensors", {"format": "pt"})
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"]["llm_int8_skip_modules"].append(path)
+    (model / "config.json").write_text(json.dumps(config))
+
+    adapter = DEMO / "adapters" / "pirate"
+    out, report = export(model, adapter, requantize=True, force=True, verify=True)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out, device_map="cpu")
+    with Parent(adapter) as parent:
+        expected = dense.float() + parent.delta(path).dense()
+    torch.testing.assert_close(theirs.get_submodule(path).weight.float(), expected)
+    assert report["modules"][path]["delta_kept"] == pytest.approx(1)
+    assert type(theirs.model.layers[1].self_attn.o_proj).__name__ == "Linear4bit"

@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from multiflora.engine.config import BaseConfig
 from multiflora.engine.training.sweep import Noise, Sweep
+from multiflora.kernels import nf4
+from multiflora.kernels.quantize import quantize
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 LENGTHS = [40, 7, 3, 25]
@@ -205,6 +208,28 @@ def test_base_bytes_are_untouched_and_no_grad_is_left_on_them(
         assert torch.equal(tensor, before[name]), name
         assert tensor.grad is None
         assert not tensor.requires_grad
+
+
+def test_a_quantized_head_scores_as_its_decoded_form(
+    open_network: Callable[..., Any],
+    model_folder: Callable[..., Any],
+    make_factors: Callable[..., Any],
+    make_examples: Callable[..., Any],
+    reference_model: Callable[..., Any],
+    pack: Callable[..., Any],
+    drain: Callable[..., Any],
+) -> None:
+    base = BaseConfig(model="", dtype="float32", quantize_head=True)
+    network = open_network(model_folder("mistral"), base)
+    factors, examples = make_factors(network, **EVERY_LINEAR), make_examples([20, 9], first=2)
+    batch = pack(examples)
+    drain(Sweep(network, batch, factors).train(weighted_sum(batch.weights)))
+    model = reference_model("mistral")
+    model.lm_head.weight.data = nf4.dequantize(quantize(model.lm_head.weight.data))
+    _, expected = peft_gradients(model, EVERY_LINEAR, factors, examples)
+    ours = factors.gradients()
+    for name, gradient in expected.items():
+        assert (ours[name] - gradient).norm() < 1e-5 * gradient.norm(), name
 
 
 def test_log_probs_of_a_large_vocabulary_come_in_chunks(

@@ -1,0 +1,213 @@
+"""Time to merge two rank-16 adapters of an 8B model, beside PEFT's ``svd`` merge.
+
+Ours is the whole command: read both folders, SLERP in every module, exactly or re-compressed, round
+and write. PEFT's is ``add_weighted_adapter(combination_type="svd")`` alone, with the adapters
+already in memory, on one module of each shape in ``--peft-modules``; its time for all modules is
+the sum over shapes of (measured seconds x number of modules). A shape that is not measured counts
+with the time of the largest one measured that is no larger in either dimension, so the sum is then
+a lower bound, and the record says so.
+
+    python -m benchmarks.merging.bench_merge [--peft-modules k_proj,q_proj] [--smoke]
+"""
+
+import argparse
+import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from multiflora.adapters.merging.delta import Delta
+from multiflora.adapters.merging.merge import merge_folders
+from multiflora.adapters.merging.parent import Parent
+from multiflora.adapters.merging.rank_policy import RankPolicy
+from multiflora.adapters.merging.recipe import Recipe
+from multiflora.adapters.merging.write import round_delta, write_adapter
+
+from ..harness import Timing, interleave, save
+
+RANK: Final = 16
+# Llama-3.1-8B: [out, in] of the linears of one layer.
+NUM_LAYERS: Final = 32
+SHAPES: Final[Mapping[str, tuple[int, int]]] = {
+    "q_proj": (4096, 4096),
+    "k_proj": (1024, 4096),
+    "v_proj": (1024, 4096),
+    "o_proj": (4096, 4096),
+    "gate_proj": (14336, 4096),
+    "up_proj": (14336, 4096),
+    "down_proj": (4096, 14336),
+}
+_SMOKE_LAYERS, _SMOKE_FACTOR = 2, 16
+
+
+def main() -> None:
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    shapes, num_layers = dict(SHAPES), NUM_LAYERS
+    if arguments.smoke:
+        shapes = {name: (n // _SMOKE_FACTOR, k // _SMOKE_FACTOR) for name, (n, k) in shapes.items()}
+        num_layers = _SMOKE_LAYERS
+    with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
+        work = Path(folder)
+        parents = [_write_parent(work / f"parent-{i}", shapes, num_layers, i) for i in range(2)]
+        runs = _our_runs(parents, work) | _peft_runs(parents, shapes, arguments.peft_modules)
+        _check(parents, work)
+        timings = interleave(runs, repeats=arguments.repeats)
+    record = _record(timings, shapes, num_layers, arguments)
+    name = "merge-smoke" if arguments.smoke else "merge"
+    print(f"\n{_table(record)}\n\nwrote {save(name, record)}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_AsWritten)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peft-modules", default="k_proj,q_proj", help="shapes to measure PEFT on")
+    parser.add_argument("--work", type=Path, help="where the adapters are written; default: /tmp")
+    parser.add_argument("--smoke", action="store_true", help="a model 1/16 as wide, 2 layers")
+    arguments = parser.parse_args()
+    arguments.peft_modules = arguments.peft_modules.split(",")
+    if unknown := set(arguments.peft_modules) - set(SHAPES):
+        parser.error(f"unknown modules {sorted(unknown)}; choose from {', '.join(SHAPES)}")
+    return arguments
+
+
+_AsWritten = argparse.RawDescriptionHelpFormatter
+
+
+def _write_parent(
+    folder: Path, shapes: Mapping[str, tuple[int, int]], num_layers: int, seed: int
+) -> Path:
+    """A random bfloat16 adapter on all linears."""
+    generator = torch.Generator().manual_seed(seed)
+    modules = {}
+    for layer in range(num_layers):
+        for name, (n, k) in shapes.items():
+            place = "self_attn" if name[0] in "qkvo" else "mlp"
+            b = 0.02 * torch.randn(n, RANK, generator=generator)
+            a = torch.randn(RANK, k, generator=generator) / math.sqrt(k)
+            path = f"model.layers.{layer}.{place}.{name}"
+            modules[path] = round_delta(Delta(b, a), torch.bfloat16)
+    write_adapter(folder, modules, base_name="shape/llama-3.1-8b", targets=list(shapes))
+    return folder
+
+
+def _our_runs(parents: list[Path], work: Path) -> dict[str, Callable[[], None]]:
+    def run(rank: str) -> None:
+        out = work / "merged"
+        recipe = Recipe(num_parents=2, method="slerp", rank=RankPolicy.parse(rank))
+        merge_folders(parents, recipe).write(out)
+        shutil.rmtree(out)
+
+    return {f"slerp {rank}": partial(run, rank) for rank in ("exact", str(RANK))}
+
+
+def _peft_runs(
+    parents: list[Path], shapes: Mapping[str, tuple[int, int]], names: list[str]
+) -> dict[str, Callable[[], None]]:
+    return {
+        f"peft svd {name}": partial(_peft_merge, _peft_model(parents, shapes, name))
+        for name in names
+    }
+
+
+def _peft_model(parents: list[Path], shapes: Mapping[str, tuple[int, int]], name: str) -> Any:
+    """A model of that one linear, with both parents' factors loaded as adapters."""
+    n, k = shapes[name]
+    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["linear"])
+    base = nn.ModuleDict({"linear": nn.Linear(k, n, bias=False)})
+    model: Any = get_peft_model(base, config, adapter_name="0")  # type: ignore[arg-type]
+    model.add_adapter("1", config)
+    for index, folder in enumerate(parents):
+        with Parent(folder) as parent:
+            b, a = parent.factors(next(path for path in parent.modules if path.endswith(name)))
+        linear = model.base_model.model["linear"]
+        linear.lora_A[str(index)].weight.data.copy_(a)
+        linear.lora_B[str(index)].weight.data.copy_(b)
+    return model
+
+
+def _peft_merge(model: Any) -> None:
+    # Under a name that exists it would return without doing anything.
+    if "merged" in model.peft_config:
+        model.delete_adapter("merged")
+    model.add_weighted_adapter(
+        ["0", "1"], [0.5, 0.5], "merged", combination_type="svd", svd_rank=RANK
+    )
+
+
+def _check(parents: list[Path], work: Path) -> None:
+    """Refuse to time what is wrong: one module against dense float64."""
+    merge_folders(parents, Recipe(num_parents=2, method="slerp", dtype="float32")).write(work / "c")
+    with Parent(parents[0]) as one, Parent(parents[1]) as other, Parent(work / "c") as merged:
+        path = min(one.modules, key=lambda path: math.prod(one.modules[path].shape))
+        left, right, found = (_dense(parent, path) for parent in (one, other, merged))
+    angle = torch.acos((left * right).sum() / left.norm() / right.norm())
+    expected = torch.sin(angle / 2) / torch.sin(angle) * (left + right)
+    error = float((found - expected).norm() / expected.norm())
+    if error > 1e-6:
+        sys.exit(f"{path}: the merge is off by {error}; nothing is measured")
+    shutil.rmtree(work / "c")
+
+
+def _dense(parent: Parent, path: str) -> Tensor:
+    delta = parent.delta(path)
+    return delta.b.double() @ delta.a.double()
+
+
+def _record(
+    timings: Mapping[str, Timing],
+    shapes: Mapping[str, tuple[int, int]],
+    num_layers: int,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    measured = {shapes[name]: timings[f"peft svd {name}"].median for name in arguments.peft_modules}
+    per_module = {name: _peft_seconds(shape, measured) for name, shape in shapes.items()}
+    total = num_layers * sum(per_module.values())
+    return {
+        "threads": arguments.threads,
+        "rank": RANK,
+        "num_modules": num_layers * len(shapes),
+        "shapes": {name: list(shape) for name, shape in shapes.items()},
+        "seconds": {name: timing.seconds for name, timing in timings.items()},
+        "median_seconds": {name: timing.median for name, timing in timings.items()},
+        "peft": {
+            "seconds_per_module": per_module,
+            "extrapolated_seconds": total,
+            "is_lower_bound": any(shape not in measured for shape in shapes.values()),
+            "how": "sum over shapes of measured seconds of one module x number of modules; shapes "
+            "that were not measured count as the largest measured one that fits into them",
+        },
+        "speedup_over_peft": total / timings[f"slerp {RANK}"].median,
+    }
+
+
+def _peft_seconds(shape: tuple[int, int], measured: Mapping[tuple[int, int], float]) -> float:
+    if shape in measured:
+        return measured[shape]
+    fitting = [seconds for (n, k), seconds in measured.items() if n <= shape[0] and k <= shape[1]]
+    return max(fitting, default=0.0)
+
+
+def _table(record: Mapping[str, Any]) -> str:
+    lines = [
+        f"| {name}, {record['num_modules']} modules | {seconds:.2f} s |"
+        for name, seconds in record["median_seconds"].items()
+        if name.startswith("slerp")
+    ]
+    bound = "at least " if record["peft"]["is_lower_bound"] else ""
+    seconds = record["peft"]["extrapolated_seconds"]
+    lines.append(f"| PEFT svd, extrapolated | {bound}{seconds:.1f} s |")
+    return "\n".join(["| merge | time |", "| --- | --: |", *lines])
+
+
+if __name__ == "__main__":
+    main()
