@@ -1,7 +1,7 @@
 """How many tokens a micro-batch may hold so that no quantum takes long, measured on the device.
 
-The size changes the order of float sums and nothing else. It is kept in the job's folder, so that
-an interrupted run goes on with the size it began with.
+The size changes the order of float sums, and which random draws dropout and NEFTune get; nothing
+else. It is kept in the job's folder, so that an interrupted run goes on with its first size.
 """
 
 import json

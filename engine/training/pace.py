@@ -61,9 +61,11 @@ class Pace:
         self._config = config
         self._clock = clock
         self._credit = 0.0
-        self._steps = Average()
         self._gaps = Average()
+        # Gaps without a quantum: a step and all that the loop does around it.
+        self._gaps_alone = Average()
         self._last_step: float | None = None
+        self._has_trained = False
         self.times = QuantumTimes()
         self.share = CEILING_SHARE if config.pace == "throughput" else FLOOR_SHARE
 
@@ -74,11 +76,12 @@ class Pace:
             self._last_step = None
             return
         now = self._clock()
-        self._steps.add(load.step_seconds)
         if self._last_step is not None:
             self._gaps.add(now - self._last_step)
+            if not self._has_trained:
+                self._gaps_alone.add(now - self._last_step)
             self._adjust()
-        self._last_step = now
+        self._last_step, self._has_trained = now, False
         earned = self._credit + self.share * load.step_seconds
         self._credit = min(earned, max(self.times.longest, self.share * load.step_seconds))
 
@@ -98,15 +101,15 @@ class Pace:
     def spend(self, kind: str, num_tokens: int, seconds: float, load: ServingLoad) -> None:
         """Take note of a quantum that ran."""
         self.times.add(kind, num_tokens, seconds)
+        self._has_trained = True
         if load.num_requests and load.step_seconds:
             self._credit -= seconds
 
     def _adjust(self) -> None:
-        if self._config.pace != "balanced":
+        target = self._config.token_gap_seconds or GAP_FACTOR * (self._gaps_alone.value or 0.0)
+        if self._config.pace != "balanced" or not target:
             return
-        assert self._steps.value is not None
         assert self._gaps.value is not None
-        target = self._config.token_gap_seconds or GAP_FACTOR * self._steps.value
         if self._gaps.value > target:
             self.share = max(FLOOR_SHARE, self.share * FALL)
             # The next verdict is about what follows, not about what led to this one.

@@ -13,6 +13,7 @@ from multiflora.engine.config import (
     CacheConfig,
     EngineConfig,
     SchedulerConfig,
+    TrainingConfig,
 )
 from multiflora.engine.errors import InvalidCheckpoint, NotEnoughMemory, StartupError
 from multiflora.engine.memory_plan import (
@@ -116,7 +117,7 @@ def test_an_accelerator_s_host_tier_is_not_taken_from_its_own_memory() -> None:
     plan = plan_memory(config(), model(), available_bytes=24 * GIB)
     assert plan.adapter_host_bytes == min(4 * plan.adapter_bytes, 4 * GIB)
     device = plan.base_bytes + plan.kv_cache_bytes + plan.adapter_bytes + plan.workspace_bytes
-    assert plan.total_bytes == device
+    assert plan.total_bytes == device + plan.training_bytes
 
 
 def test_a_host_tier_without_bytes_is_refused() -> None:
@@ -188,12 +189,12 @@ def test_cache_smaller_than_a_block_is_refused() -> None:
 def test_table_names_every_part_and_adds_up() -> None:
     plan = plan_memory(config(), model(tie_embeddings=True))
     table = plan.render()
-    for word in ("linears", "embedding", "head", "KV cache", "adapters", "workspace", "total"):
+    for word in ("linears", "embedding", "head", "KV cache", "adapters", "training", "total"):
         assert word in table
     assert "16.00 GiB available" in table
     adapters = plan.adapter_bytes + plan.adapter_host_bytes
     parts = plan.base_bytes + plan.kv_cache_bytes + adapters + plan.workspace_bytes
-    assert plan.total_bytes == parts
+    assert plan.total_bytes == parts + plan.training_bytes
 
 
 def test_modules_left_dense_are_counted_from_the_headers(tmp_path: Path) -> None:
@@ -278,3 +279,34 @@ def test_planning_imports_no_torch() -> None:
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert json.loads(output.stdout) == []
+
+
+@pytest.mark.parametrize("available", [None, 24 * GIB], ids=["host", "accelerator"])
+def test_training_gets_what_a_default_run_takes(available: int | None) -> None:
+    plan = plan_memory(config(), model(), available_bytes=available)
+    flat = 4 * 16 * 8 * sum(n + k for n, k in [(1024, 1024)] * 2 + [(256, 1024)] * 2)
+    assert plan.training_bytes > 4 * flat
+    free = plan.available_bytes - plan.base_bytes - plan.workspace_bytes
+    assert plan.training_bytes <= 0.15 * free
+    assert plan.total_bytes <= plan.available_bytes
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5 * MIB])
+def test_training_memory_can_be_chosen(num_bytes: int) -> None:
+    chosen = config(training=TrainingConfig(memory_bytes=num_bytes))
+    assert plan_memory(chosen, model()).training_bytes == num_bytes
+
+
+def test_automatic_training_memory_takes_nothing_that_was_asked_for() -> None:
+    plan = plan_memory(config(cache=CacheConfig(memory_bytes=int(11.5 * GIB))), model())
+    assert plan.kv_cache_bytes > 11.4 * GIB
+    assert plan.total_bytes <= plan.available_bytes
+    long, wide = config(max_model_len=1 << 17), model(max_position=1 << 17)
+    roomy = plan_memory(long, wide, available_bytes=24 * GIB)
+    # Of what the base leaves, 8 percent are a reserve and 10 the adapters'.
+    free = int(8200 * roomy.kv_cache_bytes / roomy.num_kv_blocks / 0.82)
+    available = free + roomy.base_bytes + roomy.workspace_bytes
+    tight = plan_memory(long, wide, available_bytes=available)
+    assert tight.max_model_len == 1 << 17
+    assert tight.training_bytes == 0
+    assert "off" in tight.render()

@@ -3,7 +3,7 @@
 import pytest
 
 from multiflora.engine.errors import RequestFailed
-from multiflora.engine.request import EngineStats
+from multiflora.engine.request import EngineStats, TrainingStats
 from multiflora.server.errors import ClientDisconnectedError
 
 pytestmark = pytest.mark.anyio
@@ -42,6 +42,23 @@ async def test_the_first_token_is_timed_once(service):
 
     text = (await service.metrics.render()).decode()
     assert 'multiflora_time_to_first_token_seconds_count{adapter="a"} 1.0' in text
+
+
+async def test_training_is_told_in_gauges_and_counters(service, engine, monkeypatch):
+    training = TrainingStats(num_running=1, num_queued=2, quanta=70, tokens=900, seconds=1.5)
+
+    async def told() -> EngineStats:
+        return EngineStats(training=training)
+
+    monkeypatch.setattr(engine, "stats", told)
+    lines = set((await service.metrics.render()).decode().splitlines())
+    assert lines >= {
+        "multiflora_training_jobs_running 1.0",
+        "multiflora_training_jobs_queued 2.0",
+        "multiflora_training_quanta_total 70.0",
+        "multiflora_training_tokens_total 900.0",
+        "multiflora_training_seconds_total 1.5",
+    }
 
 
 async def test_the_movements_of_adapters_are_told_by_tier(service, engine, monkeypatch):

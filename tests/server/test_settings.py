@@ -148,6 +148,8 @@ def test_the_engine_gets_its_part(tmp_path):
         kv_cache_memory=1,
         adapter_memory=2,
         adapter_host_memory=5,
+        training_memory=6,
+        training_pace="idle-only",
         max_num_requests=3,
         max_batched_tokens=4,
     )
@@ -161,6 +163,7 @@ def test_the_engine_gets_its_part(tmp_path):
     assert (config.max_model_len, config.data_dir) == (99, str(tmp_path))
     assert (config.cache.memory_bytes, config.adapter.memory_bytes) == (1, 2)
     assert config.adapter.host_memory_bytes == 5
+    assert (config.training.memory_bytes, config.training.pace) == (6, "idle-only")
     assert config.scheduler.max_num_requests == 3
     assert config.scheduler.max_batched_tokens == 4
 

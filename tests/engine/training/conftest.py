@@ -17,8 +17,12 @@ from multiflora.engine.training.config import (
     SupervisedSettings,
     TrainingSettings,
 )
+from multiflora.engine.training.data.config import DataConfig
+from multiflora.engine.training.data.dataset import DatasetWriter
+from multiflora.engine.training.data.report import Report
 from multiflora.engine.training.example import Example, Preference
 from multiflora.engine.training.factors import TrainedFactors
+from multiflora.engine.training.job import TrainingJob
 from multiflora.engine.training.network import TrainingNetwork
 from multiflora.engine.training.packed_batch import PackedBatch, Packer
 from multiflora.engine.training.quantum import StepTaken, TrainingEvent
@@ -27,6 +31,8 @@ from multiflora.kernels import nf4
 from multiflora.kernels.choose import choose_ops
 from multiflora.kernels.ops import RopeTable
 from multiflora.kernels.quantize import quantize
+
+from .job_bench import SETTINGS
 
 CPU = torch.device("cpu")
 Result = TypeVar("Result")
@@ -266,3 +272,27 @@ def make_rows(
 def open_network() -> Callable[..., TrainingNetwork]:
     """``open_network(folder, base, kernels=...)`` of any checkpoint."""
     return _open_network
+
+
+@pytest.fixture
+def make_job(tmp_path: Path, make_examples: Callable[..., Any]) -> Callable[..., TrainingJob]:
+    """``make_job(id, settings=..., data=..., ...)`` over five short rows."""
+    data = tmp_path / "prepared"
+    with DatasetWriter(data, DataConfig()) as writer:
+        for example in make_examples([20, 30, 10, 40, 25]):
+            writer.add(example)
+        writer.finish(Report(format="test"), fingerprint="")
+
+    def make(id: str = "job", **changes: Any) -> TrainingJob:
+        return TrainingJob(
+            **{
+                "id": id,
+                "data": str(data),
+                "folder": str(tmp_path / "jobs" / id),
+                "settings": SETTINGS,
+                "base_name": "tiny",
+                **changes,
+            }
+        )
+
+    return make

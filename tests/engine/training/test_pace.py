@@ -26,9 +26,9 @@ class Machine:
         self.served = self.trained = self.longest = 0.0
         self.pace = Pace(TrainingConfig(pace=pace, **settings), lambda: self.now)  # type: ignore[arg-type]
 
-    def turn(self, load: ServingLoad, quantum: float) -> bool:
+    def turn(self, load: ServingLoad, quantum: float, *, overhead: float = 0.0) -> bool:
         """A step, then a quantum of this length if it may start; returns whether it did."""
-        self.now += load.step_seconds
+        self.now += load.step_seconds + overhead
         self.served += load.step_seconds
         self.pace.serve(load)
         if not self.pace.allows(load):
@@ -93,15 +93,16 @@ def test_a_first_token_waits_for_no_quantum_that_is_not_paid_in_full() -> None:
     assert not machine.pace.allows(busy(0.01, awaits_first_token=True))
 
 
-def test_the_share_settles_where_tokens_come_as_late_as_they_may() -> None:
+@pytest.mark.parametrize("overhead", [0.0, 0.005])
+def test_the_share_settles_where_tokens_come_as_late_as_they_may(overhead: float) -> None:
     machine = Machine("balanced")
     for _ in range(3000):
-        machine.turn(busy(0.01), 0.002)
-    served, trained = machine.served, machine.trained
+        machine.turn(busy(0.01 - overhead), 0.002, overhead=overhead)
+    served, trained = machine.now - machine.trained, machine.trained
     for _ in range(3000):
-        machine.turn(busy(0.01), 0.002)
+        machine.turn(busy(0.01 - overhead), 0.002, overhead=overhead)
     # A quarter above what a step takes; halving on every miss keeps the mean below it.
-    share = (machine.trained - trained) / (machine.served - served)
+    share = (machine.trained - trained) / (machine.now - machine.trained - served)
     assert 0.12 < share < 0.27
 
 
