@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,11 +77,11 @@ def export_model(
     if settings.verify:
         _check_memory(model, settings)
     base = _open_base(model, settings)
-    with durable.new_folder(out) as staged:
-        with Parent(adapter.folder, name=adapter.name) as parent:
-            inspect_adapter(AdapterFolder(adapter.folder), base.config.projections())
-            records = _write_weights(base, parent, staged, settings, progress)
-            about = _about(model, adapter, parent.base_name, settings)
+    with ExitStack() as opened:
+        parent = opened.enter_context(Parent(adapter.folder, name=adapter.name))
+        inspect_adapter(AdapterFolder(adapter.folder), base.config.adapter_projections())
+        staged = opened.enter_context(durable.new_folder(out))
+        records = _write_weights(base, parent, staged, settings, progress)
         base.check_all_read()
         summary = summarize(records)
         _refuse_lost(summary, settings)
@@ -88,7 +89,7 @@ def export_model(
         # Last: without it nobody takes the folder for a model.
         quantization = nf4_settings(model.folder, settings.dtype) if settings.requantize else None
         write_config(model.folder, staged, dtype=settings.dtype, quantization=quantization)
-        report = about | {
+        report = _about(model, adapter, parent.base_name, settings) | {
             "summary": summary,
             "logits": _verify(model, adapter, staged, settings, progress),
             "modules": {record.path: record.as_json() for record in records},

@@ -13,17 +13,20 @@ from multiflora.kernels.quantize import nest
 
 from ..errors import ExportRefused
 from ..models.bnb_format import encode_linear, stored_specs, stored_tensors
-from ..models.config import EMBEDDING
+from ..models.config import EMBEDDING, HEAD
 from ..models.plain_base import PlainBase
 from ..models.tensor_file import TensorSpec
 from .module_record import ModuleRecord, measure, norm
+
+_HEAD_PATH = HEAD.removesuffix(".weight")
 
 
 class MergedBase:
     """Makes every tensor when it is asked for, from W + ``weight`` * D in float32.
 
     ``dtype`` is that of the tensors; with ``requantize`` linears that an engine serves as NF4
-    become NF4 again. ``records`` grow as linears are read.
+    become NF4 again. ``records`` grow as linears are read. Raises ``ExportRefused`` for a delta on
+    a head that is tied to the embedding.
     """
 
     def __init__(
@@ -36,6 +39,11 @@ class MergedBase:
         requantize: bool,
     ) -> None:
         self.records: list[ModuleRecord] = []
+        if base.config.tie_embeddings and _HEAD_PATH in parent.modules:
+            raise ExportRefused(
+                f"{parent.name} adapts {_HEAD_PATH}, which this base shares with the embedding: "
+                "no checkpoint can hold one delta for both; serve base and adapter unmerged"
+            )
         self._base = base
         self._parent = parent
         self._weight = weight
@@ -57,6 +65,8 @@ class MergedBase:
 
     def read(self, name: str) -> Tensor:
         """A tensor of ``groups``, once. Raises ``ExportRefused`` for values beyond the dtype."""
+        if name == HEAD and _HEAD_PATH in self._parent.modules:
+            return self._merge(_HEAD_PATH, self._base.dense(name).float())
         if name not in self._targets:
             return self._rounded(name, self._base.dense(name))
         if name not in self._ready:
@@ -75,34 +85,40 @@ class MergedBase:
 
     def _linear(self, target: TargetModule) -> dict[str, Tensor]:
         name = f"{target.path}.weight"
-        module = self._parent.modules.get(target.path)
-        if module is None and self._is_nf4(target):
+        if not self._is_nf4(target):
+            return {name: self._merge(target.path, self._base.linear(target))}
+        if target.path not in self._parent.modules:
             return self._base.nf4_tensors(target, self._dtype)
-        exact = self._base.linear(target)
-        base_norm = norm(exact)
-        delta = None
-        if module is not None:
-            delta = self._parent.delta(target.path).scaled(self._weight).dense()
-            exact += delta
-        if self._is_nf4(target):
-            plain = encode_linear(name, exact)
-            nested = nest(plain.absmax)
-            parts = stored_tensors(name, plain, nested, self._dtype)
-            stored = nf4.dequantize(replace(plain, absmax=nested.expand()))
-        else:
-            stored = self._rounded(name, exact)
-            parts = {name: stored}
-        self.records.append(
-            measure(
-                target.path,
-                base_norm=base_norm,
-                exact=exact,
-                stored=stored,
-                delta=delta,
-                rank=module.rank if module else 0,
-            )
+        base = self._base.linear(target)
+        base_norm = norm(base)
+        delta = self._delta(target.path)
+        exact = base.add_(delta)
+        plain = encode_linear(name, exact)
+        nested = nest(plain.absmax)
+        stored = nf4.dequantize(replace(plain, absmax=nested.expand()))
+        self._record(target.path, base_norm, exact, stored, delta)
+        return stored_tensors(name, plain, nested, self._dtype)
+
+    def _merge(self, path: str, base: Tensor) -> Tensor:
+        """``base`` [N, K] in float32, which is overwritten, with its delta in the dtype."""
+        base_norm = norm(base)
+        delta = self._delta(path) if path in self._parent.modules else None
+        exact = base if delta is None else base.add_(delta)
+        stored = self._rounded(f"{path}.weight", exact)
+        self._record(path, base_norm, exact, stored, delta)
+        return stored
+
+    def _delta(self, path: str) -> Tensor:
+        return self._parent.delta(path).scaled(self._weight).dense()
+
+    def _record(
+        self, path: str, base_norm: float, exact: Tensor, stored: Tensor, delta: Tensor | None
+    ) -> None:
+        rank = self._parent.modules[path].rank if delta is not None else 0
+        record = measure(
+            path, base_norm=base_norm, exact=exact, stored=stored, delta=delta, rank=rank
         )
-        return parts
+        self.records.append(record)
 
     def _rounded(self, name: str, tensor: Tensor) -> Tensor:
         rounded = tensor.to(self._dtype)

@@ -1,7 +1,7 @@
 """Logits of fixed prompts through the engine's own decoder, without an engine around it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -99,33 +99,42 @@ class Probe:
             cache_dir=None,
             progress=progress,
         )
-        widths = [
-            [part.out_features for part in p.slices] for p in model.adapter_projections()[:-1]
-        ]
+        # All but the embedding, which is looked up and not multiplied with.
+        projections = model.adapter_projections()[:-1]
+        widths = [[part.out_features for part in p.slices] for p in projections]
         tables = ops.make_lora_tables(widths, self.device)
         shares = ()
         if adapter is not None:
             self._place(adapter, model, tables)
             shares = (AdapterShare("", weight),)
         plan = _plan(prompts, shares)
-        num_blocks = sum(len(item.request.blocks) for item in plan.items) + 1
-        arena = KvArena(model, num_blocks, BLOCK_SIZE, dtype=self.dtype, device=self.device)
-        builder = self._builder(ops, model, arena.pages_per_block)
+        arena = KvArena(
+            model,
+            1 + sum(len(item.request.blocks) for item in plan.items),
+            BLOCK_SIZE,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        builder = self._builder(ops, model, arena)
         integers = torch.int32 if ops.NAME == "triton" else torch.int64
         batch = builder.build(plan, staging=DirectStaging(self.device, integers))
+        # Every row is asked for its logits, not only the last of each prompt.
+        batch = replace(batch, head_lora=batch.lora)
         decoder = Decoder(model, weights, ops, tables)
         # Not around the load, whose threads would not be in this mode.
         with torch.inference_mode():
             return decoder.logits(decoder.forward(batch, arena.caches()), batch).cpu()
 
     def _place(self, adapter: Path, model: ModelConfig, tables: LoraTables) -> None:
-        projections = model.projections()
-        layout = plan_layout(projections, inspect_adapter(AdapterFolder(adapter), projections))
+        projections = model.adapter_projections()
+        modules = inspect_adapter(AdapterFolder(adapter), projections)
+        layout = plan_layout(projections, modules, itemsize=self.dtype.itemsize)
+        assert not layout.needs_base, "only plain LoRA is exported"
         with safe_open(adapter / WEIGHTS_NAME, framework="pt") as tensors:
             buffer = fill_buffer(layout, tensors.get_tensor, self.dtype)
         tables.write(0, factor_views(layout, buffer.to(self.device)))
 
-    def _builder(self, ops: Ops, model: ModelConfig, pages_per_block: int) -> BatchBuilder:
+    def _builder(self, ops: Ops, model: ModelConfig, arena: KvArena) -> BatchBuilder:
         cos, sin = rope_tables(
             model.rope,
             head_dim=model.head_dim,
@@ -136,7 +145,7 @@ class Probe:
             ops,
             rope=RopeTable(cos.to(self.device), sin.to(self.device)),
             block_size=BLOCK_SIZE,
-            pages_per_block=pages_per_block,
+            pages_per_block=arena.pages_per_block,
             windows=model.windows or (None,),
             slot_of=lambda _: 0,
         )

@@ -55,6 +55,14 @@ class LoraSettings:
         _need(math.isfinite(self.alpha) and self.alpha > 0, "alpha", self.alpha, "above 0")
         _need(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
         _need(self.init in ("kaiming", "gaussian"), "init", self.init, "kaiming or gaussian")
+        is_regex = isinstance(self.target_modules, str) and self.target_modules != "all-linear"
+        _need(
+            not (is_regex and self.layers_to_transform),
+            "layers_to_transform",
+            self.layers_to_transform,
+            "left out with a regular expression",
+            "name the layers in target_modules",
+        )
         for pattern, rank in self.rank_pattern.items():
             _need(1 <= rank <= MAX_RANK, f"rank_pattern[{pattern!r}]", rank, f"1 to {MAX_RANK}")
 
@@ -69,7 +77,8 @@ class LoraSettings:
             "base_model_name_or_path": base_name,
             "inference_mode": True,
             "r": self.rank,
-            "lora_alpha": self.alpha,
+            # Some loaders want a whole number where it is one.
+            "lora_alpha": int(self.alpha) if self.alpha == int(self.alpha) else self.alpha,
             "use_rslora": self.use_rslora,
             "lora_dropout": self.dropout,
             "bias": "none",

@@ -22,6 +22,8 @@ from multiflora.engine.models.registry import load_model_config
 from multiflora.kernels import nf4, torch_ops
 from multiflora.kernels.quantize import quantize
 
+from ..peft_extras import BASES, EXTRAS, Extras
+
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 PROMPT = torch.tensor([list(range(5, 45))])
 DEMO = Path("engine/demo")
@@ -177,20 +179,51 @@ def test_an_existing_output_is_refused(
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_adapters_of_another_base_or_kind_are_refused(
+def test_an_adapter_of_another_base_is_refused(
     tmp_path: Path, model_folder: ModelFolder, adapter_folders: AdapterFolders, export: Export
 ) -> None:
     with pytest.raises(AdapterRejected, match="another base"):
         export(model_folder("llama"), adapter_folders("qwen3")["rank-8-rslora"])
-    dora = tmp_path / "dora"
-    source = adapter_folders("llama")["rank-1"]
-    dora.mkdir()
-    config = json.loads((source / "adapter_config.json").read_text()) | {"use_dora": True}
-    (dora / "adapter_config.json").write_text(json.dumps(config))
-    shutil.copy(source / "adapter_model.safetensors", dora)
-    with pytest.raises(AdapterRejected, match="DoRA"):
-        export(model_folder("llama"), dora)
-    assert os.listdir(tmp_path) == ["dora"]
+    assert not list(tmp_path.iterdir())
+
+
+QUIET_PEFT = [
+    pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:peft.*"),
+]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=QUIET_PEFT) for name in EXTRAS if name != "plain"]
+)
+def test_more_than_lora_on_linears_is_refused(
+    name: str, tmp_path: Path, extras: Callable[[str], Extras], export: Export
+) -> None:
+    model, adapters = extras("biased")
+    with pytest.raises(AdapterRejected):
+        export(model, adapters[name])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("base", [pytest.param(base, marks=QUIET_PEFT) for base in BASES])
+def test_a_head_is_merged_unless_it_is_the_embedding(
+    base: str, tmp_path: Path, extras: Callable[[str], Extras], export: Export
+) -> None:
+    model, adapters = extras(base)
+    # As PEFT saves it without copies of the base's embeddings.
+    adapter = Path(shutil.copytree(adapters["head"], tmp_path / "adapter"))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    lora = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
+    save_file(lora, adapter / "adapter_model.safetensors")
+    if base == "tied":
+        with pytest.raises(ExportRefused, match="shares with the embedding"):
+            export(model, adapter)
+        return
+    out, report = export(model, adapter, verify=True)
+    expected = logits(with_adapter(model, adapter))
+    torch.testing.assert_close(logits(load(out)), expected, atol=2e-4, rtol=0)
+    assert report["logits"]["max_difference"] < 1e-3
+    assert report["modules"]["lm_head"]["rank"] == 4
 
 
 def test_a_full_disk_leaves_nothing(

@@ -17,6 +17,10 @@ from multiflora.engine.training import config
         (lambda: config.LoraSettings(dropout=1.0), "dropout is 1.0"),
         (lambda: config.LoraSettings(alpha=float("nan")), "alpha is nan"),
         (lambda: config.LoraSettings(rank_pattern={"q_proj": 9999}), r"rank_pattern\['q_proj'\]"),
+        (
+            lambda: config.LoraSettings(target_modules=".*q_proj", layers_to_transform=(1,)),
+            r"layers_to_transform is \(1,\); .*name the layers in target_modules",
+        ),
         (lambda: config.OptimizerSettings(learning_rate=0), "learning_rate is 0"),
         (lambda: config.OptimizerSettings(max_grad_norm=0), "max_grad_norm is 0"),
         (lambda: config.ScheduleSettings(kind="step"), "linear, cosine, constant"),  # type: ignore[arg-type]
