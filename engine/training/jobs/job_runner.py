@@ -87,21 +87,27 @@ class JobRunner:
     async def run(self) -> None:
         """Never raises but for a cancellation; whatever goes wrong is the job's failure."""
         try:
-            await self._run()
+            await self._run_through()
         except asyncio.CancelledError:
             await self._log.flush()
             raise
         except JobFailure as failure:
             await asyncio.to_thread(self._shop.jobs.fail, self._id, failure.error)
-        except (RegistryError, OSError):
-            # The disk is at fault, not the job: the next start goes on with it.
-            logger.exception("%s stands still; it goes on at the next start", self._id)
         except Exception:
             logger.exception("%s failed", self._id)
             error = JobError(code="internal_error", message="the server's log has the details")
             await asyncio.to_thread(self._shop.jobs.fail, self._id, error)
         finally:
             self._is_stopping.set()
+
+    async def _run_through(self) -> None:
+        """Run, and again while the disk fails: that is not the job's fault."""
+        while True:
+            try:
+                return await self._run()
+            except (RegistryError, OSError):
+                logger.exception("%s stands still and is tried again", self._id)
+            await asyncio.sleep(self._shop.last_pause)
 
     async def _run(self) -> None:
         job = await self._job()
@@ -335,15 +341,7 @@ class JobRunner:
 
     async def _publish(self, job: Job) -> None:
         assert job.digest is not None
-        pause = self._shop.first_pause
-        while True:
-            try:
-                await self._shop.publishing.point(job.name, job.digest)
-                break
-            except (RegistryError, OSError):
-                logger.exception("%s cannot be published yet; it is tried again", self._id)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, self._shop.last_pause)
+        await self._shop.publishing.point(job.name, job.digest)
         note = f"The job has successfully completed; {job.name} is live"
         await asyncio.to_thread(self._shop.jobs.succeed, self._id, note)
 

@@ -107,7 +107,7 @@ class TrainingJobs:
         return runner.estimated_finish if runner else None
 
     async def wait(self, job_id: str) -> Job:
-        """The job once it has ended, or stands still because the disk fails."""
+        """The job once it has ended."""
         if task := self._tasks.get(job_id):
             await asyncio.wait([task])
         return await asyncio.to_thread(self.rows.get, job_id)

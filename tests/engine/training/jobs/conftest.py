@@ -143,7 +143,10 @@ class ScriptedEngine:
 
 @dataclass
 class ScriptedPublishing:
-    """Names and versions in memory; a folder's name stands for its content."""
+    """Names and versions in memory; a folder's name stands for its content.
+
+    ``failure`` is raised once.
+    """
 
     names: dict[str, str] = field(default_factory=dict)
     versions: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -152,8 +155,9 @@ class ScriptedPublishing:
     async def take_in(
         self, folder: Path, *, source: str, parents: tuple[str, ...], metrics: Mapping[str, Any]
     ) -> str:
-        if self.failure is not None:
-            raise self.failure
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
         digest = f"{source}/{folder.name}"
         self.versions[digest] = {"parents": parents, "metrics": dict(metrics)}
         return digest

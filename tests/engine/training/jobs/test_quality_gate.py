@@ -1,6 +1,6 @@
 """The gate refuses what users would notice, and nothing else."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ async def judge(
     folder: Path,
     parrot: Parrot,
     *,
-    metrics: list[Mapping[str, Any]] | None = None,
+    metrics: Sequence[Mapping[str, Any]] = (),
     method: Any = "supervised",
     **settings: Any,
 ) -> Verdict:
@@ -46,7 +46,7 @@ async def judge(
     gate = QualityGate(parrot, end_tokens=frozenset({END}), max_model_len=64)
     with PreparedDataset.open(folder / "rows") as data:
         return await gate.judge(
-            "d" * 64, data=data, metrics=metrics or [], step=9, settings=GateSettings(**settings)
+            "d" * 64, data=data, metrics=metrics, step=9, settings=GateSettings(**settings)
         )
 
 
@@ -82,8 +82,8 @@ async def test_answers_of_another_length_are_refused(tmp_path: Path) -> None:
 async def test_a_loss_above_the_first_is_refused(tmp_path: Path) -> None:
     metrics = [{"step": 1, "eval_loss": 1.0}, {"step": 9, "eval_loss": 1.1}]
     assert failed(await judge(tmp_path, Parrot(), metrics=metrics)) == {"validation_loss"}
-    bar = {"max_loss_increase": 0.2}
-    assert (await judge(tmp_path / "lax", Parrot(), metrics=metrics, **bar)).passed
+    lax = await judge(tmp_path / "lax", Parrot(), metrics=metrics, max_loss_increase=0.2)
+    assert lax.passed
 
 
 async def test_a_loss_that_is_no_number_is_refused(tmp_path: Path) -> None:

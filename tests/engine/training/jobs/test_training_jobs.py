@@ -1,6 +1,7 @@
 """Jobs from their files to a name, with an engine that does as it is told."""
 
 import asyncio
+import errno
 from typing import Any
 
 import pytest
@@ -104,6 +105,7 @@ async def test_a_refused_version_stays_and_no_name_moves(world: World) -> None:
 
 
 async def test_a_version_that_is_no_adapter_fails_the_gate(world: World) -> None:
+    world.engine.num_steps = 1
     world.publishing.failure = AdapterRejected("not_finite", "NaN in layer 3")
     job = await world.jobs.create(world.wish(suffix="fancy"))
     done = await world.jobs.wait(job.id)
@@ -111,6 +113,13 @@ async def test_a_version_that_is_no_adapter_fails_the_gate(world: World) -> None
     assert done.error.code == "gate_failed"
     assert "NaN in layer 3" in done.error.message
     assert not world.publishing.names
+
+
+async def test_a_full_disk_delays_a_job_and_does_not_fail_it(world: World) -> None:
+    world.publishing.failure = OSError(errno.ENOSPC, "no space left")
+    done = await world.jobs.wait((await world.jobs.create(world.wish(suffix="fancy"))).id)
+    assert done.status == "succeeded"
+    assert world.publishing.names["fancy"] == done.digest
 
 
 async def test_what_fails_in_the_engine_fails_the_job_with_its_code(world: World) -> None:
