@@ -55,12 +55,10 @@ def create(server: Server, training_file: str, *, epochs: int = 6, **fields: Any
 
 def wait(server: Server, job_id: str, done: Callable[[FineTuningJob], bool]) -> FineTuningJob:
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        job = server.client.fine_tuning.jobs.retrieve(job_id)
-        if done(job):
-            return job
+    while not done(job := server.client.fine_tuning.jobs.retrieve(job_id)):
+        assert time.monotonic() < deadline, f"{job_id} is still {job.status}"
         time.sleep(0.1)
-    raise AssertionError(f"{job_id} is still {job.status}")
+    return job
 
 
 def is_over(job: FineTuningJob) -> bool:
