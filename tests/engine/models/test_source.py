@@ -49,7 +49,11 @@ def test_file_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "./missing", "name", "a/b/c", "../x", ""])
-def test_what_is_neither_folder_nor_hub_id_is_refused(model: str) -> None:
+def test_what_is_neither_folder_nor_hub_id_is_refused(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
     with pytest.raises((BaseNotFound, InvalidCheckpoint), match=r"neither|has no"):
         resolve_model(model, None)
 
