@@ -1,6 +1,8 @@
 """Jobs wait, run, pause, end and go on as they are told, in an engine that serves."""
 
+import dataclasses
 import gc
+import math
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +16,10 @@ from multiflora.engine.messages import (
     ResumeTraining,
     StartTraining,
 )
-from multiflora.engine.training.config import (
-    LoraSettings,
-    TrainingSettings,
-)
+from multiflora.engine.training.config import LoraSettings, PreferenceSettings, TrainingSettings
+from multiflora.engine.training.data.config import DataConfig
+from multiflora.engine.training.data.dataset import DatasetWriter
+from multiflora.engine.training.data.report import Report
 from multiflora.engine.training.job import (
     CheckpointExported,
     JobEnded,
@@ -32,6 +34,7 @@ from multiflora.engine.training.job import (
 
 from .job_bench import (
     PATIENT,
+    SETTINGS,
     assert_equal,
     finish,
     found,
@@ -162,3 +165,27 @@ def test_a_job_that_cannot_start_says_why_and_the_next_one_runs(
     assert failed.code == code
     assert message in failed.message
     assert isinstance(finish(bench, make_job("next"))[-1], JobEnded)
+
+
+@pytest.mark.parametrize("reference", [None, "rank-3"])
+def test_preferences_are_measured_against_the_base_or_a_stored_version(
+    reference: str | None,
+    make_bench: Callable[..., Any],
+    make_job: Callable[..., TrainingJob],
+    make_preferences: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    bench = make_bench(training=PATIENT)
+    with DatasetWriter(tmp_path / "pairs", DataConfig(method="dpo")) as writer:
+        for pair in make_preferences([(9, 5, 8), (4, 12, 3)]):
+            writer.add(pair)
+        writer.finish(Report(format="test"), fingerprint="")
+    settings = dataclasses.replace(
+        SETTINGS, method=PreferenceSettings(), lora=LoraSettings(rank=4, alpha=8)
+    )
+    digest = bench.digests[reference] if reference else None
+    job = make_job(data=str(tmp_path / "pairs"), settings=settings, reference=digest)
+    assert isinstance(finish(bench, job)[-1], JobEnded)
+    # At the first step the policy is the base: against itself no pair is preferred.
+    loss = found(bench, StepMetrics)[0].metrics["loss"]
+    assert (loss == pytest.approx(math.log(2), abs=1e-5)) == (reference is None)
