@@ -87,4 +87,56 @@ CREATE TABLE file (
 ) STRICT
 """
 
-MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH)
+_FIFTH: Final = """
+-- Training jobs. `wish` is what was asked for, `settings` what `auto` became; both are JSON, as
+-- are `verdict` and `error`. `start` is the version to go on from. A sealed job passed its gate
+-- and only has to be published: it cannot be cancelled any more.
+CREATE TABLE job (
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  id TEXT NOT NULL UNIQUE,
+  status TEXT NOT NULL CHECK (
+    status IN ('validating_files', 'queued', 'running', 'succeeded', 'failed', 'cancelled')
+  ),
+  wish TEXT NOT NULL,
+  name TEXT NOT NULL,
+  start TEXT,
+  settings TEXT,
+  is_paused INTEGER NOT NULL DEFAULT 0,
+  is_sealed INTEGER NOT NULL DEFAULT 0,
+  step INTEGER NOT NULL DEFAULT 0,
+  num_steps INTEGER,
+  trained_tokens INTEGER,
+  digest TEXT,
+  verdict TEXT,
+  error TEXT,
+  created INTEGER NOT NULL,
+  started INTEGER,
+  finished INTEGER
+) STRICT;
+
+CREATE TABLE job_event (
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  id TEXT NOT NULL UNIQUE,
+  job TEXT NOT NULL REFERENCES job (id) ON DELETE CASCADE,
+  created INTEGER NOT NULL,
+  level TEXT NOT NULL CHECK (level IN ('info', 'warn', 'error')),
+  kind TEXT NOT NULL CHECK (kind IN ('message', 'metrics')),
+  message TEXT NOT NULL,
+  data TEXT
+) STRICT;
+CREATE INDEX job_event_by_job ON job_event (job, number);
+
+CREATE TABLE job_checkpoint (
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  id TEXT NOT NULL UNIQUE,
+  job TEXT NOT NULL REFERENCES job (id) ON DELETE CASCADE,
+  step INTEGER NOT NULL,
+  name TEXT NOT NULL,
+  metrics TEXT NOT NULL,
+  is_best INTEGER NOT NULL,
+  created INTEGER NOT NULL,
+  UNIQUE (job, step)
+) STRICT
+"""
+
+MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)

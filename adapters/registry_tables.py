@@ -191,10 +191,12 @@ class RegistryTables:
         return [HistoryEvent(*row) for row in rows]
 
     def unkept(self) -> list[str]:
-        """Published versions that names let go of, the oldest first."""
+        """Published versions that no name keeps and no job goes on from, the oldest first."""
         rows = self._run(
             "SELECT digest FROM version WHERE NOT is_candidate "
-            "AND digest NOT IN (SELECT digest FROM kept) ORDER BY created, digest"
+            "AND digest NOT IN (SELECT digest FROM kept) AND digest NOT IN "
+            "(SELECT start FROM job WHERE start IS NOT NULL AND finished IS NULL) "
+            "ORDER BY created, digest"
         )
         return [digest for (digest,) in rows]
 

@@ -17,6 +17,7 @@ from .routes import (
     chat,
     completions,
     files,
+    fine_tuning,
     health,
     models,
     sglang_door,
@@ -25,6 +26,7 @@ from .routes import (
 from .schemas.adapter import CanaryBody, ImportBody, RollbackBody
 from .schemas.chat import ChatBody
 from .schemas.completion import CompletionBody
+from .schemas.fine_tuning import JobBody
 from .schemas.merge import MergeBody
 from .service import Service
 
@@ -37,6 +39,7 @@ _ROUTES = (
     adapter_import,
     adapter_merge,
     files,
+    fine_tuning,
     vllm_door,
     sglang_door,
     health,
@@ -59,6 +62,7 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     for module in _ROUTES:
         app.include_router(module.router)
-    describe_bodies(app, ChatBody, CompletionBody, RollbackBody, CanaryBody, ImportBody, MergeBody)
+    bodies = (JobBody, ChatBody, CompletionBody, RollbackBody, CanaryBody, ImportBody, MergeBody)
+    describe_bodies(app, *bodies)
     add_error_handlers(app)
     return app

@@ -29,6 +29,7 @@ from multiflora.engine.errors import (
     RequestRejected,
 )
 from multiflora.engine.training.data.file_registry import FileInUse, UnknownFile
+from multiflora.engine.training.jobs.error import JobNotFound, JobOver, JobRuns
 
 INTERNAL_ERROR: Final = "internal_error"
 _MAX_MESSAGE_CHARS: Final = 1000
@@ -188,6 +189,9 @@ _REGISTRY_STATUS: Final[dict[type[RegistryError], int]] = {
     UnknownVersion: 404,
     UnknownFile: 404,
     FileInUse: 409,
+    JobNotFound: 404,
+    JobOver: 409,
+    JobRuns: 409,
     NameTaken: 409,
     VersionInUse: 409,
     KeyReused: 409,
@@ -202,6 +206,9 @@ _REGISTRY_PARAMS: Final[dict[type[RegistryError], str]] = {
     UnknownVersion: "version",
     UnknownFile: "file_id",
     FileInUse: "file_id",
+    JobNotFound: "fine_tuning_job_id",
+    JobOver: "fine_tuning_job_id",
+    JobRuns: "fine_tuning_job_id",
     NameTaken: "name",
     VersionInUse: "version",
     PreconditionFailed: "if-match",

@@ -28,6 +28,7 @@ from .file_checker import FileChecker
 from .housekeeping import Housekeeping
 from .http_server import HttpServer
 from .hub_door import HubDoor
+from .job_publishing import JobPublishing
 from .limits import Limits
 from .listener import bind, url_of
 from .merging import Merger
@@ -37,6 +38,7 @@ from .publishing import Publisher
 from .service import Service
 from .settings import ServeSettings
 from .start_adapters import publish_at_start
+from .training import TrainedBase, make_training_jobs
 from .watched_folder import WatchedFolder
 
 logger = logging.getLogger(__name__)
@@ -120,7 +122,7 @@ async def _run(
     if settings.adapters_dir:
         watched = WatchedFolder(settings.adapters_dir, registry, publisher)
         await publisher.run(watched.scan)
-    service = _service(settings, client, base, registry, publisher, checker)
+    service = _service(settings, client, base, config, registry, publisher, checker)
     _warn_of_unserved(service.catalog)
     housekeeping = Housekeeping(registry, publisher, client, service.pinning, watched=watched)
     keeping = asyncio.create_task(housekeeping.run())
@@ -137,32 +139,32 @@ async def _run(
         data_dir=settings.data_dir,
         has_chat_template=base.chat_template.is_available,
     )
-    starting = asyncio.create_task(_start(client, server, announcement, service.pinning))
+    starting = asyncio.create_task(_start(service, server, announcement))
     try:
         await server.serve(sockets=[listener])
     finally:
         for task in (starting, keeping):
             task.cancel()
         await asyncio.gather(starting, keeping, return_exceptions=True)
+        await service.jobs.stop()
         await client.stop()
         service.merger.close()
     if not starting.cancelled():
         starting.result()
 
 
-async def _start(
-    client: EngineClient, server: HttpServer, announcement: Announcement, pinning: Pinning
-) -> None:
+async def _start(service: Service, server: HttpServer, announcement: Announcement) -> None:
     """Load the engine while probes are answered; a failure ends the server."""
     try:
         with loading_progress() as show:
-            client.on_progress = show
-            info = await client.start()
+            service.client.on_progress = show
+            info = await service.client.start()
     except BaseException:
         server.should_exit = True
         raise
     print(announcement.text(info), flush=True)
-    await pinning.reconcile()
+    await service.jobs.start()
+    await service.pinning.reconcile()
 
 
 def _warn_of_unserved(catalog: Catalog) -> None:
@@ -174,27 +176,41 @@ def _service(
     settings: ServeSettings,
     client: EngineClient,
     base: BaseModel,
+    config: EngineConfig,
     registry: Registry,
     publisher: Publisher,
     checker: FileChecker,
 ) -> Service:
+    metrics, pinning = Metrics(client), Pinning(registry, client, publisher.match)
+    end_tokens = frozenset(base.config.eos_token_ids)
     return Service(
         client=client,
         tokenizer=base.tokenizer,
         chat_template=base.chat_template,
         catalog=Catalog(base.name, registry, created=int(time.time()), match=publisher.match),
-        metrics=Metrics(client),
+        metrics=metrics,
         registry=registry,
         publisher=publisher,
-        pinning=Pinning(registry, client, publisher.match),
+        pinning=pinning,
         merger=Merger(registry, publisher),
         file_checker=checker,
+        jobs=make_training_jobs(
+            settings.data_dir,
+            TrainedBase(
+                name=base.name, path=config.base.model, folder=base.folder, config=base.config
+            ),
+            client=client,
+            registry=registry,
+            files=checker.files,
+            publishing=JobPublishing(registry, publisher, pinning, metrics),
+            end_tokens=end_tokens,
+        ),
         adapters_root=settings.adapters_root,
         hub=HubDoor(settings.adapters_hub),
         limits=Limits(
             max_upload_bytes=settings.max_upload_size, max_file_bytes=settings.max_file_size
         ),
-        end_tokens=frozenset(base.config.eos_token_ids),
+        end_tokens=end_tokens,
     )
 
 

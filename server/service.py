@@ -13,6 +13,7 @@ from multiflora.engine.client import EngineClient
 from multiflora.engine.text.chat_template import ChatTemplate
 from multiflora.engine.text.tokenizer import Tokenizer
 from multiflora.engine.training.data.file_registry import FileRegistry
+from multiflora.engine.training.jobs.training_jobs import TrainingJobs
 
 from .catalog import Catalog
 from .drain import Drain
@@ -41,6 +42,7 @@ class Service:
     registry: Registry
     publisher: Publisher
     file_checker: FileChecker
+    jobs: TrainingJobs
     pinning: Pinning
     merger: Merger
     merge_jobs: MergeJobs = field(default_factory=MergeJobs)

@@ -3,8 +3,7 @@
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,34 +14,29 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from multiflora.adapters.error import AdapterRejected
 from multiflora.adapters.registry import Registry
 from multiflora.adapters.target import Projection, TargetModule
-from multiflora.adapters.tier import Tier
-from multiflora.engine.client import EngineClient, EngineState
-from multiflora.engine.errors import EngineUnavailable
-from multiflora.engine.request import (
-    EngineInfo,
-    EngineStats,
-    FinishReason,
-    GenerationRequest,
-    TokenEvent,
-)
+from multiflora.engine.client import EngineClient
+from multiflora.engine.models.registry import load_model_config
 from multiflora.engine.text.chat_template import ChatTemplate, chat_template_of
 from multiflora.engine.text.tokenizer import Tokenizer, load_tokenizer
 from multiflora.engine.training.data.file_registry import FileRegistry
+from multiflora.engine.training.jobs.training_jobs import TrainingJobs
 from multiflora.server.app import create_app
 from multiflora.server.catalog import Catalog
 from multiflora.server.file_checker import FileChecker
 from multiflora.server.http_server import HttpServer
+from multiflora.server.job_publishing import JobPublishing
 from multiflora.server.listener import bind, url_of
 from multiflora.server.merging import Merger
 from multiflora.server.metrics import Metrics
 from multiflora.server.pinning import Pinning
 from multiflora.server.publishing import Publisher
 from multiflora.server.service import Service
+from multiflora.server.training import TrainedBase, make_training_jobs
 
-MAX_MODEL_LEN = 256
+from .fake_engine import FakeEngine
+
 CHAT_TEMPLATE = (
     "<s>{% for message in messages %}<|{{ message.role }}|>{{ message.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -59,133 +53,11 @@ MODEL_CONFIG = {
     "rms_norm_eps": 1e-5,
 }
 DIGESTS = {"json": "a" * 64, "loud:one": "b" * 64}
-Event = TokenEvent | Exception | float
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@dataclass
-class FakeEngine:
-    """Answers every request with ``script``: events, errors to raise, and seconds to wait."""
-
-    tokenizer: Tokenizer
-    state: EngineState = EngineState.READY
-    text: str = "hello world"
-    script: Callable[[GenerationRequest], Sequence[Event]] | None = None
-    requests: list[GenerationRequest] = field(default_factory=list)
-    running: set[str] = field(default_factory=set)
-    closed_early: list[str] = field(default_factory=list)
-    num_stops: int = 0
-    tiers: dict[str, Tier] = field(default_factory=dict)
-    pins: dict[str, None] = field(default_factory=dict)
-    room_for_pins: int = 8
-
-    @property
-    def info(self) -> EngineInfo:
-        if self.state is EngineState.STARTING:
-            raise EngineUnavailable("the engine is starting")
-        return EngineInfo(
-            model="fake",
-            family="fake",
-            base_digest="c" * 64,
-            max_model_len=MAX_MODEL_LEN,
-            vocab_size=self.tokenizer.vocab_size,
-            device="cpu",
-            kernels="torch",
-            dtype="float32",
-            quantization="nf4",
-            num_kv_blocks=8,
-            block_size=16,
-            base_bytes=1,
-            kv_cache_bytes=1,
-            adapter_bytes=1,
-            load_seconds=0.0,
-        )
-
-    async def start(self) -> EngineInfo:
-        self.state = EngineState.READY
-        return self.info
-
-    async def stop(self) -> None:
-        self.num_stops += 1
-        self.state = EngineState.STOPPED
-
-    async def load_version(self, digest: str) -> None:
-        self.tiers.setdefault(digest, Tier.HOST)
-
-    async def unload_version(self, digest: str) -> None:
-        self.tiers.pop(digest, None)
-
-    @property
-    def pinned_versions(self) -> tuple[str, ...]:
-        return tuple(self.pins)
-
-    async def pin(self, digest: str) -> None:
-        if self.state is not EngineState.READY:
-            raise EngineUnavailable("the engine is starting")
-        if len(self.pins | {digest: None}) > self.room_for_pins:
-            raise AdapterRejected("pin_too_large", "pins leave no room; unpin another adapter")
-        self.pins[digest] = None
-        self.tiers[digest] = Tier.DEVICE
-
-    async def unpin(self, digest: str) -> None:
-        self.pins.pop(digest, None)
-
-    async def adapter_states(self) -> dict[str, Tier]:
-        if self.state is not EngineState.READY:
-            raise EngineUnavailable("the engine is starting")
-        return self.tiers
-
-    async def stats(self) -> EngineStats:
-        return EngineStats(steps=7, num_running=len(self.running), requests_finished={"stop": 3})
-
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent]:
-        self.requests.append(request)
-        self.running.add(request.id)
-        is_finished = False
-        try:
-            for event in (self.script or self.say)(request):
-                if isinstance(event, float | int):
-                    await asyncio.sleep(event)
-                    continue
-                if isinstance(event, Exception):
-                    raise event
-                is_finished = event.finish_reason is not None
-                yield event
-                await asyncio.sleep(0)
-        finally:
-            self.running.discard(request.id)
-            if not is_finished:
-                self.closed_early.append(request.id)
-
-    def say(self, request: GenerationRequest) -> list[Event]:
-        """The fixed text, a token per event, cut at ``max_tokens``."""
-        tokens = self.tokenizer.encode(self.text)[: request.sampling.max_tokens]
-        is_cut = len(tokens) == request.sampling.max_tokens
-        reason = FinishReason.LENGTH if is_cut else FinishReason.STOP
-        events = [self.event(request, [token]) for token in tokens]
-        return [*events, self.event(request, [], reason=reason)]
-
-    def event(
-        self,
-        request: GenerationRequest,
-        tokens: Sequence[int],
-        *,
-        reason: FinishReason | None = None,
-        error: str | None = None,
-        code: str | None = None,
-    ) -> TokenEvent:
-        return TokenEvent(
-            request_id=request.id,
-            tokens=tuple(tokens),
-            finish_reason=reason,
-            cached_tokens=2,
-            error=error,
-            error_code=code,
-        )
 
 
 @pytest.fixture(scope="session")
@@ -313,6 +185,31 @@ def merger(registry: Registry, publisher: Publisher) -> Iterator[Merger]:
 
 
 @pytest.fixture
+def jobs(
+    engine: FakeEngine,
+    registry: Registry,
+    publisher: Publisher,
+    file_checker: FileChecker,
+    model: Path,
+    tokenizer_folder: Path,
+    tmp_path: Path,
+) -> TrainingJobs:
+    client = cast(EngineClient, engine)
+    pinning = Pinning(registry, client, publisher.match)
+    return make_training_jobs(
+        tmp_path / "data",
+        TrainedBase(
+            name="base", path="base", folder=tokenizer_folder, config=load_model_config(model)
+        ),
+        client=client,
+        registry=registry,
+        files=file_checker.files,
+        publishing=JobPublishing(registry, publisher, pinning, Metrics(client)),
+        end_tokens=frozenset({1}),
+    )
+
+
+@pytest.fixture
 def service(
     engine: FakeEngine,
     tokenizer: Tokenizer,
@@ -321,6 +218,7 @@ def service(
     publisher: Publisher,
     merger: Merger,
     file_checker: FileChecker,
+    jobs: TrainingJobs,
 ) -> Service:
     end = tokenizer.token_id("</s>")
     assert end is not None
@@ -335,6 +233,7 @@ def service(
         pinning=Pinning(registry, cast(EngineClient, engine), publisher.match),
         merger=merger,
         file_checker=file_checker,
+        jobs=jobs,
         end_tokens=frozenset({end}),
     )
 

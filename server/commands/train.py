@@ -1,0 +1,239 @@
+"""`multiflora train`: an adapter from a file, without a server."""
+
+import argparse
+import asyncio
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from multiflora.engine.client import EngineClient
+from multiflora.engine.config import BaseConfig, EngineConfig, TrainingConfig
+from multiflora.engine.errors import RequestFailed
+from multiflora.engine.models.named_folder import NamedFolder
+from multiflora.engine.models.registry import load_model_config
+from multiflora.engine.training.data.dataset import PreparedDataset
+from multiflora.engine.training.data.report import Report
+from multiflora.engine.training.job import (
+    CheckpointExported,
+    EvaluationMetrics,
+    JobEnded,
+    JobFailed,
+    JobStarted,
+    StepMetrics,
+    TrainingJob,
+)
+from multiflora.engine.training.jobs.job import JobWish
+from multiflora.engine.training.jobs.job_folder import JobFolder
+from multiflora.engine.training.jobs.preparation import Preparation
+from multiflora.engine.training.jobs.settings import (
+    DataSize,
+    check_wish,
+    data_config,
+    read_hyperparameters,
+    training_settings,
+)
+
+from ..announcement import loading_progress
+from ..settings import parse_path
+from ..training_progress import TrainingProgress
+from .argument import DATA_DIR, DEMO_BASE_NAME, find_model, typed
+
+_EPILOG: Final = (
+    "What is left out is chosen by the size of the data. An interrupted run goes on when the same "
+    "command is given again. docs/training.md lists the settings for --set."
+)
+# Nothing is generated here.
+_MAX_MODEL_LEN: Final = 256
+
+
+def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "train", help="train an adapter on a file", epilog=_EPILOG, allow_abbrev=False
+    )
+    parser.set_defaults(run=run)
+    option = parser.add_argument
+    option("data", type=parse_path, metavar="DATA", help="JSONL: messages, prompts, preferences")
+    option("-o", "--output", required=True, type=parse_path, metavar="DIR", help="a folder to make")
+    option("--method", choices=("sft", "dpo"), default="sft", help="default: sft")
+    option("--model", default=DEMO_BASE_NAME, metavar="BASE", help="folder or hub id of the base")
+    option("--validation", type=parse_path, metavar="FILE", help="rows that are only scored")
+    option("--epochs", type=int, metavar="N", help="passes over the data")
+    option("--batch-size", type=int, metavar="ROWS", help="rows per step")
+    option("--rank", type=int, metavar="R", help="rank of the adapter; alpha is twice of it")
+    option("--learning-rate", type=float, metavar="RATE", help="highest rate of the schedule")
+    option("--max-length", type=int, metavar="TOKENS", help="longer rows are cut; default: 1024")
+    option("--seed", type=int, default=0, metavar="N", help="of every random draw; default: 0")
+    option(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        type=typed(parse_change),
+        metavar="SECTION.NAME=VALUE",
+        help="any other setting, such as lora.use_rslora=true; repeatable",
+    )
+    option("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def run(
+    *,
+    data: Path,
+    output: Path,
+    method: str,
+    model: str,
+    validation: Path | None,
+    seed: int,
+    device: Any,
+    **choices: Any,
+) -> int:
+    """Check the file, train, and leave a PEFT folder at ``output``."""
+    if output.exists():
+        raise ValueError(f"{output} exists; choose another --output, or remove it")
+    kind = "dpo" if method == "dpo" else "supervised"
+    wish = _wish(data, validation, method=kind, seed=seed, **choices)
+    check_wish(wish)
+    base = find_model(model)
+    console = Console(stderr=True)
+    folder = JobFolder(output.absolute().with_name(f".{output.name}.training"))
+    job = _prepare(wish, base, folder, console)
+    config = EngineConfig(
+        base=BaseConfig(model=str(base.folder)),
+        device=device,
+        max_model_len=_MAX_MODEL_LEN,
+        data_dir=str(DATA_DIR),
+        training=TrainingConfig(pace="throughput"),
+    )
+    ended = asyncio.run(_train(job, config, folder, console))
+    assert ended.folder is not None
+    shutil.move(ended.folder, output)
+    folder.remove()
+    console.print(f"{output}: a PEFT adapter of {base.name}, after {ended.step} steps")
+    return 0
+
+
+def parse_change(text: str) -> tuple[str, str, Any]:
+    """Read ``SECTION.NAME=VALUE``; the value is JSON, or else a text. Raises ``ValueError``."""
+    place, separator, value = text.partition("=")
+    section, dot, name = place.strip().partition(".")
+    if not separator or not dot or not name:
+        raise ValueError(f"{text!r} is not SECTION.NAME=VALUE")
+    try:
+        return section, name, json.loads(value)
+    except json.JSONDecodeError:
+        return section, name, value
+
+
+def render(report: Report) -> str:
+    """What was found in a file, in a few lines."""
+    lines = [
+        f"{report.num_rows} rows ({report.format}), {report.num_tokens} tokens, "
+        f"{report.num_trained_tokens} of them trained"
+    ]
+    if report.histogram:
+        buckets = (f"{b.num_examples} up to {b.max_tokens}" for b in report.histogram)
+        lines.append(f"  lengths   {', '.join(buckets)}")
+    lines += [f"  {finding.severity:<9} {finding.message}" for finding in report.findings]
+    return "\n".join(lines)
+
+
+def _wish(
+    data: Path,
+    validation: Path | None,
+    *,
+    method: Any,
+    seed: int,
+    epochs: int | None,
+    batch_size: int | None,
+    rank: int | None,
+    learning_rate: float | None,
+    max_length: int | None,
+    changes: Sequence[tuple[str, str, Any]],
+) -> JobWish:
+    """Flags as a request of the fine-tuning API would say it."""
+    flags = (
+        ("lora", "rank", rank),
+        ("optimizer", "learning_rate", learning_rate),
+        ("data", "max_length", max_length),
+    )
+    training: dict[str, dict[str, Any]] = {}
+    for section, name, value in (*flags, *changes):
+        if value is not None:
+            training.setdefault(section, {})[name] = value
+    given = {"n_epochs": epochs, "batch_size": batch_size}
+    return JobWish(
+        model="",
+        training_file=str(data),
+        validation_file=None if validation is None else str(validation),
+        seed=seed,
+        method=method,
+        hyperparameters=read_hyperparameters(given, "--"),
+        training=training,
+    )
+
+
+def _prepare(wish: JobWish, base: NamedFolder, folder: JobFolder, console: Console) -> TrainingJob:
+    model = load_model_config(base.folder)
+    validation = None if wish.validation_file is None else Path(wish.validation_file)
+    with console.status("checking and tokenizing"):
+        Preparation(base.folder, end_tokens=frozenset(model.eos_token_ids)).prepare(
+            folder,
+            data_config(wish),
+            training_file=Path(wish.training_file),
+            validation_file=validation,
+        )
+    with PreparedDataset.open(folder.training) as rows:
+        report = rows.info.report
+        size = DataSize(num_rows=len(rows), num_tokens=report.num_trained_tokens)
+    console.print(render(report), highlight=False)
+    settings = training_settings(wish, model, size)
+    console.print(
+        f"rank {settings.lora.rank}, {settings.batch.num_epochs} epochs of "
+        f"{settings.batch.batch_size} rows a step, learning rate "
+        f"{settings.optimizer.learning_rate:.2g}",
+        highlight=False,
+    )
+    return TrainingJob(
+        id="train",
+        data=str(folder.training),
+        folder=str(folder.run),
+        settings=settings,
+        base_name=base.name,
+        validation=None if validation is None else str(folder.validation),
+    )
+
+
+async def _train(
+    job: TrainingJob, config: EngineConfig, folder: JobFolder, console: Console
+) -> JobEnded:
+    client = EngineClient.in_this_process(config)
+    try:
+        with loading_progress() as show:
+            client.on_progress = show
+            await client.start()
+        with TrainingProgress(console) as progress:
+            async with aclosing(client.train(job)) as events:
+                async for event in events:
+                    match event:
+                        case JobStarted():
+                            progress.begin(event)
+                        case StepMetrics() | EvaluationMetrics():
+                            folder.add_metrics([{"step": event.step, **event.metrics}])
+                            progress.add(event)
+                        case CheckpointExported():
+                            # The checkpoint itself stays; nobody serves its export here.
+                            shutil.rmtree(event.folder, ignore_errors=True)
+                        case JobFailed(code, message):
+                            raise RequestFailed(message, code=code)
+                        case JobEnded():
+                            return event
+                        case _:
+                            pass
+    finally:
+        await client.stop()
+    raise RequestFailed("the engine ended before the job did")

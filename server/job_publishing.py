@@ -1,0 +1,68 @@
+"""What training jobs make, on its way through the ordinary publishing."""
+
+import asyncio
+import errno
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from multiflora.adapters.error import UnknownName
+from multiflora.adapters.registry import Registry
+
+from .errors import StorageFull
+from .metrics import Metrics
+from .pinning import Pinning
+from .publishing import Origin, Publisher
+
+
+class JobPublishing:
+    """Takes in trained versions as candidates, which no name has yet, and points names at them."""
+
+    def __init__(
+        self, registry: Registry, publisher: Publisher, pinning: Pinning, metrics: Metrics
+    ) -> None:
+        self._registry = registry
+        self._publisher = publisher
+        self._pinning = pinning
+        self._metrics = metrics
+
+    async def take_in(
+        self, folder: Path, *, source: str, parents: tuple[str, ...], metrics: Mapping[str, Any]
+    ) -> str:
+        """Raises ``AdapterRejected``, ``OSError`` and errors of the registry."""
+        origin = Origin(source=source, parents=parents, metrics=metrics)
+        return await self._publisher.run(self._take_in, folder, origin)
+
+    async def point(self, name: str, digest: str) -> None:
+        await asyncio.to_thread(self._registry.point, name, digest)
+        self._metrics.adapter_change("publish")
+        await self._pinning.reconcile()
+
+    async def discard(self, digest: str) -> None:
+        await asyncio.to_thread(self._discard, digest)
+
+    async def remove(self, name: str) -> None:
+        with suppress(UnknownName):
+            await asyncio.to_thread(partial(self._registry.delete, name))
+            self._metrics.adapter_change("delete")
+            await self._pinning.reconcile()
+
+    def _take_in(self, folder: Path, origin: Origin) -> str:
+        try:
+            version = self._publisher.take_in(folder, source=origin)
+        except StorageFull as error:
+            raise OSError(errno.ENOSPC, str(error)) from error
+        try:
+            self._registry.publish_version(version)
+        except BaseException:
+            self._publisher.give_up(version)
+            raise
+        self._publisher.match.accept(version.digest)
+        return version.digest
+
+    def _discard(self, digest: str) -> None:
+        with self._registry.database.lock:
+            if digest in self._registry.candidates():
+                self._registry.retire(digest)

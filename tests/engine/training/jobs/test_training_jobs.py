@@ -1,0 +1,236 @@
+"""Jobs from their files to a name, with an engine that does as it is told."""
+
+import asyncio
+import errno
+from typing import Any
+
+import pytest
+
+from multiflora.adapters.error import AdapterRejected
+from multiflora.engine.errors import RequestRejected
+from multiflora.engine.training.data.file_registry import FileInUse
+from multiflora.engine.training.job import JobFailed
+from multiflora.engine.training.jobs.error import JobNotFound, JobOver, JobRuns
+from multiflora.engine.training.jobs.job import Hyperparameters
+from multiflora.engine.training.jobs.preparation import PreparationFailed
+
+from .conftest import World
+
+pytestmark = pytest.mark.anyio
+
+
+async def until(condition: Any) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError("the condition never came true")
+
+
+async def test_a_job_ends_as_a_name_with_its_provenance(world: World) -> None:
+    job = await world.jobs.create(world.wish(suffix="fancy"))
+    assert job.status == "validating_files"
+    done = await world.jobs.wait(job.id)
+    assert done.status == "succeeded"
+    assert done.step == done.num_steps == 6
+    assert done.trained_tokens == 60
+    assert world.publishing.names["fancy"] == done.digest
+    assert done.verdict is not None
+    assert done.verdict["passed"]
+    assert world.publishing.versions[str(done.digest)]["metrics"]["job"] == job.id
+    log = world.messages(job.id)
+    assert log[0] == "Created fine-tuning job on base"
+    assert log[-1] == "The job has successfully completed; fancy is live"
+
+
+async def test_without_a_suffix_the_name_is_made_of_the_base_and_the_job(world: World) -> None:
+    job = await world.jobs.create(world.wish(model="org/base 8B"))
+    assert job.name == f"ft:org-base-8B:{job.id.removeprefix('ftjob-')[:8]}"
+    await world.jobs.wait(job.id)
+    assert job.name in world.publishing.names
+
+
+async def test_the_last_checkpoints_and_the_best_are_served(world: World) -> None:
+    world.engine.num_steps = 10
+    world.engine.eval_losses = {2: 1.0, 4: 0.5}
+    job = await world.jobs.create(world.wish(suffix="fancy"))
+    await world.jobs.wait(job.id)
+    found, _ = world.jobs.rows.checkpoints(job.id)
+    assert [one.step for one in found] == [10, 8, 6, 2]
+    assert found[-1].is_best
+    assert found[-1].metrics["full_valid_loss"] == 1.0
+    assert {one.name for one in found} == {n for n in world.publishing.names if "ckpt" in n}
+    assert found[0].name == f"fancy:{job.id.removeprefix('ftjob-')[:8]}:ckpt-step-10"
+
+
+async def test_bad_files_fail_the_job_with_their_lines(world: World) -> None:
+    world.preparing.failure = PreparationFailed("line 3: no answer", param="training_file")
+    done = await world.jobs.wait((await world.jobs.create(world.wish())).id)
+    assert done.status == "failed"
+    assert done.error is not None
+    assert done.error.code == "invalid_training_file"
+    assert done.error.message == "line 3: no answer"
+    assert done.error.param == "training_file"
+    assert not world.engine.orders
+
+
+async def test_a_file_that_is_known_to_be_bad_makes_no_job(world: World) -> None:
+    bad = world.add_file("error", "line 2: not JSON")
+    with pytest.raises(RequestRejected, match="line 2: not JSON") as refused:
+        await world.jobs.create(world.wish(training_file=bad))
+    assert refused.value.param == "training_file"
+    assert world.jobs.rows.page() == ([], False)
+
+
+async def test_settings_that_make_no_sense_make_no_job(world: World) -> None:
+    wish = world.wish(training={"lora": {"rnak": 8}})
+    with pytest.raises(RequestRejected, match="did you mean 'rank'") as refused:
+        await world.jobs.create(wish)
+    assert refused.value.param == "training.lora.rnak"
+
+
+async def test_a_refused_version_stays_and_no_name_moves(world: World) -> None:
+    world.engine.ends = False
+    world.publishing.names["fancy"] = "before"
+    job = await world.jobs.create(world.wish(suffix="fancy"))
+    done = await world.jobs.wait(job.id)
+    assert done.status == "failed"
+    assert done.error is not None
+    assert done.error.code == "gate_failed"
+    assert done.digest in world.publishing.versions
+    assert world.publishing.names["fancy"] == "before"
+    assert done.verdict is not None
+    failed = {check["name"] for check in done.verdict["checks"] if not check["passed"]}
+    assert failed == {"end_rate", "loop_rate"}
+
+
+async def test_a_version_that_is_no_adapter_fails_the_gate(world: World) -> None:
+    world.engine.num_steps = 1
+    world.publishing.failure = AdapterRejected("not_finite", "NaN in layer 3")
+    job = await world.jobs.create(world.wish(suffix="fancy"))
+    done = await world.jobs.wait(job.id)
+    assert done.error is not None
+    assert done.error.code == "gate_failed"
+    assert "NaN in layer 3" in done.error.message
+    assert not world.publishing.names
+
+
+async def test_a_full_disk_delays_a_job_and_does_not_fail_it(world: World) -> None:
+    world.publishing.failure = OSError(errno.ENOSPC, "no space left")
+    done = await world.jobs.wait((await world.jobs.create(world.wish(suffix="fancy"))).id)
+    assert done.status == "succeeded"
+    assert world.publishing.names["fancy"] == done.digest
+
+
+async def test_what_fails_in_the_engine_fails_the_job_with_its_code(world: World) -> None:
+    world.engine.failure = JobFailed("training_diverged", "the loss is nan")
+    done = await world.jobs.wait((await world.jobs.create(world.wish())).id)
+    assert done.error is not None
+    assert (done.status, done.error.code) == ("failed", "training_diverged")
+
+
+async def test_a_cancelled_job_stays_cancelled_and_frees_its_space(world: World) -> None:
+    world.engine.num_steps = 10_000
+    job = await world.jobs.create(world.wish(suffix="fancy"))
+    await until(lambda: world.engine.orders)
+    done = await world.jobs.cancel(job.id)
+    assert done.status == "cancelled"
+    assert world.engine.cancelled == [job.id]
+    assert "fancy" not in world.publishing.names
+    assert not world.shop.folders[job.id].run.exists()
+    for again in (world.jobs.cancel, world.jobs.pause, world.jobs.resume):
+        with pytest.raises(JobOver, match="is cancelled"):
+            await again(job.id)
+
+
+async def test_a_paused_job_stands_and_goes_on(world: World) -> None:
+    world.engine.num_steps = 200
+    job = await world.jobs.create(world.wish())
+    await until(lambda: world.engine.done)
+    paused = await world.jobs.pause(job.id)
+    assert paused.is_paused
+    assert paused.status == "running"
+    await asyncio.sleep(0.05)
+    before = dict(world.engine.done)
+    await asyncio.sleep(0.05)
+    assert world.engine.done == before
+    assert not (await world.jobs.resume(job.id)).is_paused
+    assert (await world.jobs.wait(job.id)).status == "succeeded"
+    assert [m for m in world.messages(job.id) if m.endswith(("job paused", "job resumed"))] == [
+        "Fine-tuning job paused",
+        "Fine-tuning job resumed",
+    ]
+
+
+async def test_a_job_survives_the_engine(world: World) -> None:
+    world.engine.num_steps = 100
+    job = await world.jobs.create(world.wish())
+    await until(lambda: world.engine.done)
+    world.engine.die()
+    await until(lambda: world.jobs.rows.get(job.id).status == "queued")
+    world.engine.is_alive = True
+    assert (await world.jobs.wait(job.id)).status == "succeeded"
+    assert any("goes on from the checkpoint" in text for text in world.messages(job.id))
+
+
+async def test_a_job_survives_the_server(world: World) -> None:
+    world.engine.num_steps = 100
+    job = await world.jobs.create(world.wish(suffix="fancy"))
+    await until(lambda: world.engine.done)
+    await world.jobs.stop()
+    world.restart()
+    await world.jobs.start()
+    done = await world.jobs.wait(job.id)
+    assert done.status == "succeeded"
+    assert world.publishing.names["fancy"] == done.digest
+    assert len(world.engine.orders) == 2
+
+
+async def test_a_job_that_kills_the_engine_is_given_up(world: World) -> None:
+    world.engine.num_steps = 100
+
+    async def kill() -> None:
+        while True:
+            await until(lambda: world.engine.orders)
+            world.engine.orders.clear()
+            world.engine.done.clear()
+            world.engine.num_deaths += 1
+
+    killing = asyncio.create_task(kill())
+    done = await world.jobs.wait((await world.jobs.create(world.wish())).id)
+    killing.cancel()
+    assert done.status == "failed"
+    assert done.error is not None
+    assert done.error.code == "engine_died"
+
+
+async def test_a_file_is_kept_while_a_job_needs_it(world: World) -> None:
+    wish = world.wish()
+    job = await world.jobs.create(wish)
+    with pytest.raises(FileInUse, match=job.id):
+        world.shop.files.delete(wish.training_file)
+    await world.jobs.wait(job.id)
+    world.shop.files.delete(wish.training_file)
+
+
+async def test_a_deleted_job_takes_its_checkpoints_along_and_leaves_the_name(world: World) -> None:
+    job = await world.jobs.create(world.wish(suffix="fancy"))
+    with pytest.raises(JobRuns):
+        await world.jobs.delete(job.id)
+    await world.jobs.wait(job.id)
+    await world.jobs.delete(job.id)
+    assert set(world.publishing.names) == {"fancy"}
+    with pytest.raises(JobNotFound):
+        world.jobs.rows.get(job.id)
+    assert not world.shop.folders[job.id].path.exists()
+
+
+async def test_auto_values_are_those_of_the_data(world: World) -> None:
+    given = Hyperparameters(n_epochs=2, learning_rate_multiplier=0.5)
+    job = await world.jobs.create(world.wish(hyperparameters=given, method="dpo"))
+    done = await world.jobs.wait(job.id)
+    assert done.settings is not None
+    assert done.settings["batch"]["num_epochs"] == 2
+    assert done.settings["batch"]["batch_size"] == 1
+    assert done.settings["method"]["beta"] == 0.1
+    assert done.settings["lora"]["alpha"] == 2 * done.settings["lora"]["rank"]
