@@ -95,9 +95,12 @@ class Merger:
     async def merge(self, order: MergeOrder, on_progress: Progress) -> MergeAnswer:
         """Merge and publish. ``on_progress`` is called from another thread, first with 0.
 
-        Raises ``AdapterRejected``, ``EngineOverloaded`` where too many wait, and as
-        ``Publisher.publish`` does; nothing was published then.
+        Raises ``AdapterRejected``, ``EngineOverloaded`` where too many wait,
+        ``EngineUnavailable`` once it is closed, and as ``Publisher.publish`` does; nothing was
+        published then.
         """
+        if self._is_closed:
+            raise EngineUnavailable("the server is shutting down")
         if self._num_waiting >= _MAX_WAITING:
             raise EngineOverloaded(f"{self._num_waiting} merges are waiting; try again later")
         self._num_waiting += 1

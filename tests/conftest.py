@@ -17,6 +17,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
+
+# Speed is measured in benchmarks; a slow machine must not fail a test.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 if not torch.cuda.is_available():
     # Triton decides at its import whether kernels run in its interpreter.

@@ -309,9 +309,10 @@ async def test_parents_are_held_while_the_merge_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(child, "PROGRAM", HANGS)
+    others = set(psutil.Process().children())
     job = (await merge(background=True)).json()
     async with asyncio.timeout(20):
-        while not psutil.Process().children():
+        while not set(psutil.Process().children()) - others:
             await asyncio.sleep(0.01)
     assert registry.leases_by_digest() == dict.fromkeys(parents.values(), 1)
     registry.delete("pirate")
@@ -324,6 +325,14 @@ async def test_parents_are_held_while_the_merge_runs(
     assert shown["error"]["code"] == "merge_died"
     assert registry.leases_by_digest() == {}
     assert service.drain.num_running == 0
+
+
+async def test_a_closed_merger_takes_no_merge(
+    merge: Callable[..., Any], service: Service, parents: dict[str, str]
+) -> None:
+    service.merger.close()
+    refused = await merge()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
 
 
 async def test_no_more_than_a_few_merges_wait(

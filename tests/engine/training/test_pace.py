@@ -10,7 +10,7 @@ from multiflora.engine.training.pace import CEILING_SHARE, FLOOR_SHARE, Pace
 
 IDLE = ServingLoad(step_seconds=0, num_requests=0, awaits_first_token=False)
 LOADING = ServingLoad(step_seconds=0, num_requests=1, awaits_first_token=True)
-SECONDS = st.floats(1e-4, 0.1)
+SECONDS = st.floats(1e-3, 0.1)
 PACES = st.sampled_from(["balanced", "throughput"])
 
 
