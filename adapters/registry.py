@@ -144,6 +144,10 @@ class Registry:
         with self._lock:
             return tuple(self._entries[name] for name in sorted(self._entries))
 
+    def __contains__(self, name: str) -> bool:
+        with self._lock:
+            return name in self._entries
+
     def entry(self, name: str) -> AdapterEntry:
         """Raises ``UnknownName``."""
         with self._lock:

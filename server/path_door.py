@@ -6,6 +6,7 @@ from pathlib import Path
 from multiflora.adapters.entry import AdapterEntry
 from multiflora.adapters.error import AdapterRejected
 
+from .adapter_change import after_change
 from .errors import SourceNotAllowed
 from .publishing import Terms
 from .service import Service
@@ -38,8 +39,7 @@ async def publish_path(service: Service, name: str, path: str, *, in_place: bool
     )
     with service.drain.running():
         taken = await service.publisher.run(publish)
-    service.metrics.adapter_change("publish")
-    await service.pinning.reconcile()
+    await after_change(service, "publish")
     return taken.entry
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from .adapter_change import after_change
 from .service import Service
 
 
@@ -9,5 +10,4 @@ async def remove_adapter(service: Service, name: str, *, if_match: str | None = 
     """Forget ``name``; running requests finish. Raises what ``Registry.delete`` raises."""
     with service.drain.running():
         await asyncio.to_thread(service.registry.delete, name, if_match=if_match)
-        service.metrics.adapter_change("delete")
-        await service.pinning.reconcile()
+        await after_change(service, "delete")

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -96,21 +94,16 @@ def write_adapter(
     assert modules, "an adapter has at least one module"
     refuse_existing(out)
     config = _config(modules, base_name=base_name, task_type=task_type, targets=targets)
-    durable.make_folder(out.parent)
-    staged = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        durable.write(staged / WEIGHTS_NAME, save(_tensors(modules), metadata={"format": "pt"}))
-        durable.write(staged / CONFIG_NAME, _json(config))
-        if report is not None:
-            durable.write(staged / REPORT_NAME, _json(report))
-        staged.chmod(0o755)
-        durable.sync(staged)
+        with durable.new_folder(out) as staged:
+            durable.write(staged / WEIGHTS_NAME, save(_tensors(modules), metadata={"format": "pt"}))
+            durable.write(staged / CONFIG_NAME, _json(config))
+            if report is not None:
+                durable.write(staged / REPORT_NAME, _json(report))
+    except FileExistsError:
+        # Made by somebody else meanwhile.
         refuse_existing(out)
-        os.rename(staged, out)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
         raise
-    durable.sync(out.parent)
 
 
 def refuse_existing(out: Path) -> None:

@@ -1,9 +1,6 @@
 """The trained factors as an ordinary PEFT folder."""
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,19 +29,8 @@ def export_adapter(
     folder is on the disk when this returns, and never half there. Raises ``FileExistsError`` and
     ``OSError``.
     """
-    if os.path.lexists(folder):
-        raise FileExistsError(f"{folder} exists; choose another folder, or remove it first")
     config = json.dumps(settings.adapter_config(base_name), indent=1, sort_keys=True)
     tensors = {name: tensor.to(dtype) for name, tensor in factors.tensors().items()}
-    durable.make_folder(folder.parent)
-    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with durable.new_folder(folder) as staged:
         durable.write(staged / CONFIG_NAME, config.encode() + b"\n")
         write_tensors(staged / WEIGHTS_NAME, tensors, {"format": "pt", **(metadata or {})})
-        staged.chmod(0o755)
-        durable.sync(staged)
-        os.rename(staged, folder)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
-    durable.sync(folder.parent)

@@ -4,14 +4,10 @@
       adapter/                  the result
 """
 
-import os
-import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-
-from multiflora.adapters import durable
 
 from ..models.config import ModelConfig
 from .checkpoint import TENSORS_NAME
@@ -44,7 +40,7 @@ def export_checkpoint(
             trainable=False,
         )
         factors.values.copy_(load_file(checkpoint / TENSORS_NAME)["values"])
-        _export(factors, settings, target, base_name)
+        export_adapter(factors, settings, target, base_name=base_name)
     return target
 
 
@@ -54,13 +50,5 @@ def export_result(
     """The result's folder; one that is there is that of the same run. Raises ``OSError``."""
     target = job_folder / "adapter"
     if not target.is_dir():
-        _export(factors, settings, target, base_name)
+        export_adapter(factors, settings, target, base_name=base_name)
     return target
-
-
-def _export(factors: TrainedFactors, settings: LoraSettings, target: Path, base_name: str) -> None:
-    staged = target.with_name(f".{target.name}")
-    shutil.rmtree(staged, ignore_errors=True)
-    export_adapter(factors, settings, staged, base_name=base_name)
-    os.rename(staged, target)
-    durable.sync(target.parent)

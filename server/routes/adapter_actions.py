@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from multiflora.adapters.entry import AdapterEntry
 from multiflora.engine.errors import RequestRejected
 
+from ..adapter_change import after_change
 from ..adapter_view import view_adapter
 from ..errors import WrongBase
 from ..idempotency import adapter_response, once
@@ -110,8 +111,7 @@ async def _change(
     service: Service, action: str, change: Callable[[], Awaitable[AdapterEntry]], is_repeated: bool
 ) -> Response:
     entry = await change()
-    service.metrics.adapter_change(action)
-    await service.pinning.reconcile()
+    await after_change(service, action)
     return adapter_response(orjson.dumps(await view_adapter(service, entry)))
 
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from multiflora.engine.errors import RequestRejected
 
-from ..adapter_view import view_adapter
+from ..adapter_change import after_publication
 from ..idempotency import adapter_response, once
 from ..openapi import body_reference
 from ..path_door import resolve_inside
@@ -42,13 +42,10 @@ async def import_adapter(request: Request, name: str) -> Response:
 async def _import(
     service: Service, name: str, body: ImportBody, terms: Terms, is_repeated: bool
 ) -> Response:
-    is_new = name not in {entry.name for entry in service.registry.entries()}
+    is_new = name not in service.registry
     publish = _from_path if body.hub is None else _from_hub
     taken = await service.publisher.run(publish, service, name, body, terms)
-    service.metrics.adapter_change("publish")
-    await service.pinning.reconcile()
-    shown = await view_adapter(service, taken.entry)
-    shown["published"] = taken.digest
+    shown = await after_publication(service, taken)
     return adapter_response(orjson.dumps(shown), 201 if is_new else 200)
 
 

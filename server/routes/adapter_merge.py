@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from multiflora.engine.errors import RequestRejected
 
-from ..adapter_view import view_adapter
+from ..adapter_change import after_publication
 from ..idempotency import adapter_response, once
 from ..merge_job import MergeJob
 from ..merging import MergeOrder, Progress
@@ -57,7 +57,7 @@ async def _answer(
 ) -> Response:
     with ExitStack() as held:
         order = _prepare(service, body, order, is_repeated, held)
-        is_new = order.name not in {entry.name for entry in service.registry.entries()}
+        is_new = order.name not in service.registry
         shown = await _merge(service, order, lambda share: None)
     return adapter_response(orjson.dumps(shown), 201 if is_new or order.terms.is_new else 200)
 
@@ -92,7 +92,5 @@ def _prepare(
 
 async def _merge(service: Service, order: MergeOrder, on_progress: Progress) -> dict[str, Any]:
     answer = await service.merger.merge(order, on_progress)
-    service.metrics.adapter_change("publish")
-    await service.pinning.reconcile()
-    shown = await view_adapter(service, answer.publication.entry)
-    return {**shown, "published": answer.publication.digest, "report": answer.report}
+    shown = await after_publication(service, answer.publication)
+    return {**shown, "report": answer.report}

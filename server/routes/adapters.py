@@ -11,6 +11,7 @@ from fastapi.responses import StreamingResponse
 from multiflora.adapters.error import UnknownName, UnknownVersion
 from multiflora.engine.errors import RequestRejected
 
+from ..adapter_change import after_publication
 from ..adapter_tar import AdapterTar
 from ..adapter_upload import AdapterUpload, receive_adapter
 from ..adapter_view import view_adapter, view_adapters, view_versions
@@ -19,6 +20,7 @@ from ..openapi import upload_form
 from ..publishing import Terms
 from ..removal import remove_adapter
 from ..schemas.adapter import event_object
+from ..schemas.page import page_object
 from ..service import Service, service_of
 from .preconditions import if_match_of
 
@@ -61,7 +63,7 @@ async def list_adapters(
     service = service_of(request)
     entries = [e for e in service.registry.entries() if after is None or e.name > after]
     data = await view_adapters(service, entries[:limit])
-    return _list(data, has_more=len(entries) > limit)
+    return page_object(data, has_more=len(entries) > limit)
 
 
 @router.get("/v1/adapters/{name}")
@@ -86,7 +88,9 @@ async def list_history(request: Request, name: str, limit: Limit = 100) -> dict[
     events = await asyncio.to_thread(registry.history, name, limit=limit + 1)
     if not events:
         raise UnknownName(name)
-    return _list([event_object(event) for event in events[:limit]], has_more=len(events) > limit)
+    return page_object(
+        [event_object(event) for event in events[:limit]], has_more=len(events) > limit
+    )
 
 
 @router.delete("/v1/adapters/{name}")
@@ -137,15 +141,12 @@ async def _publish(
 async def _publish_upload(
     service: Service, upload: AdapterUpload, name: str, terms: Terms, is_repeated: bool
 ) -> Response:
-    is_new = name not in {entry.name for entry in service.registry.entries()}
+    is_new = name not in service.registry
     if terms.is_new:
         terms = Terms(is_new=True, is_repeated=is_repeated)
     publish = partial(service.publisher.publish, upload.source, name, source="upload", terms=terms)
     taken = await service.publisher.run(publish)
-    service.metrics.adapter_change("publish")
-    await service.pinning.reconcile()
-    shown = await view_adapter(service, taken.entry)
-    shown["published"] = taken.digest
+    shown = await after_publication(service, taken)
     return adapter_response(orjson.dumps(shown), 201 if is_new or terms.is_new else 200)
 
 
@@ -161,14 +162,4 @@ def _page(data: list[dict[str, Any]], limit: int, after: str | None) -> dict[str
         if after not in ids:
             raise UnknownVersion(f"after is {after[:64]!r}, which is not in the list")
         data = data[ids.index(after) + 1 :]
-    return _list(data[:limit], has_more=len(data) > limit)
-
-
-def _list(data: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": has_more,
-    }
+    return page_object(data[:limit], has_more=len(data) > limit)

@@ -15,6 +15,7 @@ from multiflora.engine.training.data.file_registry import StoredFile, UnknownFil
 from ..idempotency import adapter_response, once
 from ..openapi import file_form
 from ..schemas.file import file_name, file_object, file_terms
+from ..schemas.page import page_object
 from ..service import Service, service_of
 from ..uploads import ANY_SIZE, FormField, FormFields, MalformedUpload, Upload, receive_upload
 
@@ -58,14 +59,7 @@ async def list_files(
         )
     except UnknownFile as error:
         raise RequestRejected(str(error), param="after") from None
-    data = [file_object(file) for file in found]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": has_more,
-    }
+    return page_object([file_object(file) for file in found], has_more=has_more)
 
 
 @router.get("/v1/files/{file_id}")

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import re
 import secrets
-from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, Final
 
@@ -20,6 +19,7 @@ from ..idempotency import adapter_response, once
 from ..openapi import body_reference
 from ..schemas.body import parse_body
 from ..schemas.fine_tuning import JobBody, checkpoint_object, event_object, job_object
+from ..schemas.page import page_object
 from ..service import Service, service_of
 
 router = APIRouter()
@@ -50,7 +50,7 @@ async def list_jobs(request: Request, limit: Limit = 20, after: str | None = Non
     }
     page = partial(service.jobs.rows.page, after=after, limit=limit, metadata=metadata)
     found, has_more = await _page(page, after)
-    return _list([_shown(service, job) for job in found], has_more=has_more)
+    return page_object([_shown(service, job) for job in found], has_more=has_more)
 
 
 @router.get(f"{_JOBS}/{{job_id}}")
@@ -93,7 +93,7 @@ async def list_events(
     """The job's log, the latest first."""
     rows = service_of(request).jobs.rows
     found, has_more = await _page(partial(rows.notes, job_id, after=after, limit=limit), after)
-    return _list([event_object(note) for note in found], has_more=has_more)
+    return page_object([event_object(note) for note in found], has_more=has_more)
 
 
 @router.get(f"{_JOBS}/{{job_id}}/checkpoints")
@@ -104,7 +104,7 @@ async def list_checkpoints(
     rows = service_of(request).jobs.rows
     page = partial(rows.checkpoints, job_id, after=after, limit=limit)
     found, has_more = await _page(page, after)
-    return _list([checkpoint_object(checkpoint) for checkpoint in found], has_more=has_more)
+    return page_object([checkpoint_object(checkpoint) for checkpoint in found], has_more=has_more)
 
 
 @router.get(f"{_JOBS}/{{job_id}}/plot.png")
@@ -140,13 +140,3 @@ async def _page(page: Any, after: str | None) -> Any:
         raise RequestRejected(
             f"after is {after[:64]!r}, which is not in the list", param="after"
         ) from None
-
-
-def _list(data: Sequence[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": has_more,
-    }
