@@ -9,6 +9,7 @@ from ..job import EvaluationMetrics, StepMetrics
 from .job import Job, JobNote
 from .job_folder import JobFolder
 from .job_registry import JobRegistry
+from .tracking.tracker import Tracker
 
 # A transaction waits for the disk; a small model takes hundreds of steps a second.
 _FLUSH_SECONDS: Final = 0.5
@@ -17,10 +18,11 @@ _FLUSH_SECONDS: Final = 0.5
 class JobLog:
     """Knows how far and how fast the job is."""
 
-    def __init__(self, jobs: JobRegistry, job: Job, folder: JobFolder) -> None:
+    def __init__(self, jobs: JobRegistry, job: Job, folder: JobFolder, tracker: Tracker) -> None:
         self._jobs = jobs
         self._job_id = job.id
         self._folder = folder
+        self._tracker = tracker
         self._notes: list[JobNote] = []
         self._rows: list[Mapping[str, Any]] = []
         self._flushed = time.monotonic()
@@ -88,6 +90,7 @@ class JobLog:
         self._jobs.progress(
             self._job_id, notes, step=self.step, trained_tokens=self._trained_tokens
         )
+        self._tracker.add(rows)
         self._folder.add_metrics(rows)
 
 

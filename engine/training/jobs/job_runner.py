@@ -38,6 +38,7 @@ from .job import Job, JobError, JobNote
 from .job_log import JobLog
 from .quality_gate import Check, QualityGate, Verdict
 from .settings import DataSize, data_config, gate_settings, lora_settings_of, training_settings
+from .tracked_job import close_tracker, make_tracker
 from .workshop import Workshop
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ class JobRunner:
         self._shop = shop
         self._id = job.id
         self._folder = shop.folders[job.id]
-        self._log = JobLog(shop.jobs, job, self._folder)
+        self._tracker = make_tracker(shop, job)
+        self._log = JobLog(shop.jobs, job, self._folder, self._tracker)
         self._checkpoints = Checkpoints(shop, job)
         self._is_stopping = threading.Event()
         self._may_run = asyncio.Event()
@@ -99,6 +101,7 @@ class JobRunner:
             await asyncio.to_thread(self._shop.jobs.fail, self._id, error)
         finally:
             self._is_stopping.set()
+            await asyncio.to_thread(close_tracker, self._tracker, self._shop, self._id)
 
     async def _run_through(self) -> None:
         """Run, and again while the disk fails: that is not the job's fault."""
@@ -223,6 +226,7 @@ class JobRunner:
         match event:
             case JobStarted():
                 await self._begin(event)
+                self._tracker.begin(event.step, {"model": job.wish.model, **(job.settings or {})})
             case StepMetrics() | EvaluationMetrics():
                 await self._log.add(event)
             case CheckpointExported():
@@ -287,6 +291,7 @@ class JobRunner:
             return
         await asyncio.to_thread(self._shop.jobs.take_candidate, self._id, digest)
         verdict = await self._verdict(job, ended, digest, metrics)
+        self._tracker.add_verdict(ended.step, verdict.document()["checks"])
         if not verdict.passed:
             await self._refuse(verdict, digest)
             return

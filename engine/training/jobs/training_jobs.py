@@ -16,6 +16,7 @@ from .error import JobNotFound
 from .job import Job, JobWish
 from .job_runner import JobRunner
 from .settings import check_wish, lora_settings_of
+from .tracked_job import check_tracking
 from .workshop import Workshop
 
 logger = logging.getLogger(__name__)
@@ -132,6 +133,7 @@ class TrainingJobs:
             await asyncio.gather(task, return_exceptions=True)
 
     def _create(self, wish: JobWish, start: str | None) -> Job:
+        check_tracking(wish, self._shop.tracking)
         self._check_files(wish)
         lora = None
         if start is not None:
