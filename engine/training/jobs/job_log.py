@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from ..job import EvaluationMetrics, StepMetrics
 from .job import Job, JobNote
+from .job_census import Split
 from .job_folder import JobFolder
 from .job_registry import JobRegistry
 from .tracking.tracker import Tracker
@@ -31,6 +32,7 @@ class JobLog:
         self.step = job.step
         self.num_steps = job.num_steps
         self.best_step: int | None = None
+        self.losses: dict[Split, float] = {}
 
     @property
     def estimated_finish(self) -> int | None:
@@ -59,9 +61,11 @@ class JobLog:
         if isinstance(event, EvaluationMetrics):
             if event.is_best:
                 self.best_step = event.step
+            self.losses["validation"] = event.metrics["eval_loss"]
             text = f"Step {event.step}: validation loss={event.metrics['eval_loss']:.4f}"
         else:
             self._take_step(event)
+            self.losses["train"] = event.metrics["loss"]
             of = "" if self.num_steps is None else f"/{self.num_steps}"
             text = f"Step {event.step}{of}: training loss={event.metrics['loss']:.4f}"
         data = {"step": event.step, "total_steps": self.num_steps, **named, **row}

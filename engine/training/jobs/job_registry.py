@@ -98,6 +98,14 @@ class JobRegistry:
         """Jobs that have not ended, the oldest first."""
         return self._select(f"status NOT IN ({_OVER})", tail="ORDER BY number")
 
+    def counts(self) -> list[tuple[Status, bool | None, int]]:
+        """How many jobs have a status and a verdict of the gate, if any."""
+        with self._database.reading() as connection:
+            found = connection.execute(
+                "SELECT status, verdict ->> 'passed', count(*) FROM job GROUP BY 1, 2"
+            ).fetchall()
+        return [(status, None if is_ok is None else bool(is_ok), n) for status, is_ok, n in found]
+
     def plan(self, job_id: str, settings: Mapping[str, Any], note: str) -> bool:
         """The files are fine and the settings known: the job waits for its turn."""
         return self._change(

@@ -9,6 +9,7 @@ after a crash goes on with the arrow that was under way.
 import asyncio
 import logging
 import threading
+from collections.abc import Mapping
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from multiflora.adapters.error import AdapterRejected, RegistryError
 
 from ...errors import EngineUnavailable, RequestFailed, RequestRejected
 from ..config import LoraSettings
+from ..data.config import Method
 from ..data.dataset import PreparedDataset
 from ..data.file_registry import UnknownFile
 from ..job import (
@@ -35,6 +37,7 @@ from ..job import (
 )
 from .checkpoints import Checkpoints
 from .job import Job, JobError, JobNote
+from .job_census import Split
 from .job_log import JobLog
 from .quality_gate import Check, QualityGate, Verdict
 from .settings import DataSize, data_config, gate_settings, lora_settings_of, training_settings
@@ -62,6 +65,7 @@ class JobRunner:
     def __init__(self, shop: Workshop, job: Job) -> None:
         self._shop = shop
         self._id = job.id
+        self.method: Method = job.wish.method
         self._folder = shop.folders[job.id]
         self._tracker = make_tracker(shop, job)
         self._log = JobLog(shop.jobs, job, self._folder, self._tracker)
@@ -75,6 +79,11 @@ class JobRunner:
     @property
     def estimated_finish(self) -> int | None:
         return self._log.estimated_finish
+
+    @property
+    def losses(self) -> Mapping[Split, float]:
+        """The last ones."""
+        return self._log.losses
 
     def pause(self) -> None:
         """Have the engine stop within a quantum; a job that waits is not handed to it."""

@@ -225,6 +225,24 @@ async def test_a_deleted_job_takes_its_checkpoints_along_and_leaves_the_name(wor
     assert not world.shop.folders[job.id].path.exists()
 
 
+async def test_the_census_counts_jobs_and_knows_the_losses_of_running_ones(world: World) -> None:
+    await world.jobs.wait((await world.jobs.create(world.wish())).id)
+    world.engine.ends = False
+    await world.jobs.wait((await world.jobs.create(world.wish())).id)
+    world.engine.num_steps = 10_000
+    world.engine.eval_losses = {2: 0.25}
+    running = await world.jobs.create(world.wish())
+    await until(lambda: len(world.jobs.census().losses) == 2)
+    census = world.jobs.census()
+    ended = {"succeeded": 1, "failed": 1, "running": 1}
+    assert {status: n for status, n in census.statuses.items() if n} == ended
+    assert census.verdicts == {True: 1, False: 1}
+    assert 0 < census.losses[("supervised", "train")] < 1
+    assert census.losses[("supervised", "validation")] == 0.25
+    await world.jobs.cancel(running.id)
+    assert world.jobs.census().losses == {}
+
+
 async def test_auto_values_are_those_of_the_data(world: World) -> None:
     given = Hyperparameters(n_epochs=2, learning_rate_multiplier=0.5)
     job = await world.jobs.create(world.wish(hyperparameters=given, method="dpo"))
