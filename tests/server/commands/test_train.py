@@ -86,11 +86,3 @@ def test_a_file_becomes_a_folder_that_peft_can_load(
     assert "after 4 steps" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out", "rows.jsonl", "runs"]
     assert list((tmp_path / "runs" / "out").glob("events.out.tfevents.*"))
-
-
-def test_the_estimate_names_serving_and_training(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["estimate", "--rank", "8"])
-    shown = capsys.readouterr().out
-    assert "KV cache" in shown
-    assert "training at rank 8" in shown
