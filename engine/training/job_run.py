@@ -313,6 +313,7 @@ class JobRun:
                 num_steps=run.num_steps,
                 micro_batch_tokens=tokens,
                 memory_bytes=self._place.needed_bytes(self._settings, tokens),
+                best_step=run.state.best_step,
             )
         )
         for step, folder in run.checkpoints():

@@ -45,25 +45,22 @@ class Checkpoints:
             await to_thread(shutil.rmtree, folder, ignore_errors=True)
         name = checkpoint_name(job, event.step)
         await self._shop.publishing.point(name, digest)
-        is_new = await to_thread(
-            self._add_row, event.step, name, metrics, log.best_step == event.step
-        )
-        if is_new:
-            await self._prune()
+        await to_thread(self._add_row, event.step, name, metrics, log.best_step == event.step)
+        # Also for one that is known already: a crash may have come between its row and this.
+        await self._prune()
 
     async def remove_all(self) -> None:
         found, _ = await to_thread(self._shop.jobs.checkpoints, self._job.id, limit=10_000)
         for checkpoint in found:
             await self._remove(checkpoint)
 
-    def _add_row(self, step: int, name: str, metrics: dict[str, float], is_best: bool) -> bool:
+    def _add_row(self, step: int, name: str, metrics: dict[str, float], is_best: bool) -> None:
         is_new = self._shop.jobs.add_checkpoint(
             self._job.id, step=step, name=name, metrics=metrics, is_best=is_best
         )
         if is_new:
             note = JobNote(message=f"Checkpoint after step {step} is served as {name}")
             self._shop.jobs.note(self._job.id, [note])
-        return is_new
 
     async def _prune(self) -> None:
         found, _ = await to_thread(self._shop.jobs.checkpoints, self._job.id, limit=10_000)

@@ -45,9 +45,9 @@ class JobLog:
         pace = (time.monotonic() - since) / (self.step - first)
         return int(time.time() + pace * max(0, self.num_steps - self.step))
 
-    def begin(self, *, step: int, num_steps: int) -> None:
+    def begin(self, *, step: int, num_steps: int, best_step: int | None) -> None:
         """Training goes on after ``step``."""
-        self.step, self.num_steps = step, num_steps
+        self.step, self.num_steps, self.best_step = step, num_steps, best_step
         self._began = (time.monotonic(), step)
 
     def stand(self) -> None:

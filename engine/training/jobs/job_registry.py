@@ -116,13 +116,14 @@ class JobRegistry:
             settings=to_json(settings),
         )
 
-    def begin(self, job_id: str, *, num_steps: int, notes: Sequence[JobNote]) -> bool:
-        """Training goes on, for the first time or again."""
+    def begin(self, job_id: str, *, step: int, num_steps: int, notes: Sequence[JobNote]) -> bool:
+        """Training goes on after ``step``, for the first time or again."""
         return self._change(
             job_id,
             "status IN ('queued', 'running')",
             notes,
             status="running",
+            step=step,
             num_steps=num_steps,
             started=self._now(),
             keep_first=frozenset({"started"}),
@@ -264,18 +265,18 @@ class JobRegistry:
     ) -> bool:
         """A second checkpoint of one step, made after a restart, changes nothing: False."""
         with self._database.transaction() as connection:
+            is_new = connection.execute(
+                "INSERT OR IGNORE INTO job_checkpoint "
+                "(id, job, step, name, metrics, is_best, created) VALUES (?, ?, ?, ?, ?, 0, ?)",
+                (
+                    *(_CHECKPOINT_PREFIX + secrets.token_hex(12), job_id, step, name),
+                    *(to_json(metrics), self._now()),
+                ),
+            ).rowcount
             if is_best:
-                connection.execute("UPDATE job_checkpoint SET is_best = 0 WHERE job = ?", (job_id,))
-            return bool(
-                connection.execute(
-                    "INSERT OR IGNORE INTO job_checkpoint "
-                    "(id, job, step, name, metrics, is_best, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        *(_CHECKPOINT_PREFIX + secrets.token_hex(12), job_id, step, name),
-                        *(to_json(metrics), int(is_best), self._now()),
-                    ),
-                ).rowcount
-            )
+                best = "UPDATE job_checkpoint SET is_best = (step = ?) WHERE job = ?"
+                connection.execute(best, (step, job_id))
+        return bool(is_new)
 
     def checkpoints(
         self, job_id: str, *, after: str | None = None, limit: int = 10

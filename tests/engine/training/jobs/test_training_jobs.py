@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.error import AdapterRejected, RegistryUnavailable
 from multiflora.engine.errors import RequestRejected
 from multiflora.engine.training.data.file_registry import FileInUse
 from multiflora.engine.training.job import JobFailed
@@ -120,6 +120,25 @@ async def test_a_full_disk_delays_a_job_and_does_not_fail_it(world: World) -> No
     done = await world.jobs.wait((await world.jobs.create(world.wish(suffix="fancy"))).id)
     assert done.status == "succeeded"
     assert world.publishing.names["fancy"] == done.digest
+
+
+async def test_a_failure_is_written_down_once_the_disk_has_room(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.preparing.failure = PreparationFailed("line 3: no answer", param="training_file")
+    fail, refusals = world.shop.jobs.fail, [RegistryUnavailable("the disk is full")] * 3
+
+    def fail_later(*given: Any, **named: Any) -> bool:
+        if refusals:
+            raise refusals.pop()
+        return fail(*given, **named)
+
+    monkeypatch.setattr(world.shop.jobs, "fail", fail_later)
+    done = await world.jobs.wait((await world.jobs.create(world.wish())).id)
+    assert done.error is not None
+    assert (done.status, done.error.code) == ("failed", "invalid_training_file")
+    told = [text for text in world.messages(done.id) if "stands still" in text]
+    assert told == ["The job stands still and is tried again: the disk is full"]
 
 
 async def test_what_fails_in_the_engine_fails_the_job_with_its_code(world: World) -> None:
