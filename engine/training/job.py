@@ -102,7 +102,7 @@ class EvaluationMetrics(msgspec.Struct, frozen=True, tag=True):
 class CheckpointExported(msgspec.Struct, frozen=True, tag=True):
     """The state after ``step`` is durable; ``folder`` is its PEFT folder in float32.
 
-    Nobody removes exported folders but their reader.
+    Its reader removes it; one whose checkpoint has been dropped meanwhile is gone.
     """
 
     step: int

@@ -1,10 +1,11 @@
 """A job's checkpoints: each is served under a name of its own while it is one of the last."""
 
 import logging
-import shutil
 from asyncio import to_thread
+from contextlib import suppress
 from pathlib import Path
 
+from multiflora.adapters import durable
 from multiflora.adapters.error import AdapterRejected
 
 from ..job import CheckpointExported
@@ -37,12 +38,19 @@ class Checkpoints:
                 parents=() if job.start is None else (job.start,),
                 metrics={"job": job.id, **metrics},
             )
-        except AdapterRejected as error:
+        except (AdapterRejected, OSError) as error:
+            if not folder.is_dir():
+                # The engine dropped it for later ones, as would be done with its name.
+                return
+            if isinstance(error, OSError):
+                raise
             text = f"The checkpoint after step {event.step} cannot be served: {error}"
             await to_thread(self._shop.jobs.note, job.id, [JobNote(message=text, level="warn")])
             return
         finally:
-            await to_thread(shutil.rmtree, folder, ignore_errors=True)
+            # Half of it under its name would pass for a whole export after a crash.
+            with suppress(OSError):
+                await to_thread(durable.remove_folder, folder)
         name = checkpoint_name(job, event.step)
         await self._shop.publishing.point(name, digest)
         await to_thread(self._add_row, event.step, name, metrics, log.best_step == event.step)

@@ -45,5 +45,5 @@ def test_a_disk_that_is_full_for_a_while_delays_a_job_and_breaks_nothing(
     memory_folder: Path,
 ) -> None:
     (alive,) = run(memory_folder, [(-1, "before")])
-    answers = run(memory_folder, [(call, "full") for call in range(len(alive["calls"]))])
+    answers = run(memory_folder, [(call, "full") for call in range(0, len(alive["calls"]), 2)])
     assert all(len(answer["calls"]) > len(alive["calls"]) for answer in answers[1:])
