@@ -62,7 +62,7 @@ class CheckpointFolder:
         # As it will be read back: tuples become lists, keys become strings.
         self._identity: Mapping[str, Any] = json.loads(json.dumps(identity))
         self._keep = keep
-        for leftover in path.glob(f"{_INCOMING}*"):
+        for leftover in path.glob(".*"):
             shutil.rmtree(leftover)
 
     def folder(self, step: int) -> Path:
@@ -121,7 +121,7 @@ class CheckpointFolder:
     def _prune(self, state: RunState) -> None:
         steps = self.steps()
         for step in set(steps) - {*steps[-self._keep :], state.best_step}:
-            shutil.rmtree(self.folder(step))
+            durable.remove_folder(self.folder(step))
 
 
 class CheckpointWriter:
