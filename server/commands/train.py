@@ -49,6 +49,8 @@ _EPILOG: Final = (
 )
 # Nothing is generated here.
 _MAX_MODEL_LEN: Final = 256
+# Nobody waits for a quantum to end: micro-batches are as large as memory allows.
+_QUANTUM_SECONDS: Final = 60.0
 
 
 def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -107,7 +109,7 @@ def run(
         device=device,
         max_model_len=_MAX_MODEL_LEN,
         data_dir=str(DATA_DIR),
-        training=TrainingConfig(pace="throughput"),
+        training=TrainingConfig(pace="throughput", quantum_seconds=_QUANTUM_SECONDS),
     )
     ended = asyncio.run(_train(job, config, folder, console))
     assert ended.folder is not None
