@@ -53,6 +53,7 @@ bench: install
 bench-gpu: install
 	$(BIN)/python -m benchmarks.kernels.bench_gpu
 	$(BIN)/python -m benchmarks.serving.bench_adapter_mix --device cuda --shape llama-3.2-1b
+	$(BIN)/python -m benchmarks.training.bench_gpu_training
 
 demo: install
 	$(BIN)/python -m demo.grow
