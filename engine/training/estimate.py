@@ -23,12 +23,14 @@ DECODE_BYTES_PER_WEIGHT = {"cpu": 6, "torch": 13, "triton": 0}
 class TrainingMemory:
     """Bytes by part. ``boundaries`` are the kept residual streams, ``layer`` is one layer on its
     way down, ``loss`` one chunk of logits and the gradients of all predictions; the last two never
-    exist together. ``host`` is the copy that a checkpoint is written from.
+    exist together. ``norms`` are those of the base's rows, which DoRA keeps. ``host`` is the copy
+    that a checkpoint is written from.
     """
 
     factors: int
     moments: int
     gradients: int
+    norms: int
     boundaries: int
     layer: int
     loss: int
@@ -37,7 +39,7 @@ class TrainingMemory:
     @property
     def device_bytes(self) -> int:
         """The most that is alive at once beside the base."""
-        state = self.factors + self.moments + self.gradients
+        state = self.factors + self.moments + self.gradients + self.norms
         return state + self.boundaries + max(self.layer, self.loss)
 
 
@@ -57,29 +59,37 @@ def estimate_memory(
     layout = plan_layout(projections, settings.lora.modules(model))
     per_layer = len(projections) // model.num_layers
     lowest = layout.projections[0].index // per_layer
-    ranks = [0] * model.num_layers
+    ranks, scaled = [0] * model.num_layers, [0] * model.num_layers
     for planned in layout.projections:
         ranks[planned.index // per_layer] += planned.num_ranks
+        if settings.lora.use_dora:
+            scaled[planned.index // per_layer] += planned.out_features
     tokens, item = settings.batch.micro_batch_tokens, ITEM_SIZES[dtype]
     flat = 4 * layout.num_elements
     return TrainingMemory(
         factors=flat,
         moments=2 * flat,
         gradients=flat,
+        norms=4 * sum(scaled),
         boundaries=(model.num_layers - lowest + 1) * tokens * model.hidden_size * item,
-        layer=_layer_bytes(model, settings, max(ranks), item=item)
+        layer=_layer_bytes(model, settings, max(ranks), max(scaled), item=item)
         + (_decoded_bytes(projections, item, kernels) if is_quantized else 0),
         loss=_loss_bytes(model, tokens, item),
         host=3 * flat,
     )
 
 
-def _layer_bytes(model: ModelConfig, settings: TrainingSettings, ranks: int, *, item: int) -> int:
-    """What one layer keeps for its backward, and the gradients in flight, per token row."""
+def _layer_bytes(
+    model: ModelConfig, settings: TrainingSettings, ranks: int, scaled: int, *, item: int
+) -> int:
+    """What one layer keeps for its backward, and the gradients in flight, per token row.
+
+    DoRA keeps ``scaled`` outputs as they were before they were scaled.
+    """
     hidden, inner = model.hidden_size, model.intermediate_size
     qkv, rotated = model.q_size + 2 * model.kv_size, model.q_size + model.kv_size
     normed_heads = rotated if model.qk_norm else 0
-    kept = 4 * hidden + qkv + normed_heads + rotated + 2 * model.q_size + 3 * inner + ranks
+    kept = 4 * hidden + qkv + normed_heads + rotated + 2 * model.q_size + 3 * inner + ranks + scaled
     # The gated activation holds dY, both halves of its gradient and a product.
     in_flight = 2 * hidden + 4 * inner
     widest_input = max(hidden, model.q_size, inner)

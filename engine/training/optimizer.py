@@ -8,8 +8,6 @@ import math
 
 import torch
 
-from multiflora.adapters.flat_buffer import factor_views
-
 from .config import OptimizerSettings
 from .error import TrainingDiverged
 from .factors import TrainedFactors
@@ -58,7 +56,6 @@ class Optimizer:
         if settings.weight_decay:
             update.add_(values, alpha=settings.weight_decay)
         if settings.lora_plus_ratio != 1:
-            for view in factor_views(self._factors.layout, update).values():
-                for part in view.parts:
-                    part.b.mul_(settings.lora_plus_ratio)
+            for boosted in self._factors.boosted():
+                update[boosted].mul_(settings.lora_plus_ratio)
         values.add_(update, alpha=-rate)

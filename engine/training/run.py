@@ -247,7 +247,9 @@ class TrainingRun:
         else:
             seed = self._settings.seed
             self.factors.initialize(
-                self._settings.lora.init, lambda path: tensor_stream(seed, "init", path)
+                self._settings.lora.init,
+                lambda path: tensor_stream(seed, "init", path),
+                self._network.row_norms,
             )
 
     def _adopt(self, snapshot: Snapshot) -> None:

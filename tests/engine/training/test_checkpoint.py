@@ -38,15 +38,24 @@ def snapshot(step: int, **state: Any) -> Snapshot:
     return Snapshot(RunState(step=step, **state), *tensors)
 
 
-@pytest.mark.parametrize("method", [SupervisedSettings(neftune_alpha=5.0), PreferenceSettings()])
+@pytest.mark.parametrize(
+    ("method", "lora"),
+    [
+        (SupervisedSettings(neftune_alpha=5.0), SETTINGS["lora"]),
+        (PreferenceSettings(), SETTINGS["lora"]),
+        (SupervisedSettings(), replace(SETTINGS["lora"], use_dora=True)),
+    ],
+    ids=["supervised", "preferences", "dora"],
+)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     method: Any,
+    lora: LoraSettings,
     make_run: Callable[..., Any],
     finish: Callable[..., Any],
     make_rows: Callable[..., Any],
 ) -> None:
     rows = make_rows(method)
-    settings = {"method": method, "validation": rows[:3], **SETTINGS}
+    settings = {**SETTINGS, "method": method, "lora": lora, "validation": rows[:3]}
     whole = make_run(rows, folder="whole", **settings)
     expected = {e.step: e.metrics for e in finish(whole) if isinstance(e, StepTaken)}
     broken = make_run(rows, folder="broken", **settings)

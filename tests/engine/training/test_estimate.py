@@ -68,26 +68,33 @@ class PeakMemory(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("family", "dropout", "kernels"),
-    [("llama", 0.0, "cpu"), ("qwen3", 0.1, "cpu"), ("qwen2", 0.0, "torch")],
+    ("family", "settings", "kernels"),
+    [
+        ("llama", {}, "cpu"),
+        ("qwen3", {"dropout": 0.1}, "cpu"),
+        ("qwen2", {}, "torch"),
+        ("qwen2", {"use_dora": True}, "cpu"),
+        ("llama", {"use_dora": True, "dropout": 0.1}, "torch"),
+    ],
 )
 def test_estimate_is_an_upper_bound_and_a_close_one(
     family: str,
-    dropout: float,
+    settings: dict[str, Any],
     kernels: str,
     make_run: Callable[..., Any],
     make_examples: Callable[..., Any],
 ) -> None:
-    lora = LoraSettings(rank=8, alpha=8, dropout=dropout)
+    lora = LoraSettings(rank=8, alpha=8, **settings)
     batch = BatchSettings(batch_size=8, max_steps=1, micro_batch_tokens=1600)
     rows = make_examples([200] * 8, first=1)
     with PeakMemory() as memory:
         run = make_run(rows, family=family, kernels=kernels, lora=lora, batch=batch)
         while not run.has_ended:
             run.run_quantum()
-    settings = TrainingSettings(lora=lora, batch=batch)
     model = run._network.config
-    estimated = estimate_memory(model, settings, dtype="float32", kernels=kernels)
+    estimated = estimate_memory(
+        model, TrainingSettings(lora=lora, batch=batch), dtype="float32", kernels=kernels
+    )
     assert estimated.factors == run.factors.values.numel() * 4
     measured = memory.peak - estimated.host
     assert measured <= estimated.device_bytes <= 1.35 * measured, (measured, estimated)

@@ -12,17 +12,21 @@ from multiflora.engine.training.optimizer import Optimizer
 from multiflora.engine.training.schedule import rate_factor
 
 
-@pytest.mark.parametrize("ratio", [1.0, 16.0])
-@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize(("ratio", "decay"), [(1.0, 0.0), (1.0, 0.1), (16.0, 0.1)])
 def test_steps_equal_those_of_torch(
-    ratio: float, decay: float, make_network: Callable[..., Any], make_factors: Callable[..., Any]
+    ratio: float,
+    decay: float,
+    use_dora: bool,
+    make_network: Callable[..., Any],
+    make_factors: Callable[..., Any],
 ) -> None:
-    factors = make_factors(make_network(), r=3, target_modules="all-linear")
+    factors = make_factors(make_network(), r=3, target_modules="all-linear", use_dora=use_dora)
     settings = OptimizerSettings(weight_decay=decay, lora_plus_ratio=ratio, max_grad_norm=1.0)
     leaves = {name: tensor.requires_grad_() for name, tensor in factors.tensors().items()}
     groups = [
-        {"params": [leaf for name, leaf in leaves.items() if letter in name], "lr": 0.0}
-        for letter in ("lora_A", "lora_B")
+        {"params": [leaf for name, leaf in leaves.items() if is_a == ("lora_A" in name)], "lr": 0.0}
+        for is_a in (True, False)
     ]
     theirs = torch.optim.AdamW(groups, weight_decay=decay)
     ours = Optimizer(factors, settings)
@@ -40,6 +44,24 @@ def test_steps_equal_those_of_torch(
         assert not factors.gradient.any()
     for name, tensor in factors.tensors().items():
         torch.testing.assert_close(tensor, leaves[name].detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_magnitudes_learn_and_decay_as_b_does_in_peft() -> None:
+    from peft import LoraConfig, get_peft_model
+    from peft.optimizers import create_loraplus_optimizer
+
+    config = LoraConfig(target_modules=["0"], use_dora=True)
+    model: Any = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), config)  # type: ignore[arg-type]
+    optimizer = create_loraplus_optimizer(
+        model, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16, loraplus_weight_decay=0.1
+    )
+    group = {id(leaf): group for group in optimizer.param_groups for leaf in group["params"]}
+    b, magnitude = (
+        next(group[id(leaf)] for name, leaf in model.named_parameters() if part in name)
+        for part in ("lora_B", "magnitude")
+    )
+    assert b is magnitude
+    assert (b["lr"], b["weight_decay"]) == (16e-3, 0.1)
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing(

@@ -57,11 +57,16 @@ def test_loss_falls_to_a_fraction_and_metrics_have_trl_names(
     assert events[2].metrics["epoch"] == 3.0
 
 
+@pytest.mark.parametrize("use_dora", [False, True])
 def test_micro_batches_do_not_change_the_result(
-    make_run: Callable[..., Any], finish: Callable[..., Any], make_examples: Callable[..., Any]
+    use_dora: bool,
+    make_run: Callable[..., Any],
+    finish: Callable[..., Any],
+    make_examples: Callable[..., Any],
 ) -> None:
     rows = make_examples([20, 9, 31, 5, 44, 13, 26, 17])
-    settings = {"optimizer": FAST, "schedule": FLAT}
+    lora = LoraSettings(rank=4, alpha=8, use_dora=use_dora)
+    settings = {"lora": lora, "optimizer": FAST, "schedule": FLAT}
     found = []
     for name, budget in (("one", 4096), ("eight", 44)):
         batch = BatchSettings(batch_size=8, num_epochs=3, micro_batch_tokens=budget)
@@ -244,15 +249,18 @@ def test_a_run_leaves_the_base_and_the_global_random_state_alone(
     assert random.getstate() == python_state
 
 
-@pytest.mark.parametrize("kernels", ["torch", "cpu"])
+@pytest.mark.parametrize(("kernels", "use_dora"), [("torch", False), ("cpu", False), ("cpu", True)])
 def test_bfloat16_follows_float32_with_float32_factors(
     kernels: str,
+    use_dora: bool,
     make_run: Callable[..., Any],
     losses: Callable[..., Any],
     make_examples: Callable[..., Any],
 ) -> None:
     rows = make_examples(LENGTHS[:4])
-    settings = {"optimizer": FAST, "schedule": FLAT, "batch": BatchSettings(num_epochs=4)}
+    lora = LoraSettings(rank=4, alpha=8, use_dora=use_dora)
+    batch = BatchSettings(num_epochs=4)
+    settings = {"lora": lora, "optimizer": FAST, "schedule": FLAT, "batch": batch}
     exact = losses(make_run(rows, folder="exact", **settings))
     rounded_run = make_run(rows, folder="rounded", dtype="bfloat16", kernels=kernels, **settings)
     assert rounded_run.factors.values.dtype == torch.float32
