@@ -15,6 +15,8 @@ MAX_RANK = 1024
 # The name under which PEFT saves DoRA's vector.
 MAGNITUDE = "lora_magnitude_vector"
 
+OptimizerKind = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+OPTIMIZERS: tuple[OptimizerKind, ...] = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 PreferenceLossKind = Literal[
     "sigmoid", "ipo", "hinge", "robust", "sigmoid_norm", "apo_zero", "apo_down"
 ]
@@ -126,8 +128,13 @@ class LoraSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW; ``lora_plus_ratio`` multiplies the rate of B (LoRA+, arXiv 2402.12354)."""
+    """AdamW; ``lora_plus_ratio`` multiplies the rate of B (LoRA+, arXiv 2402.12354).
 
+    ``kind`` says where its moments are: in float32 or in 8 bits (arXiv 2110.02861), on the device
+    or, paged, in pinned memory of the host. On a CPU these are one memory.
+    """
+
+    kind: OptimizerKind = "adamw"
     learning_rate: float = 2e-4
     beta1: float = 0.9
     beta2: float = 0.999
@@ -136,7 +143,16 @@ class OptimizerSettings:
     max_grad_norm: float = 1.0
     lora_plus_ratio: float = 1.0
 
+    @property
+    def is_8bit(self) -> bool:
+        return self.kind.endswith("8bit")
+
+    @property
+    def is_paged(self) -> bool:
+        return self.kind.startswith("paged")
+
     def __post_init__(self) -> None:
+        _need(self.kind in OPTIMIZERS, "kind", self.kind, ", ".join(OPTIMIZERS))
         _need(0 < self.learning_rate <= 1, "learning_rate", self.learning_rate, "above 0, up to 1")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)

@@ -7,13 +7,14 @@ a library keeps for itself inside one call is not.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from multiflora.adapters.layout import plan_layout
+from multiflora.adapters.layout import ProjectionLayout, plan_layout
 from multiflora.adapters.target import Projection
 
 from ..models.config import ModelConfig
 from ..models.size import ITEM_SIZES
 from .config import TrainingSettings
 from .head_size import chunk_rows
+from .optimizer_size import moment_bytes, scratch_bytes
 
 # What decoding an NF4 matrix allocates per weight on the way to the model's dtype.
 DECODE_BYTES_PER_WEIGHT = {"cpu": 6, "torch": 13, "triton": 0}
@@ -23,8 +24,9 @@ DECODE_BYTES_PER_WEIGHT = {"cpu": 6, "torch": 13, "triton": 0}
 class TrainingMemory:
     """Bytes by part. ``boundaries`` are the kept residual streams, ``layer`` is one layer on its
     way down, ``loss`` one chunk of logits and the gradients of all predictions; the last two never
-    exist together. ``norms`` are those of the base's rows, which DoRA keeps. ``host`` is the copy
-    that a checkpoint is written from.
+    exist together, nor with ``optimizer``, what moving the factors takes. ``norms`` are those of
+    the base's rows, which DoRA keeps. ``host`` is the copy that a checkpoint is written from, and
+    moments that are paged.
     """
 
     factors: int
@@ -34,13 +36,14 @@ class TrainingMemory:
     boundaries: int
     layer: int
     loss: int
+    optimizer: int
     host: int
 
     @property
     def device_bytes(self) -> int:
         """The most that is alive at once beside the base."""
         state = self.factors + self.moments + self.gradients + self.norms
-        return state + self.boundaries + max(self.layer, self.loss)
+        return state + max(self.boundaries + max(self.layer, self.loss), self.optimizer)
 
 
 def estimate_memory(
@@ -65,17 +68,20 @@ def estimate_memory(
         if settings.lora.use_dora:
             scaled[planned.index // per_layer] += planned.out_features
     tokens, item = settings.batch.micro_batch_tokens, ITEM_SIZES[dtype]
-    flat = 4 * layout.num_elements
+    flat, optimizer = 4 * layout.num_elements, settings.optimizer
+    moments = moment_bytes(optimizer, layout.num_elements)
     return TrainingMemory(
         factors=flat,
-        moments=2 * flat,
+        moments=0 if optimizer.is_paged else moments,
         gradients=flat,
         norms=4 * sum(scaled),
         boundaries=(model.num_layers - lowest + 1) * tokens * model.hidden_size * item,
         layer=_layer_bytes(model, settings, max(ranks), max(scaled), item=item)
+        + 4 * max(map(_num_factors, layout.projections))
         + (_decoded_bytes(projections, item, kernels) if is_quantized else 0),
         loss=_loss_bytes(model, tokens, item),
-        host=3 * flat,
+        optimizer=scratch_bytes(optimizer, layout.num_elements),
+        host=flat + moments + (moments if optimizer.is_paged else 0),
     )
 
 
@@ -98,6 +104,12 @@ def _layer_bytes(
     wide = 2 * model.head_dim + 2 * hidden + 2
     tokens = settings.batch.micro_batch_tokens
     return tokens * ((kept + in_flight + masks) * item + wide * 4)
+
+
+def _num_factors(projection: ProjectionLayout) -> int:
+    """Of one projection: their gradients exist a moment before they are added to the flat one."""
+    b = sum(part.module.rank * part.width for part in projection.parts)
+    return projection.num_ranks * projection.in_features + b
 
 
 def _decoded_bytes(projections: Sequence[Projection], item: int, kernels: str) -> int:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from ..models.config import ModelConfig
-from .checkpoint import TENSORS_NAME
+from .checkpoint import TENSORS_NAME, VALUES
 from .config import LoraSettings
 from .export import export_adapter
 from .factors import TrainedFactors
@@ -39,7 +39,7 @@ def export_checkpoint(
             device=_CPU,
             trainable=False,
         )
-        factors.values.copy_(load_file(checkpoint / TENSORS_NAME)["values"])
+        factors.values.copy_(load_file(checkpoint / TENSORS_NAME)[VALUES])
         export_adapter(factors, settings, target, base_name=base_name)
     return target
 
