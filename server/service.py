@@ -14,6 +14,7 @@ from multiflora.engine.text.chat_template import ChatTemplate
 from multiflora.engine.text.tokenizer import Tokenizer
 from multiflora.engine.training.data.file_registry import FileRegistry
 from multiflora.engine.training.jobs.training_jobs import TrainingJobs
+from multiflora.engine.training.learning.learner import Learner
 
 from .catalog import Catalog
 from .drain import Drain
@@ -43,6 +44,7 @@ class Service:
     publisher: Publisher
     file_checker: FileChecker
     jobs: TrainingJobs
+    learner: Learner
     pinning: Pinning
     merger: Merger
     merge_jobs: MergeJobs = field(default_factory=MergeJobs)

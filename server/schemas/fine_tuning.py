@@ -168,7 +168,7 @@ def _training(job: Job) -> dict[str, Any]:
         return given
     known = {name: value for name, value in job.settings.items() if isinstance(value, dict)}
     known["loss"] = {key: value for key, value in known.pop("method").items() if key != "kind"}
-    return {**known, **{name: given[name] for name in ("data", "gate") if name in given}}
+    return {**known, **{name: given[name] for name in ("data", "gate", "publish") if name in given}}
 
 
 def _error(job: Job) -> dict[str, Any] | None:
