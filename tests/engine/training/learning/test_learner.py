@@ -206,7 +206,7 @@ async def unnoted(loop: Loop) -> None:
     def die(*_: Any) -> bool:
         raise KeyboardInterrupt
 
-    loop.learner.runs.set_job = die
+    loop.learner.runs.set_job = die  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(KeyboardInterrupt):
         await loop.learner.learn("poet")
     loop.learner.runs.set_job = note
