@@ -16,6 +16,7 @@ from .routes import (
     adapters,
     chat,
     completions,
+    datasets,
     feedback,
     files,
     fine_tuning,
@@ -28,6 +29,7 @@ from .routes import (
 from .schemas.adapter import CanaryBody, ImportBody, RollbackBody
 from .schemas.chat import ChatBody
 from .schemas.completion import CompletionBody
+from .schemas.dataset_sampling import SampleBody
 from .schemas.feedback import FeedbackBody
 from .schemas.fine_tuning import JobBody
 from .schemas.learning import LearningBody
@@ -46,6 +48,7 @@ _ROUTES = (
     fine_tuning,
     feedback,
     learning,
+    datasets,
     vllm_door,
     sglang_door,
     health,
@@ -69,6 +72,6 @@ def create_app(service: Service) -> FastAPI:
     for module in _ROUTES:
         app.include_router(module.router)
     bodies = (JobBody, ChatBody, CompletionBody, RollbackBody, CanaryBody, ImportBody, MergeBody)
-    describe_bodies(app, *bodies, FeedbackBody, LearningBody)
+    describe_bodies(app, *bodies, FeedbackBody, LearningBody, SampleBody)
     add_error_handlers(app)
     return app
