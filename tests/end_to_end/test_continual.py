@@ -1,8 +1,9 @@
 """The loop as users and operators see it: nobody touches the server between feedback and answer."""
 
 import json
+import os
+import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .conftest import Server
+from .conftest import Server, command
 
 DEMO = Path(__file__).resolve().parents[2] / "engine" / "demo" / "adapters"
 PAIRS = {
@@ -201,16 +202,29 @@ def test_what_was_not_opted_in_or_was_erased_is_in_no_file(
     assert api.delete("/v1/feedback", params={"user": "ann"}).status_code == 200
     left = bytes_under(data_dir)
     assert not any(f"secret is 471{digit}".encode() in left for digit in range(1, 5))
+    ask(api, "loud", "My secret is 4715.")
+    assert api.get("/v1/adapters/loud/learning").json()["kept_completions"] == 1
+    api.delete("/v1/adapters/loud")
+    deadline = time.monotonic() + 30
+    while b"4715" in bytes_under(data_dir):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_the_documented_commands_work(api: httpx.Client, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     page = (root / "docs" / "continual.md").read_text()
     page = page.replace("http://127.0.0.1:8000", str(api.base_url).rstrip("/"))
-    for script in [part.split("```")[0] for part in page.split("```bash\n")[1:]]:
-        command = ["bash", "-euo", "pipefail", "-c", script]
-        path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    page = page.replace("multiflora sample", shlex.join(command("sample")))
+    scripts = [part.split("```")[0] for part in page.split("```bash\n")[1:]]
+    assert len(scripts) == 2
+    for script in scripts:
         ran = subprocess.run(
-            command, cwd=root, capture_output=True, text=True, env={"PATH": path, "TMPDIR": "/tmp"}
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
         )
         assert ran.returncode == 0, (script, ran.stdout, ran.stderr)
+    assert '"messages"' in ran.stdout

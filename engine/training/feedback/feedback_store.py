@@ -223,6 +223,10 @@ class FeedbackStore:
             self._database.scrub()
         return num_removed
 
+    def scrub(self) -> None:
+        """Leave nothing of what went with a name in the database's log or its copies."""
+        self._database.scrub()
+
     def _select(self, condition: str, *values: Any, tail: str = "") -> list[Feedback]:
         with self._database.reading() as connection:
             rows = connection.execute(

@@ -158,8 +158,10 @@ class Learner:
             return await asyncio.to_thread(self.store.erase, **whose)
 
     async def _read_policies(self) -> None:
-        # From the database: they go with their names.
-        self._policies = await asyncio.to_thread(self.runs.policies)
+        """From the database: they go with their names, as does all that was kept for these."""
+        known, self._policies = self._policies, await asyncio.to_thread(self.runs.policies)
+        if not known.keys() <= self._policies.keys():
+            await asyncio.to_thread(self.store.scrub)
 
     def _is_due(self, name: str, policy: LearningPolicy) -> bool:
         now = self._clock()
