@@ -21,6 +21,7 @@ from .catalog import Parent, ServedModel
 from .disconnect import until_disconnect
 from .generation import Delta, SequenceJob, generate
 from .metrics import RequestRecord
+from .observation import check_store, observed
 from .schemas.sampling import SamplingBody
 from .selection import lease_selected
 from .service import Service, off_loop
@@ -60,6 +61,7 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
         resources.enter_context(service.drain.running())
         model = resources.enter_context(lease_selected(service.catalog, body))
         record = resources.enter_context(service.metrics.request(model.name))
+        check_store(service.learner, model, body.store)
         info = service.client.info
         prompts = await off_loop(
             question.is_large, question.tokenize, max_model_len=info.max_model_len
@@ -67,6 +69,7 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
         answer_id = f"{question.shape.id_prefix}-{uuid.uuid4().hex}"
         jobs = _jobs(service, question, prompts, info=info, model=model, answer_id=answer_id)
         deltas = generate(service.client, service.tokenizer, jobs)
+        deltas = observed(deltas, service.learner, model, body, answer_id)
         resources.push_async_callback(deltas.aclose)
         making = _Answer(
             envelope=_envelope(answer_id, model, info),

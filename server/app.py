@@ -16,9 +16,12 @@ from .routes import (
     adapters,
     chat,
     completions,
+    datasets,
+    feedback,
     files,
     fine_tuning,
     health,
+    learning,
     models,
     sglang_door,
     vllm_door,
@@ -26,7 +29,10 @@ from .routes import (
 from .schemas.adapter import CanaryBody, ImportBody, RollbackBody
 from .schemas.chat import ChatBody
 from .schemas.completion import CompletionBody
+from .schemas.dataset_sampling import SampleBody
+from .schemas.feedback import FeedbackBody
 from .schemas.fine_tuning import JobBody
+from .schemas.learning import LearningBody
 from .schemas.merge import MergeBody
 from .service import Service
 
@@ -40,6 +46,9 @@ _ROUTES = (
     adapter_merge,
     files,
     fine_tuning,
+    feedback,
+    learning,
+    datasets,
     vllm_door,
     sglang_door,
     health,
@@ -63,6 +72,6 @@ def create_app(service: Service) -> FastAPI:
     for module in _ROUTES:
         app.include_router(module.router)
     bodies = (JobBody, ChatBody, CompletionBody, RollbackBody, CanaryBody, ImportBody, MergeBody)
-    describe_bodies(app, *bodies)
+    describe_bodies(app, *bodies, FeedbackBody, LearningBody, SampleBody)
     add_error_handlers(app)
     return app

@@ -53,7 +53,6 @@ class SamplingBody(RequestBody):
     IGNORED: ClassVar[frozenset[str]] = frozenset({"metadata", "service_tier"})
     UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "logit_bias": ({},),
-        "store": (False,),
         "skip_special_tokens": (True,),
         "include_stop_str_in_output": (False,),
         "return_token_ids": (False,),
@@ -89,6 +88,8 @@ class SamplingBody(RequestBody):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     cache_salt: str = Field("", max_length=256)
+    # False keeps the answer out of what its adapter keeps for feedback.
+    store: bool | None = None
 
     def sampling_params(self, *, max_tokens: int, seed: int) -> SamplingParams:
         return SamplingParams(
