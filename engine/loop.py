@@ -35,8 +35,10 @@ from .messages import (
     VersionLoaded,
     VersionPinned,
 )
+from .outcome import Outcome
 from .request import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenEvent
-from .runner import Draw, Runner
+from .runner import Runner
+from .sampler import Draw
 from .scheduler import ScheduledRequest, Scheduler, StepPlan
 
 logger = logging.getLogger(__name__)
@@ -174,8 +176,8 @@ class EngineLoop:
                 f"{len(request.prompt)} prompt tokens and {request.sampling.max_tokens} new ones "
                 f"exceed the context window of {self.info.max_model_len}",
             )
-        stops = request.sampling.stop_token_ids
-        if not all(0 <= token < self.info.vocab_size for token in (*request.prompt, *stops)):
+        named = request.sampling.named_tokens
+        if not all(0 <= token < self.info.vocab_size for token in (*request.prompt, *named)):
             return "invalid_token", f"token ids must lie in [0, {self.info.vocab_size})"
         if self._scheduler.get(request.id):
             return "invalid_request", f"request id {request.id} is in use"
@@ -214,39 +216,39 @@ class EngineLoop:
         self._step_seconds += seconds
         return seconds
 
-    def _run(self, plan: StepPlan) -> list[Draw | None]:
-        """Draws by plan item; None for items that do not sample. Never raises."""
+    def _run(self, plan: StepPlan) -> list[Outcome]:
+        """What each item brings. Never raises."""
         try:
-            return _spread(plan.items, self._runner.run(plan))
+            return self._runner.run(plan)
         except Exception:  # the step's outer edge: find the request that breaks it
             logger.exception("step failed; running its %d requests one by one", len(plan.items))
         return [self._run_alone(item, plan.fresh_blocks) for item in plan.items]
 
-    def _run_alone(self, item: ScheduledRequest, fresh_blocks: tuple[int, ...]) -> Draw | None:
+    def _run_alone(self, item: ScheduledRequest, fresh_blocks: tuple[int, ...]) -> Outcome:
         own = tuple(block for block in fresh_blocks if block in item.request.blocks)
         try:
-            draws = self._runner.run(StepPlan((item,), own))
+            return self._runner.run(StepPlan((item,), own))[0]
         except Exception as error:  # the request's outer edge
             logger.exception("request %s fails alone too", item.request.id)
-            return Draw(None, error)
-        return _spread((item,), draws)[0]
+            return Outcome(Draw(None, error))
 
-    def _commit(self, plan: StepPlan, draws: list[Draw | None]) -> None:
-        for item, draw in zip(plan.items, draws, strict=True):
-            request = item.request
+    def _commit(self, plan: StepPlan, outcomes: list[Outcome]) -> None:
+        for item, outcome in zip(plan.items, outcomes, strict=True):
+            request, draw = item.request, outcome.draw
             if draw is not None and draw.error is not None:
                 if not isinstance(draw.error, ArithmeticError):
                     logger.error("request %s failed", request.id, exc_info=draw.error)
                 self._scheduler.finish(request)
-                self._fail(request.id, "engine_error", _public_message(draw.error))
+                code = getattr(draw.error, "code", "engine_error")
+                self._fail(request.id, code, _public_message(draw.error))
                 continue
             token = draw.token if draw else None
             is_first = request.num_generated == 0
             reason = self._scheduler.commit(item, token)
             self._count(item, token)
-            if token is not None:
+            if token is not None or reason or outcome.prompt_scores:
                 cached = (request.num_cached or 0) if is_first else 0
-                self._emit(request.id, token, reason, cached)
+                self._emit(request.id, outcome, reason, cached)
             if reason:
                 self._scheduler.finish(request)
 
@@ -260,9 +262,17 @@ class EngineLoop:
         self._counts["prompt_tokens"] += max(0, reached - request.num_counted)
         request.num_counted = max(reached, request.num_counted)
 
-    def _emit(self, request_id: str, token: int, reason: FinishReason | None, cached: int) -> None:
+    def _emit(
+        self, request_id: str, outcome: Outcome, reason: FinishReason | None, cached: int
+    ) -> None:
+        token = outcome.draw.token if outcome.draw else None
         event = TokenEvent(
-            request_id=request_id, tokens=(token,), finish_reason=reason, cached_tokens=cached
+            request_id=request_id,
+            tokens=() if token is None else (token,),
+            finish_reason=reason,
+            cached_tokens=cached,
+            scores=() if outcome.score is None else (outcome.score,),
+            prompt_scores=outcome.prompt_scores,
         )
         self._events.append(event)
         if reason:
@@ -326,12 +336,6 @@ def _outcome(result: LoadResult) -> Report:
         failure = PinFailed if result.is_pin else VersionFailed
         return failure(result.digest, result.error.code, str(result.error))
     return VersionPinned(result.digest) if result.is_pin else VersionLoaded(result.digest)
-
-
-def _spread(items: Sequence[ScheduledRequest], draws: Sequence[Draw]) -> list[Draw | None]:
-    """Line up the draws, which exist only for sampling items, with all items."""
-    following = iter(draws)
-    return [next(following) if item.samples else None for item in items]
 
 
 def _public_message(error: Exception) -> str:

@@ -11,12 +11,12 @@ from .forward_batch import BatchBuilder, ForwardBatch
 from .graphs import StepGraphs, stand_ins
 from .kv_arena import KvArena
 from .models.decoder import Decoder
-from .sampler import Draw, sample
+from .outcome import Outcome, outcomes
 from .scheduler import StepPlan
 
 
 class Runner:
-    """One forward pass and one draw per sampling request."""
+    """One forward pass, one draw per sampling request, and the scores that are asked for."""
 
     def __init__(
         self,
@@ -37,13 +37,13 @@ class Runner:
         self.graphs = graphs
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> list[Draw]:
-        """Draws of the plan's sampling items, in plan order."""
-        return sample(self.logits(plan), [item.request for item in plan.items if item.samples])
+    def run(self, plan: StepPlan) -> list[Outcome]:
+        """What the plan's items bring, in plan order."""
+        return outcomes(plan.items, self.logits(plan))
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan) -> Tensor:
-        """float32 [B, V], one row per sampling item; valid until the next step."""
+        """float32 [B, V], ``num_logits`` rows per item; valid until the next step."""
         if self._zeroes_blocks:
             # A masked key contributes exactly zero only if it is finite: a reused block may hold
             # whatever another tenant's adapter left there.

@@ -1,8 +1,8 @@
 """Logits to tokens, all rows at once; a row's draw never depends on its neighbours.
 
-Order of the filters as in transformers and vLLM: penalties, temperature, top-k, top-p, min-p. Of
-equal logits, the lower token id comes first. The random number of a token comes from a hash of
-(seed, position), which is a counter-based stream: it needs no state and is the same after a
+Order of the filters as in transformers and vLLM: bias, penalties, bans, temperature, top-k, top-p,
+min-p. Of equal logits, the lower token id comes first. The random number of a token comes from a
+hash of (seed, position), which is a counter-based stream: it needs no state and is the same after a
 preemption or a restart.
 
 The host waits for the device once, for the tokens. Rows that need more than the usual candidates
@@ -22,6 +22,7 @@ from .penalties import Edits
 # What stands where a token should: a row that cannot be drawn, or not from so few candidates.
 _NOT_FINITE = -1
 _UNDECIDED = -2
+_NOTHING_LEFT = -3
 # Rows are drawn so many logits at a time. Their float64 copy takes 16 MiB, which suits a CPU's
 # caches; a GPU wants few launches instead.
 _CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 25}
@@ -29,6 +30,12 @@ _CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 25}
 
 class NonFiniteLogits(ArithmeticError):
     """A row of logits holds NaN or infinity; only its own request may suffer for it."""
+
+
+class NothingLeft(ArithmeticError):
+    """The request's own settings rule every token out."""
+
+    code = "no_token_left"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,8 @@ class Draw:
 def sample(logits: Tensor, requests: Sequence[ActiveRequest]) -> list[Draw]:
     """Draw the next token of each request from its row of float32 ``logits`` [B, V].
 
-    A row that is not finite gives a ``Draw`` whose error is ``NonFiniteLogits``.
+    A row that is not finite gives a ``Draw`` whose error is ``NonFiniteLogits``, one whose settings
+    rule everything out ``NothingLeft``.
     """
     assert len(logits) == len(requests), f"{len(logits)} rows for {len(requests)} requests"
     if not requests:
@@ -59,6 +67,10 @@ def _draw(code: int, request: ActiveRequest) -> Draw:
     if code == _NOT_FINITE:
         return Draw(
             None, NonFiniteLogits(f"request {request.id}: the model's output is not finite")
+        )
+    if code == _NOTHING_LEFT:
+        return Draw(
+            None, NothingLeft("allowed_token_ids, bad_words and min_tokens leave no token to draw")
         )
     return Draw(code)
 
@@ -88,11 +100,17 @@ def _planned_codes(logits: Tensor, plan: DrawPlan) -> Tensor:
     """int64 [B] of the plan's ``logits`` [B, V], which are used up."""
     is_broken = ~_is_finite(logits)
     _prepare(logits, plan.edits)
-    codes = [
-        _span_codes(logits[span.start : span.stop], plan.filters[:, span.start : span.stop], span)
-        for span in plan.spans
-    ]
-    return torch.cat(codes).masked_fill_(is_broken, _NOT_FINITE)
+    codes = torch.cat(
+        [
+            _span_codes(
+                logits[span.start : span.stop], plan.filters[:, span.start : span.stop], span
+            )
+            for span in plan.spans
+        ]
+    )
+    if plan.edits and plan.edits.can_empty:
+        codes.masked_fill_(logits.amax(1) == -torch.inf, _NOTHING_LEFT)
+    return codes.masked_fill_(is_broken, _NOT_FINITE)
 
 
 def _is_finite(logits: Tensor) -> Tensor:
@@ -102,8 +120,9 @@ def _is_finite(logits: Tensor) -> Tensor:
 
 
 def _prepare(logits: Tensor, edits: Edits | None) -> None:
-    """Change ``logits`` [B, V] in place: penalties, shift, bans."""
+    """Change ``logits`` [B, V] in place: bias, penalties, shift, bans."""
     if edits:
+        edits.bias(logits)
         edits.penalize(logits)
     # With the best logit at zero, no difference overflows but to -inf.
     logits.sub_(logits.amax(1, keepdim=True)).clamp_(min=torch.finfo(logits.dtype).min)

@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import Metaspace
 
 from ..errors import InvalidCheckpoint
 from .quotation import Quotation
+from .token_bytes import TokenBytes
 from .tokenizer_folder import LlamaPrefix, SpecialToken, TokenizerFolder, read_tokenizer_folder
 
 _SPACE: Final = "\u2581"
@@ -53,6 +54,11 @@ class Tokenizer:
     def longest_token_chars(self) -> int:
         """No token stands for more characters than this, so length bounds the number of tokens."""
         return max(map(len, self._fast.get_vocab(with_added_tokens=True)), default=1)
+
+    @cached_property
+    def token_bytes(self) -> TokenBytes:
+        """What each id stands for."""
+        return TokenBytes(self._fast)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Encode as transformers' fast tokenizer does.

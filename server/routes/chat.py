@@ -4,10 +4,11 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from ..answer_shape import ChatShape
-from ..answering import Question, answer
+from ..answer_shape import ChatShape, token_detail
+from ..answering import answer
 from ..openapi import body_reference
 from ..prompting import tokenize_chat
+from ..question import Question
 from ..schemas.body import parse_body
 from ..schemas.chat import ChatBody
 from ..service import off_loop, service_of
@@ -24,7 +25,7 @@ async def create_chat_completion(request: Request) -> Response:
     body = await off_loop(is_large, parse_body, raw, ChatBody)
     question = Question(
         body=body,
-        shape=ChatShape(),
+        shape=ChatShape(token_detail(service.tokenizer, body)),
         tokenize=partial(tokenize_chat, service.tokenizer, service.chat_template, body),
         is_large=is_large,
         max_tokens=body.max_completion_tokens or body.max_tokens,

@@ -4,9 +4,16 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
-from multiflora.engine.request import SamplingParams
+from multiflora.engine.request import MAX_TOP_LOGPROBS, SamplingParams
 
 from .body import RequestBody
 
@@ -14,6 +21,9 @@ MAX_CHOICES: Final = 16
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_CHARS: Final = 256
 MAX_PARENTS: Final = 8
+MAX_BIASES: Final = 1024
+MAX_BAD_WORDS: Final = 64
+MAX_ALLOWED_TOKENS: Final = 65_536
 _MASK: Final = 2**64 - 1
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 
@@ -28,10 +38,27 @@ StopStrings = Annotated[
 ]
 
 
+def _with_integer_keys(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    return {int(key) if _is_number(key) else key: amount for key, amount in value.items()}
+
+
+def _is_number(key: object) -> bool:
+    return isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10
+
+
+TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
+TokenId = Annotated[int, Field(ge=0)]
+_Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+# JSON has no numbers as keys.
+LogitBias = Annotated[dict[TokenId, _Bias], BeforeValidator(_with_integer_keys)]
+
+
 class StreamOptions(BaseModel):
     """``continuous_usage_stats`` puts the usage so far on every chunk."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
@@ -48,19 +75,16 @@ class BlendShare(BaseModel):
 
 
 class SamplingBody(RequestBody):
-    """How to draw tokens and when to end, as completions and chat requests say it."""
+    """How to draw tokens and when to end, as completions and chat requests say it.
+
+    Fields that nobody knows are kept, to be named in the answer's headers.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     IGNORED: ClassVar[frozenset[str]] = frozenset({"metadata", "service_tier"})
     UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "logit_bias": ({},),
         "store": (False,),
-        "skip_special_tokens": (True,),
-        "include_stop_str_in_output": (False,),
-        "return_token_ids": (False,),
-        "truncate_prompt_tokens": (),
-        "allowed_token_ids": ([],),
-        "bad_words": ([],),
-        "priority": (0,),
         "response_format": ({"type": "text"},),
         "structured_outputs": ({},),
     }
@@ -73,6 +97,7 @@ class SamplingBody(RequestBody):
     # A canary's users stay with the version that they got.
     user: str | None = Field(None, max_length=1024)
     n: int = Field(1, ge=1, le=MAX_CHOICES)
+    best_of: int | None = None
     temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     top_k: int = Field(0, ge=-1, lt=2**31)
@@ -82,17 +107,44 @@ class SamplingBody(RequestBody):
     presence_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: StopStrings = Field([])
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field([], max_length=256)
+    stop_token_ids: list[TokenId] = Field([], max_length=256)
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    logit_bias: LogitBias = Field({}, max_length=MAX_BIASES)
+    allowed_token_ids: list[TokenId] = Field([], max_length=MAX_ALLOWED_TOKENS)
+    bad_words: list[_StopString] = Field([], max_length=MAX_BAD_WORDS)
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     min_tokens: int = Field(0, ge=0, lt=2**31)
     ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     cache_salt: str = Field("", max_length=256)
+    # Requests can step back behind others, never ahead of them.
+    priority: int = Field(0, ge=0, lt=2**31)
+    truncate_prompt_tokens: int | None = Field(None, ge=1, lt=2**31)
+    return_token_ids: bool = False
 
-    def sampling_params(self, *, max_tokens: int, seed: int) -> SamplingParams:
+    @field_validator("best_of")
+    @classmethod
+    def _is_n(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value != info.data.get("n"):
+            raise ValueError("every choice is returned, so this must equal n")
+        return value
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many likeliest tokens to list for each drawn one; None for no scores at all."""
+        raise NotImplementedError
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """The same for tokens of the prompt."""
+        return None
+
+    def sampling_params(self) -> SamplingParams:
+        """All but what differs between prompts and choices."""
         return SamplingParams(
-            max_tokens=max_tokens,
+            max_tokens=0,
             min_tokens=self.min_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
@@ -101,9 +153,12 @@ class SamplingBody(RequestBody):
             repetition_penalty=self.repetition_penalty,
             frequency_penalty=self.frequency_penalty,
             presence_penalty=self.presence_penalty,
-            seed=seed,
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
+            logit_bias=tuple(self.logit_bias.items()),
+            allowed_token_ids=tuple(self.allowed_token_ids),
+            logprobs=self.num_logprobs,
+            prompt_logprobs=self.num_prompt_logprobs,
         )
 
     def seeds(self) -> list[int]:

@@ -14,6 +14,7 @@ from multiflora.engine.request import (
     FinishReason,
     GenerationRequest,
     TokenEvent,
+    TokenScore,
 )
 from multiflora.engine.text.tokenizer import Tokenizer
 
@@ -121,7 +122,21 @@ class FakeEngine:
         is_cut = len(tokens) == request.sampling.max_tokens
         reason = FinishReason.LENGTH if is_cut else FinishReason.STOP
         events = [self.event(request, [token]) for token in tokens]
-        return [*events, self.event(request, [], reason=reason)]
+        return [*self.read_prompt(request), *events, self.event(request, [], reason=reason)]
+
+    def read_prompt(self, request: GenerationRequest) -> list[Event]:
+        """Scores of the prompt, in two pieces."""
+        count = request.sampling.prompt_logprobs
+        if count is None:
+            return []
+        scores = [self.score(token, count) for token in request.prompt[1:]]
+        pieces = (scores[:1], scores[1:])
+        return [TokenEvent(request_id=request.id, prompt_scores=tuple(p)) for p in pieces]
+
+    def score(self, token: int, count: int) -> TokenScore:
+        """The likeliest is always token 40."""
+        top = tuple(range(40, 40 + count))
+        return TokenScore(-2.0 - token / 100, top, tuple(-1.0 - place for place in range(count)))
 
     def event(
         self,
@@ -137,6 +152,11 @@ class FakeEngine:
             tokens=tuple(tokens),
             finish_reason=reason,
             cached_tokens=2,
+            scores=self._scores(request, tokens),
             error=error,
             error_code=code,
         )
+
+    def _scores(self, request: GenerationRequest, tokens: Sequence[int]) -> tuple[TokenScore, ...]:
+        count = request.sampling.logprobs
+        return () if count is None else tuple(self.score(token, count) for token in tokens)

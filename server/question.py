@@ -1,0 +1,24 @@
+"""A checked request body with what its route knows about it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .answer_shape import AnswerShape
+from .schemas.sampling import SamplingBody
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A checked body with what its route knows about it.
+
+    ``max_tokens`` is what the client asked for, else ``default_max_tokens`` or all that fits.
+    ``echo`` gives the text of the prompt at a place, for answers that begin with it.
+    """
+
+    body: SamplingBody
+    shape: AnswerShape
+    tokenize: Callable[..., Sequence[Sequence[int]]]
+    is_large: bool
+    max_tokens: int | None
+    default_max_tokens: int | None = None
+    echo: Callable[[int, Sequence[int]], str] | None = None
