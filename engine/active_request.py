@@ -4,6 +4,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
+from .constraint import Constraint
 from .kv_blocks import block_key, root_key
 from .request import GenerationRequest
 
@@ -35,6 +36,7 @@ class ActiveRequest:
     waiting_since: int = 0
     # The allowed tokens as bits, once they were needed.
     allowed_words: Any = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt)

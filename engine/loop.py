@@ -9,7 +9,10 @@ from dataclasses import replace
 
 from multiflora.adapters.residency import LoadResult, Residency
 
+from .active_request import ActiveRequest
 from .background import NO_WORK, Background, ServingLoad
+from .constraint import Constraint, GrammarFailed
+from .constraint_desk import ConstraintDesk
 from .kv_blocks import BlockPool
 from .messages import (
     Abort,
@@ -60,6 +63,7 @@ class EngineLoop:
         residency: Residency,
         runner: Runner,
         background: Background,
+        constraints: ConstraintDesk,
         report: Callable[[Report], None],
     ) -> None:
         self.inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
@@ -70,6 +74,7 @@ class EngineLoop:
         self._residency = residency
         self._runner = runner
         self._background = background
+        self._constraints = constraints
         self._background_seconds = NO_WORK
         self._report = report
         self._events: list[TokenEvent] = []
@@ -90,12 +95,14 @@ class EngineLoop:
     def close(self) -> None:
         """Stop all threads; requests and jobs are left where they are."""
         self._background.close()
+        self._constraints.close()
         self._residency.close()
 
     def turn(self) -> None:
         """Take all waiting commands, then run one step, then one quantum of training, if any."""
         self._take_commands()
         self._take_loads()
+        self._take_constraints()
         step_seconds = 0.0
         if self._scheduler.has_requests:
             step_seconds = self._step()
@@ -121,7 +128,8 @@ class EngineLoop:
     def _patience(self) -> float:
         if self._scheduler.num_running:
             return 0
-        is_loading = self._residency.is_loading or self._scheduler.has_requests
+        is_loading = self._residency.is_loading or self._constraints.is_busy
+        is_loading = is_loading or self._scheduler.has_requests
         return min(_LOADING_SECONDS if is_loading else _IDLE_SECONDS, self._background_seconds)
 
     def _handle(self, command: Command) -> None:
@@ -163,7 +171,10 @@ class EngineLoop:
             sampling = replace(request.sampling, stop_token_ids=tuple(stops))
             request = replace(request, sampling=sampling)
         self._residency.count_arrival(share.digest for share in request.adapters)
-        self._scheduler.submit(request)
+        if request.sampling.grammar:
+            self._constraints.start(request)
+        else:
+            self._scheduler.submit(request)
 
     def _problem(self, request: GenerationRequest) -> tuple[str, str] | None:
         """Why a request cannot be taken. The API checks it all first; the engine trusts nobody."""
@@ -179,9 +190,9 @@ class EngineLoop:
         named = request.sampling.named_tokens
         if not all(0 <= token < self.info.vocab_size for token in (*request.prompt, *named)):
             return "invalid_token", f"token ids must lie in [0, {self.info.vocab_size})"
-        if self._scheduler.get(request.id):
+        if self._scheduler.get(request.id) or request.id in self._constraints:
             return "invalid_request", f"request id {request.id} is in use"
-        if self._scheduler.is_full:
+        if self._scheduler.is_full or self._constraints.is_full:
             return "queue_full", "the queue is full; try again later"
         return None
 
@@ -189,6 +200,7 @@ class EngineLoop:
         request = self._scheduler.get(request_id)
         if request:
             self._scheduler.finish(request)
+        if request or self._constraints.cancel(request_id):
             self._counts["aborts"] += 1
             self._end(request_id, FinishReason.ABORT)
 
@@ -201,6 +213,13 @@ class EngineLoop:
         for result in self._residency.poll():
             self._report(_outcome(result))
         self._unloads = {digest for digest in self._unloads if not self._residency.unload(digest)}
+
+    def _take_constraints(self) -> None:
+        for request, outcome in self._constraints.poll():
+            if isinstance(outcome, Exception):
+                self._fail(request.id, *_public_failure(outcome))
+            else:
+                self._scheduler.submit(request).constraint = outcome
 
     def _step(self) -> float:
         """Run one step; returns its seconds, 0 if there was nothing to run."""
@@ -236,11 +255,7 @@ class EngineLoop:
         for item, outcome in zip(plan.items, outcomes, strict=True):
             request, draw = item.request, outcome.draw
             if draw is not None and draw.error is not None:
-                if not isinstance(draw.error, ArithmeticError):
-                    logger.error("request %s failed", request.id, exc_info=draw.error)
-                self._scheduler.finish(request)
-                code = getattr(draw.error, "code", "engine_error")
-                self._fail(request.id, code, _public_message(draw.error))
+                self._drop(request, draw.error)
                 continue
             token = draw.token if draw else None
             is_first = request.num_generated == 0
@@ -251,6 +266,20 @@ class EngineLoop:
                 self._emit(request.id, outcome, reason, cached)
             if reason:
                 self._scheduler.finish(request)
+            elif token is not None and request.constraint:
+                self._follow(request, request.constraint, token)
+
+    def _follow(self, request: ActiveRequest, constraint: Constraint, token: int) -> None:
+        try:
+            constraint.advance(token)
+        except GrammarFailed as error:
+            self._drop(request, error)
+
+    def _drop(self, request: ActiveRequest, error: Exception) -> None:
+        if not isinstance(error, ArithmeticError):
+            logger.error("request %s failed", request.id, exc_info=error)
+        self._scheduler.finish(request)
+        self._fail(request.id, *_public_failure(error))
 
     def _count(self, item: ScheduledRequest, token: int | None) -> None:
         request = item.request
@@ -338,6 +367,8 @@ def _outcome(result: LoadResult) -> Report:
     return VersionPinned(result.digest) if result.is_pin else VersionLoaded(result.digest)
 
 
-def _public_message(error: Exception) -> str:
-    """Arithmetic problems are explained; anything else may hold paths or addresses."""
-    return str(error) if isinstance(error, ArithmeticError) else "the engine failed on this request"
+def _public_failure(error: Exception) -> tuple[str, str]:
+    """Code and message. Arithmetic is explained; anything else may hold paths or addresses."""
+    if isinstance(error, ArithmeticError):
+        return getattr(error, "code", "engine_error"), str(error)
+    return "engine_error", "the engine failed on this request"

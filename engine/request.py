@@ -28,7 +28,8 @@ class SamplingParams:
     ``logit_bias`` holds tokens with what is added to their logits. ``allowed_token_ids``, unless
     empty, rule every other token out, ``bad_words`` the last of their tokens after the others.
     ``logprobs`` asks for the score of every drawn token and so many of the likeliest,
-    ``prompt_logprobs`` for those of the prompt; None asks for nothing.
+    ``prompt_logprobs`` for those of the prompt; None asks for nothing. ``grammar``, if any, is
+    what the whole answer follows, in llguidance's form (see ``text.grammar``).
     """
 
     max_tokens: int
@@ -48,6 +49,7 @@ class SamplingParams:
     bad_words: tuple[tuple[int, ...], ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: str = ""
 
     def __post_init__(self) -> None:
         _check("max_tokens", self.max_tokens, self.max_tokens >= 0, "at least 0")
@@ -64,6 +66,8 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             count = getattr(self, name) or 0
             _check(name, count, 0 <= count <= MAX_TOP_LOGPROBS, f"0 to {MAX_TOP_LOGPROBS}")
+        if self.grammar and (self.ignore_eos or self.min_tokens):
+            raise ValueError("a grammar says where an answer ends: no ignore_eos, no min_tokens")
 
     @property
     def is_greedy(self) -> bool:

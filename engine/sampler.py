@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .active_request import ActiveRequest
+from .constraint import GrammarFailed
 from .draw_plan import NARROW_TOP_K, WIDE_TOP_K, DrawPlan, Group, Span, group_of, plan_draws
 from .penalties import Edits
 
@@ -69,10 +70,16 @@ def _draw(code: int, request: ActiveRequest) -> Draw:
             None, NonFiniteLogits(f"request {request.id}: the model's output is not finite")
         )
     if code == _NOTHING_LEFT:
-        return Draw(
-            None, NothingLeft("allowed_token_ids, bad_words and min_tokens leave no token to draw")
-        )
+        return Draw(None, _why_nothing_is_left(request))
     return Draw(code)
+
+
+def _why_nothing_is_left(request: ActiveRequest) -> Exception:
+    if request.constraint and (problem := request.constraint.problem):
+        return GrammarFailed(problem)
+    return NothingLeft(
+        "the grammar, allowed_token_ids, bad_words and min_tokens together leave no token to draw"
+    )
 
 
 def _codes(

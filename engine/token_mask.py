@@ -31,7 +31,7 @@ class TokenMask:
 
 def is_masked(request: ActiveRequest) -> bool:
     """Whether ``request`` may draw from a part of the vocabulary only."""
-    return bool(request.request.sampling.allowed_token_ids)
+    return request.constraint is not None or bool(request.request.sampling.allowed_token_ids)
 
 
 def mask_of(requests: Sequence[ActiveRequest], like: Tensor) -> TokenMask | None:
@@ -44,6 +44,15 @@ def mask_of(requests: Sequence[ActiveRequest], like: Tensor) -> TokenMask | None
 
 
 def _words(request: ActiveRequest, vocab_size: int) -> NDArray[numpy.int32]:
+    if request.constraint is None:
+        return _allowed_words(request, vocab_size)
+    words = numpy.frombuffer(request.constraint.bits(), dtype="<i4")
+    if not request.request.sampling.allowed_token_ids:
+        return words
+    return words & _allowed_words(request, vocab_size)
+
+
+def _allowed_words(request: ActiveRequest, vocab_size: int) -> NDArray[numpy.int32]:
     if request.allowed_words is None:
         num_words = -(-vocab_size // _WORD_BITS)
         is_allowed = numpy.zeros(num_words * _WORD_BITS, dtype=numpy.uint8)

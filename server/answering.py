@@ -51,9 +51,16 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
         prompts = await off_loop(
             question.is_large, question.tokenize, max_model_len=info.max_model_len
         )
+        grammar = await _grammar(service, question)
         answer_id = f"{question.shape.id_prefix}-{uuid.uuid4().hex}"
         jobs = sequence_jobs(
-            service, question, prompts, info=info, model=model, answer_id=answer_id
+            service,
+            question,
+            prompts,
+            info=info,
+            model=model,
+            answer_id=answer_id,
+            grammar=grammar,
         )
         deltas = generate(service.client, service.tokenizer, jobs)
         resources.push_async_callback(deltas.aclose)
@@ -71,6 +78,13 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
         record.first_token()
         events = _writer(making, question).events(first, deltas)
         return EventStream(events, resources=resources.pop_all(), headers=making.headers)
+
+
+async def _grammar(service: Service, question: Question) -> str:
+    structure = question.structure or question.body.structure()
+    if structure is None:
+        return ""
+    return await service.grammar_check.make(structure.build, param=structure.param)
 
 
 async def _whole(making: _Answer, shape: AnswerShape, deltas: AsyncGenerator[Delta]) -> Response:

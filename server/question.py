@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from .answer_shape import AnswerShape
 from .schemas.sampling import SamplingBody
+from .schemas.structure import Structure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,7 +13,8 @@ class Question:
     """A checked body with what its route knows about it.
 
     ``max_tokens`` is what the client asked for, else ``default_max_tokens`` or all that fits.
-    ``echo`` gives the text of the prompt at a place, for answers that begin with it.
+    ``structure`` goes before what the body asks for. ``echo`` gives the text of the prompt at a
+    place, for answers that begin with it.
     """
 
     body: SamplingBody
@@ -21,4 +23,5 @@ class Question:
     is_large: bool
     max_tokens: int | None
     default_max_tokens: int | None = None
+    structure: Structure | None = None
     echo: Callable[[int, Sequence[int]], str] | None = None

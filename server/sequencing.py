@@ -26,6 +26,7 @@ def sequence_jobs(
     info: EngineInfo,
     model: ServedModel,
     answer_id: str,
+    grammar: str = "",
 ) -> list[SequenceJob]:
     """One job per prompt and choice, prompt by prompt. Raises ``RequestRejected``."""
     body = question.body
@@ -33,7 +34,9 @@ def sequence_jobs(
     for name in _ID_LISTS:
         _check_tokens(list(getattr(body, name)), info.vocab_size, param=name)
     sampling = replace(
-        body.sampling_params(), bad_words=_bad_words(service.tokenizer, body.bad_words)
+        body.sampling_params(),
+        bad_words=_bad_words(service.tokenizer, body.bad_words),
+        grammar=grammar,
     )
     rules = _text_rules(service, body)
     jobs: list[SequenceJob] = []

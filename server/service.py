@@ -18,6 +18,7 @@ from multiflora.engine.training.jobs.training_jobs import TrainingJobs
 from .catalog import Catalog
 from .drain import Drain
 from .file_checker import FileChecker
+from .grammar_check import GrammarCheck
 from .hub_door import HubDoor
 from .limits import Limits
 from .merge_job import MergeJobs
@@ -52,6 +53,7 @@ class Service:
     end_tokens: frozenset[int] = frozenset()
     limits: Limits = field(default_factory=Limits)
     drain: Drain = field(default_factory=Drain)
+    grammar_check: GrammarCheck = field(default_factory=GrammarCheck)
     # Idempotency keys of running requests.
     keys_in_use: set[str] = field(default_factory=set)
 

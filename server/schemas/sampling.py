@@ -13,9 +13,11 @@ from pydantic import (
     field_validator,
 )
 
+from multiflora.engine.errors import RequestRejected
 from multiflora.engine.request import MAX_TOP_LOGPROBS, SamplingParams
 
 from .body import RequestBody
+from .structure import JsonSchema, ResponseFormat, Structure, StructuredOutputs, constraints
 
 MAX_CHOICES: Final = 16
 MAX_STOP_STRINGS: Final = 16
@@ -85,8 +87,6 @@ class SamplingBody(RequestBody):
     IGNORED: ClassVar[frozenset[str]] = frozenset({"metadata", "service_tier"})
     UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "store": (False,),
-        "response_format": ({"type": "text"},),
-        "structured_outputs": ({},),
     }
 
     model: str
@@ -123,6 +123,38 @@ class SamplingBody(RequestBody):
     priority: int = Field(0, ge=0, lt=2**31)
     truncate_prompt_tokens: int | None = Field(None, ge=1, lt=2**31)
     return_token_ids: bool = False
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: JsonSchema | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+
+    def structure(self) -> Structure | None:
+        """The form that the answer must have. Raises ``RequestRejected`` for two at once."""
+        found = constraints(
+            "guided_",
+            json=self.guided_json,
+            regex=self.guided_regex,
+            choice=self.guided_choice,
+            grammar=self.guided_grammar,
+        )
+        if self.structured_outputs:
+            found += self.structured_outputs.structures("structured_outputs")
+        if self.response_format and (asked := self.response_format.structure("response_format")):
+            found.append(asked)
+        if len(found) > 1:
+            raise RequestRejected(
+                f"{found[0].param} and {found[1].param} both say what the answer looks like; "
+                "give one of them",
+                param=found[1].param,
+            )
+        for name in ("ignore_eos", "min_tokens"):
+            if found and getattr(self, name):
+                raise RequestRejected(
+                    f"{found[0].param} decides where the answer ends; leave {name} out", param=name
+                )
+        return found[0] if found else None
 
     @field_validator("best_of")
     @classmethod
