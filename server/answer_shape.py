@@ -1,11 +1,13 @@
 """How completions and chat completions write the same answer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from multiflora.engine.request import FinishReason
 from multiflora.engine.text.token_bytes import TokenBytes, num_characters
 from multiflora.engine.text.tokenizer import Tokenizer
+from multiflora.engine.text.tool_calls.call import CallDelta, CallReader, Reading
 
 from .generation import Delta
 from .logprobs import chat_logprobs, completion_logprobs
@@ -124,15 +126,27 @@ class ChatShape:
     """``chat.completion`` objects; the first chunk of a choice carries the role."""
 
     detail: TokenDetail
+    # For answers that may call tools.
+    make_reader: Callable[[], CallReader] | None = None
     id_prefix: str = "chatcmpl"
     kind: str = "chat.completion"
     chunk_kind: str = "chat.completion.chunk"
+    _readers: dict[int, CallReader] = field(default_factory=dict)
+    _callers: set[int] = field(default_factory=set)
 
     def fields(self, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
         return {"prompt_token_ids": prompts[0]} if self.detail.token_ids else {}
 
     def choice(self, whole: Delta) -> dict[str, Any]:
-        message = {"role": "assistant", "content": whole.text, "refusal": None}
+        reading = self._read(whole)
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": reading.content,
+            "refusal": None,
+        }
+        if reading.calls:
+            message["content"] = reading.content or None
+            message["tool_calls"] = _whole_calls(reading.calls)
         return self._detailed({"index": whole.index, "message": message}, whole)
 
     def opening(self, index: int) -> dict[str, Any] | None:
@@ -140,18 +154,63 @@ class ChatShape:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def delta(self, delta: Delta) -> dict[str, Any] | None:
-        is_silent = not (delta.text or delta.finish_reason)
-        if is_silent and not (delta.tokens and (self.detail.logprobs or self.detail.token_ids)):
+        reading = self._read(delta)
+        content: dict[str, Any] = {"content": reading.content} if reading.content else {}
+        if reading.calls:
+            content["tool_calls"] = [_streamed_call(call) for call in reading.calls]
+        has_detail = delta.tokens and (self.detail.logprobs or self.detail.token_ids)
+        if not (content or delta.finish_reason or has_detail):
             return None
-        content = {"content": delta.text} if delta.text else {}
         return self._detailed({"index": delta.index, "delta": content}, delta)
+
+    def _read(self, delta: Delta) -> Reading:
+        """Tell calls from content."""
+        if self.make_reader is None:
+            return Reading(delta.text)
+        if delta.index not in self._readers:
+            self._readers[delta.index] = self.make_reader()
+        reader = self._readers[delta.index]
+        reading = reader.push(delta.text)
+        if delta.finish_reason is not None:
+            rest = reader.finish()
+            reading = Reading(reading.content + rest.content, reading.calls + rest.calls)
+        if reading.calls:
+            self._callers.add(delta.index)
+        return reading
 
     def _detailed(self, choice: dict[str, Any], delta: Delta) -> dict[str, Any]:
         detail = self.detail
         choice["logprobs"] = (
             chat_logprobs(detail.names, delta.tokens, delta.scores) if detail.logprobs else None
         )
-        choice["finish_reason"] = delta.finish_reason
+        is_call = delta.index in self._callers and delta.finish_reason is FinishReason.STOP
+        choice["finish_reason"] = "tool_calls" if is_call else delta.finish_reason
         if detail.token_ids:
             choice["token_ids"] = delta.tokens
         return choice
+
+
+def _whole_calls(deltas: Sequence[CallDelta]) -> list[dict[str, Any]]:
+    calls: dict[int, dict[str, Any]] = {}
+    for delta in deltas:
+        call = calls.setdefault(
+            delta.index,
+            {
+                "id": delta.id,
+                "type": "function",
+                "function": {"name": delta.name, "arguments": ""},
+            },
+        )
+        call["function"]["arguments"] += delta.arguments
+    return list(calls.values())
+
+
+def _streamed_call(delta: CallDelta) -> dict[str, Any]:
+    if delta.id is None:
+        return {"index": delta.index, "function": {"arguments": delta.arguments}}
+    return {
+        "index": delta.index,
+        "id": delta.id,
+        "type": "function",
+        "function": {"name": delta.name, "arguments": delta.arguments},
+    }

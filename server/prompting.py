@@ -1,6 +1,7 @@
 """Prompts as token ids."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from multiflora.engine.errors import PromptTooLong, RequestRejected
 from multiflora.engine.text.chat_template import ChatTemplate
@@ -8,6 +9,7 @@ from multiflora.engine.text.tokenizer import Tokenizer
 
 from .schemas.chat import ChatBody
 from .schemas.completion import Prompt
+from .tool_use import template_tools
 
 
 def tokenize_prompts(
@@ -47,12 +49,23 @@ def tokenize_chat(
 
 def _render(tokenizer: Tokenizer, template: ChatTemplate, body: ChatBody) -> str:
     return template.render(
-        tokenizer.quote([message.for_template() for message in body.messages]),
+        tokenizer.quote(_messages(body)),
+        tools=tokenizer.quote(template_tools(body)),
         documents=tokenizer.quote(body.documents),
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
         extra=tokenizer.quote(body.chat_template_kwargs),
     )
+
+
+def _messages(body: ChatBody) -> list[dict[str, Any]]:
+    messages = []
+    for place, message in enumerate(body.messages):
+        try:
+            messages.append(message.for_template())
+        except ValueError as error:
+            raise RequestRejected(str(error), param=f"messages.{place}.tool_calls") from None
+    return messages
 
 
 def _last(tokens: Sequence[int], count: int | None) -> Sequence[int]:

@@ -13,8 +13,9 @@ class Question:
     """A checked body with what its route knows about it.
 
     ``max_tokens`` is what the client asked for, else ``default_max_tokens`` or all that fits.
-    ``structure`` goes before what the body asks for. ``echo`` gives the text of the prompt at a
-    place, for answers that begin with it.
+    ``structure`` goes before what the body asks for. ``keeps_special_tokens`` where calls of tools
+    are told by them. ``echo`` gives the text of the prompt at a place, for answers that begin with
+    it.
     """
 
     body: SamplingBody
@@ -24,4 +25,5 @@ class Question:
     max_tokens: int | None
     default_max_tokens: int | None = None
     structure: Structure | None = None
+    keeps_special_tokens: bool = False
     echo: Callable[[int, Sequence[int]], str] | None = None

@@ -12,7 +12,6 @@ from multiflora.engine.text.tokenizer import Tokenizer
 from .catalog import ServedModel
 from .generation import SequenceJob
 from .question import Question
-from .schemas.sampling import SamplingBody
 from .service import Service
 
 _ID_LISTS: Final = ("stop_token_ids", "allowed_token_ids", "logit_bias")
@@ -38,7 +37,7 @@ def sequence_jobs(
         bad_words=_bad_words(service.tokenizer, body.bad_words),
         grammar=grammar,
     )
-    rules = _text_rules(service, body)
+    rules = _text_rules(service, question)
     jobs: list[SequenceJob] = []
     seeds = body.seeds()
     for place, given in enumerate(prompts):
@@ -59,7 +58,8 @@ def sequence_jobs(
     return jobs
 
 
-def _text_rules(service: Service, body: SamplingBody) -> TextRules:
+def _text_rules(service: Service, question: Question) -> TextRules:
+    body = question.body
     end_tokens = frozenset(body.stop_token_ids)
     if not body.ignore_eos:
         end_tokens |= service.end_tokens
@@ -68,7 +68,7 @@ def _text_rules(service: Service, body: SamplingBody) -> TextRules:
         min_tokens=body.min_tokens,
         end_tokens=end_tokens,
         include_stop=body.include_stop_str_in_output,
-        skip_special_tokens=body.skip_special_tokens,
+        skip_special_tokens=body.skip_special_tokens and not question.keeps_special_tokens,
     )
 
 

@@ -12,6 +12,7 @@ from ..question import Question
 from ..schemas.body import parse_body
 from ..schemas.chat import ChatBody
 from ..service import off_loop, service_of
+from ..tool_use import tool_use
 
 router = APIRouter()
 
@@ -23,11 +24,16 @@ async def create_chat_completion(request: Request) -> Response:
     raw = await request.body()
     is_large = len(raw) > service.limits.inline_body_bytes
     body = await off_loop(is_large, parse_body, raw, ChatBody)
+    tools = tool_use(service.tokenizer, body)
     question = Question(
         body=body,
-        shape=ChatShape(token_detail(service.tokenizer, body)),
+        shape=ChatShape(
+            token_detail(service.tokenizer, body), make_reader=tools.reader if tools else None
+        ),
         tokenize=partial(tokenize_chat, service.tokenizer, service.chat_template, body),
         is_large=is_large,
         max_tokens=body.max_completion_tokens or body.max_tokens,
+        structure=tools.structure(service.tokenizer) if tools else None,
+        keeps_special_tokens=tools is not None,
     )
     return await answer(request, service, question)

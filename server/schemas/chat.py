@@ -16,6 +16,7 @@ from pydantic import (
 from multiflora.engine.text.message import read_content, template_message
 
 from .sampling import SamplingBody, TopLogprobs
+from .tool import MAX_TOOLS, ToolBody, ToolChoice
 
 
 class ChatMessage(BaseModel):
@@ -49,7 +50,6 @@ class ChatBody(SamplingBody):
     """A conversation to answer."""
 
     IGNORED: ClassVar[frozenset[str]] = SamplingBody.IGNORED | {
-        "parallel_tool_calls",
         "prompt_cache_key",
         "safety_identifier",
     }
@@ -57,8 +57,6 @@ class ChatBody(SamplingBody):
         **SamplingBody.UNSUPPORTED,
         "prompt_logprobs": (),
         "echo": (False,),
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
         "modalities": (["text"],),
@@ -74,6 +72,9 @@ class ChatBody(SamplingBody):
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool = False
     top_logprobs: TopLogprobs = 0
+    tools: list[ToolBody] = Field([], max_length=MAX_TOOLS)
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     documents: list[dict[str, Any]] | None = None
