@@ -6,7 +6,7 @@ from typing import Any
 
 from .constraint import Constraint
 from .kv_blocks import block_key, root_key
-from .request import GenerationRequest
+from .request import FinishReason, GenerationRequest
 
 # A tenant, or "", the digests of a blend, and the priority.
 QueueKey = tuple[str, tuple[str, ...], int]
@@ -121,3 +121,13 @@ class ActiveRequest:
 
     def _root(self) -> bytes:
         return root_key(self.request.adapters, self.request.cache_salt)
+
+
+def finish_reason(request: ActiveRequest, token: int | None) -> FinishReason | None:
+    """Whether ``token``, just appended, or the end of the prompt ends the request."""
+    sampling = request.request.sampling
+    if request.num_pending > 0 and token is None:
+        return None
+    if request.num_generated >= sampling.min_tokens and token in sampling.stop_token_ids:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if request.num_generated >= sampling.max_tokens else None

@@ -181,6 +181,8 @@ class EngineLoop:
         total = len(request.prompt) + request.sampling.max_tokens
         if not request.prompt:
             return "invalid_request", "the prompt is empty"
+        if request.wants_embedding and request.sampling.max_tokens:
+            return "invalid_request", "an embedding comes without an answer: max_tokens must be 0"
         if total > self.info.max_model_len:
             return (
                 "context_length_exceeded",
@@ -302,6 +304,7 @@ class EngineLoop:
             cached_tokens=cached,
             scores=() if outcome.score is None else (outcome.score,),
             prompt_scores=outcome.prompt_scores,
+            embedding=outcome.embedding,
         )
         self._events.append(event)
         if reason:

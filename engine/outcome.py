@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -14,11 +15,15 @@ from .score import ScoreOrder, score
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """``draw`` is None for an item that does not sample; ``score`` is that of the drawn token."""
+    """``draw`` is None for an item that does not sample; ``score`` is that of the drawn token.
+
+    ``embedding`` is the last hidden state of an item that pools, as little-endian float32.
+    """
 
     draw: Draw | None = None
     score: TokenScore | None = None
     prompt_scores: tuple[TokenScore, ...] = ()
+    embedding: bytes = b""
 
 
 def outcomes(items: Sequence[ScheduledRequest], logits: Tensor) -> list[Outcome]:
@@ -74,3 +79,17 @@ def _with_scores(item: ScheduledRequest, outcome: Outcome, scores: Sequence[Toke
     count = len(item.scored)
     of_token = scores[count] if len(scores) > count else None
     return replace(outcome, score=of_token, prompt_scores=tuple(scores[:count]))
+
+
+def with_embeddings(
+    items: Sequence[ScheduledRequest], found: Sequence[Outcome], hidden: Tensor
+) -> list[Outcome]:
+    """Add the embeddings of the items that pool, from the hidden states [T, H] of all rows."""
+    stops = list(accumulate(item.count for item in items))
+    rows = [stop - 1 for item, stop in zip(items, stops, strict=True) if item.pools]
+    states = hidden.index_select(0, torch.tensor(rows, device=hidden.device)).float().cpu()
+    vectors = iter(states.numpy().astype("<f4"))
+    return [
+        replace(outcome, embedding=next(vectors).tobytes()) if item.pools else outcome
+        for item, outcome in zip(items, found, strict=True)
+    ]

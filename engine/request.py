@@ -105,7 +105,8 @@ class GenerationRequest:
     ``adapters`` is empty for the base; several shares are a blend. ``cache_salt`` separates tenants
     in the prefix cache and comes from the client; ``tenant`` is whom the server takes the client
     for, and shares the engine fairly with the other tenants. Requests of a lower ``priority``
-    number go first, whoever waits behind them.
+    number go first, whoever waits behind them. With ``wants_embedding`` the last hidden state of
+    the prompt's last token comes with the last event.
     """
 
     id: str
@@ -115,6 +116,7 @@ class GenerationRequest:
     cache_salt: str = ""
     tenant: str = ""
     priority: int = 0
+    wants_embedding: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +137,8 @@ class TokenEvent:
 
     ``cached_tokens`` counts prompt tokens taken from the prefix cache. ``scores`` belong to
     ``tokens`` where they were asked for, ``prompt_scores`` to prompt tokens: the first event has
-    that of the second token of the prompt. ``error`` and ``error_code`` are set when the reason is
-    ``error``.
+    that of the second token of the prompt. ``embedding`` holds little-endian float32. ``error`` and
+    ``error_code`` are set when the reason is ``error``.
     """
 
     request_id: str
@@ -145,6 +147,7 @@ class TokenEvent:
     cached_tokens: int = 0
     scores: tuple[TokenScore, ...] = ()
     prompt_scores: tuple[TokenScore, ...] = ()
+    embedding: bytes = b""
     error: str | None = None
     error_code: str | None = None
 

@@ -20,7 +20,7 @@ from typing import Protocol
 from multiflora.adapters.error import AdapterRejected
 from multiflora.adapters.slots import Readiness
 
-from .active_request import ActiveRequest
+from .active_request import ActiveRequest, finish_reason
 from .config import SchedulerConfig
 from .fairness import FairQueue, Turns
 from .kv_blocks import BlockPool
@@ -67,6 +67,13 @@ class ScheduledRequest:
     def scored(self) -> range:
         """Positions whose logits tell how likely the prompt's next token was."""
         return self.request.unscored(self.start, self.start + self.count)
+
+    @property
+    def pools(self) -> bool:
+        """Whether the hidden state of its last token is wanted."""
+        request = self.request
+        is_last = self.start + self.count == request.num_prompt
+        return request.request.wants_embedding and is_last
 
     @property
     def num_logits(self) -> int:
@@ -378,16 +385,6 @@ class Scheduler:
         keys = request.full_block_keys(block_size)
         for index in range(start // block_size, request.num_computed // block_size):
             self._pool.register(request.blocks[index], keys[index])
-
-
-def finish_reason(request: ActiveRequest, token: int | None) -> FinishReason | None:
-    """Whether ``token``, just appended, or the end of the prompt ends the request."""
-    sampling = request.request.sampling
-    if request.num_pending > 0 and token is None:
-        return None
-    if request.num_generated >= sampling.min_tokens and token in sampling.stop_token_ids:
-        return FinishReason.STOP
-    return FinishReason.LENGTH if request.num_generated >= sampling.max_tokens else None
 
 
 def _segment_key(request: ActiveRequest) -> tuple[bool, tuple[tuple[str, float], ...]]:

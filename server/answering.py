@@ -67,7 +67,7 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
         making = _Answer(
             envelope=_envelope(answer_id, model, info),
             opening=question.shape.fields(prompts),
-            headers={**_headers(model), **ignored_header(body)},
+            headers={**version_headers(model), **ignored_header(body)},
             usage=UsageCount([len(prompt) for prompt in prompts], num_choices=body.n),
             record=record,
         )
@@ -133,7 +133,7 @@ def _fingerprint(base_digest: str, parents: tuple[Parent, ...]) -> str:
     return f"fp_{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
 
 
-def _headers(model: ServedModel) -> dict[str, str]:
+def version_headers(model: ServedModel) -> dict[str, str]:
     """Which versions answered, in the order of a blend; the base alone has no such headers."""
     if not model.parents:
         return {}

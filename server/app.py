@@ -16,23 +16,29 @@ from .routes import (
     adapters,
     chat,
     completions,
+    embeddings,
     files,
     fine_tuning,
     health,
     models,
     sglang_door,
+    tokenizing,
     vllm_door,
 )
 from .schemas.adapter import CanaryBody, ImportBody, RollbackBody
 from .schemas.chat import ChatBody
 from .schemas.completion import CompletionBody
+from .schemas.embedding import EmbeddingBody
 from .schemas.fine_tuning import JobBody
 from .schemas.merge import MergeBody
+from .schemas.tokenizing import DetokenizeBody, TokenizeBody
 from .service import Service
 
 _ROUTES = (
     chat,
     completions,
+    embeddings,
+    tokenizing,
     models,
     adapters,
     adapter_actions,
@@ -43,6 +49,20 @@ _ROUTES = (
     vllm_door,
     sglang_door,
     health,
+)
+
+
+_BODIES = (
+    JobBody,
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    TokenizeBody,
+    DetokenizeBody,
+    RollbackBody,
+    CanaryBody,
+    ImportBody,
+    MergeBody,
 )
 
 
@@ -62,7 +82,6 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     for module in _ROUTES:
         app.include_router(module.router)
-    bodies = (JobBody, ChatBody, CompletionBody, RollbackBody, CanaryBody, ImportBody, MergeBody)
-    describe_bodies(app, *bodies)
+    describe_bodies(app, *_BODIES)
     add_error_handlers(app)
     return app

@@ -29,9 +29,9 @@ def sequence_jobs(
 ) -> list[SequenceJob]:
     """One job per prompt and choice, prompt by prompt. Raises ``RequestRejected``."""
     body = question.body
-    _check_number(len(prompts) * body.n, limit=service.limits.max_sequences)
+    check_number(len(prompts) * body.n, limit=service.limits.max_sequences)
     for name in _ID_LISTS:
-        _check_tokens(list(getattr(body, name)), info.vocab_size, param=name)
+        check_tokens(list(getattr(body, name)), info.vocab_size, param=name)
     sampling = replace(
         body.sampling_params(),
         bad_words=_bad_words(service.tokenizer, body.bad_words),
@@ -42,7 +42,7 @@ def sequence_jobs(
     seeds = body.seeds()
     for place, given in enumerate(prompts):
         prompt = tuple(given)
-        _check_prompt(prompt, info)
+        check_prompt(prompt, info)
         max_tokens = _max_tokens(question, len(prompt), info.max_model_len)
         echo = question.echo(place, prompt) if question.echo else None
         for seed in seeds:
@@ -78,21 +78,24 @@ def _bad_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, .
     return tuple(dict.fromkeys(tuple(tokenizer.continuation(form)) for form in forms))
 
 
-def _check_number(num_sequences: int, *, limit: int) -> None:
+def check_number(num_sequences: int, *, limit: int, param: str = "prompt") -> None:
+    """Raises ``RequestRejected`` for more sequences than one request may have."""
     if num_sequences > limit:
         raise RequestRejected(
             f"prompts times n is {num_sequences}; at most {limit} sequences fit in one request",
-            param="prompt",
+            param=param,
         )
 
 
-def _check_prompt(prompt: Sequence[int], info: EngineInfo) -> None:
+def check_prompt(prompt: Sequence[int], info: EngineInfo, *, param: str = "prompt") -> None:
+    """Raises ``RequestRejected`` for an empty prompt, ``InvalidToken`` for unknown ids."""
     if not prompt:
-        raise RequestRejected("the prompt has no tokens", param="prompt")
-    _check_tokens(prompt, info.vocab_size, param="prompt")
+        raise RequestRejected("the prompt has no tokens", param=param)
+    check_tokens(prompt, info.vocab_size, param=param)
 
 
-def _check_tokens(tokens: Sequence[int], vocab_size: int, *, param: str) -> None:
+def check_tokens(tokens: Sequence[int], vocab_size: int, *, param: str) -> None:
+    """Raises ``InvalidToken`` for ids outside the vocabulary."""
     if not tokens or (min(tokens) >= 0 and max(tokens) < vocab_size):
         return
     wrong = next(token for token in tokens if not 0 <= token < vocab_size)

@@ -119,6 +119,10 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self._fast.decode(tokens, skip_special_tokens=skip_special_tokens)
 
+    def token_name(self, token: int) -> str:
+        """How the vocabulary spells a token; empty for an id that it does not know."""
+        return self._fast.id_to_token(token) or ""
+
     def token_id(self, token: str) -> int | None:
         return self._fast.token_to_id(token)
 

@@ -9,7 +9,7 @@ from .sampling import SamplingBody, TopLogprobs
 
 Prompt: TypeAlias = str | tuple[int, ...]
 
-_PROMPT_SCHEMA: Final = {
+PROMPT_SCHEMA: Final = {
     "anyOf": [
         {"type": "string"},
         {"type": "array", "items": {"type": "string"}},
@@ -63,7 +63,7 @@ class CompletionBody(SamplingBody):
     }
 
     prompt: Annotated[
-        tuple[Prompt, ...], PlainValidator(read_prompts), WithJsonSchema(_PROMPT_SCHEMA)
+        tuple[Prompt, ...], PlainValidator(read_prompts), WithJsonSchema(PROMPT_SCHEMA)
     ]
     max_tokens: int | None = Field(None, ge=0, lt=2**31)
     logprobs: TopLogprobs | None = None

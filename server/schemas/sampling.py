@@ -76,8 +76,8 @@ class BlendShare(BaseModel):
     weight: float = Field(1.0, ge=-16, le=16, allow_inf_nan=False)
 
 
-class SamplingBody(RequestBody):
-    """How to draw tokens and when to end, as completions and chat requests say it.
+class TargetBody(RequestBody):
+    """What answers a request, for whom and when.
 
     Fields that nobody knows are kept, to be named in the answer's headers.
     """
@@ -85,9 +85,6 @@ class SamplingBody(RequestBody):
     model_config = ConfigDict(extra="allow")
 
     IGNORED: ClassVar[frozenset[str]] = frozenset({"metadata", "service_tier"})
-    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "store": (False,),
-    }
 
     model: str
     # LoRAX's and SGLang's names for the adapter.
@@ -96,6 +93,19 @@ class SamplingBody(RequestBody):
     adapters: list[BlendShare] = Field([], max_length=MAX_PARENTS)
     # A canary's users stay with the version that they got.
     user: str | None = Field(None, max_length=1024)
+    cache_salt: str = Field("", max_length=256)
+    # Requests can step back behind others, never ahead of them.
+    priority: int = Field(0, ge=0, lt=2**31)
+    truncate_prompt_tokens: int | None = Field(None, ge=1, lt=2**31)
+
+
+class SamplingBody(TargetBody):
+    """How to draw tokens and when to end, as completions and chat requests say it."""
+
+    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "store": (False,),
+    }
+
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     best_of: int | None = None
     temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
@@ -118,10 +128,6 @@ class SamplingBody(RequestBody):
     ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    cache_salt: str = Field("", max_length=256)
-    # Requests can step back behind others, never ahead of them.
-    priority: int = Field(0, ge=0, lt=2**31)
-    truncate_prompt_tokens: int | None = Field(None, ge=1, lt=2**31)
     return_token_ids: bool = False
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None

@@ -1,8 +1,9 @@
 """An engine that says what it is told to."""
 
 import asyncio
+import struct
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from multiflora.adapters.error import AdapterRejected
 from multiflora.adapters.tier import Tier
@@ -117,7 +118,11 @@ class FakeEngine:
                 self.closed_early.append(request.id)
 
     def say(self, request: GenerationRequest) -> list[Event]:
-        """The fixed text, a token per event, cut at ``max_tokens``."""
+        """The fixed text, a token per event, cut at ``max_tokens``; or the embedding (3, 4)."""
+        if request.wants_embedding:
+            vector = struct.pack("<2f", 3, 4)
+            event = self.event(request, [], reason=FinishReason.LENGTH)
+            return [replace(event, embedding=vector)]
         tokens = self.tokenizer.encode(self.text)[: request.sampling.max_tokens]
         is_cut = len(tokens) == request.sampling.max_tokens
         reason = FinishReason.LENGTH if is_cut else FinishReason.STOP

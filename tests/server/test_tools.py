@@ -12,7 +12,7 @@ from .conftest import write_tokenizer
 pytestmark = pytest.mark.anyio
 
 HERMES = (
-    "{% if tools %}{% for tool in tools %}{{ tool.function.description }}{% endfor %}<tool_call>{% endif %}"
+    "{% for tool in tools or [] %}{{ tool.function.description }}<tool_call>{% endfor %}"
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
     "{% for call in m.tool_calls or [] %}{{ call.function.arguments | tojson }}{% endfor %}"
     "{% if m.tool_call_id %}for {{ m.tool_call_id }}{% endif %}</s>{% endfor %}<|assistant|>"
