@@ -1,6 +1,6 @@
 """How completions and chat completions write the same answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -38,6 +38,15 @@ class AnswerShape(Protocol):
         """A finished choice; all its deltas are joined in ``whole``."""
         ...
 
+    def document(
+        self,
+        envelope: Mapping[str, Any],
+        choices: Sequence[Mapping[str, Any]],
+        usage: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """The whole answer."""
+        ...
+
     def opening(self, index: int) -> dict[str, Any] | None:
         """What is streamed before a choice's first text, if anything."""
         ...
@@ -68,8 +77,22 @@ def token_detail(tokenizer: Tokenizer, body: SamplingBody) -> TokenDetail:
     )
 
 
+class _Document:
+    """Both kinds of completions list their choices in the same way."""
+
+    __slots__ = ()
+
+    def document(
+        self,
+        envelope: Mapping[str, Any],
+        choices: Sequence[Mapping[str, Any]],
+        usage: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        return {**envelope, "choices": choices, "usage": usage}
+
+
 @dataclass(slots=True)
-class CompletionShape:
+class CompletionShape(_Document):
     """``text_completion`` objects; their chunks look like the whole."""
 
     detail: TokenDetail
@@ -122,7 +145,7 @@ class CompletionShape:
 
 
 @dataclass(slots=True)
-class ChatShape:
+class ChatShape(_Document):
     """``chat.completion`` objects; the first chunk of a choice carries the role."""
 
     detail: TokenDetail

@@ -21,7 +21,7 @@ from .disconnect import until_disconnect
 from .generation import Delta, generate, joined
 from .ignored_field import ignored_header
 from .metrics import RequestRecord
-from .question import Question
+from .question import EventWriter, Question
 from .selection import lease_selected
 from .sequencing import sequence_jobs
 from .service import Service, off_loop
@@ -67,7 +67,7 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
         making = _Answer(
             envelope=_envelope(answer_id, model, info),
             opening=question.shape.fields(prompts),
-            headers={**version_headers(model), **ignored_header(body)},
+            headers={**version_headers(model), **ignored_header(question.given or body)},
             usage=UsageCount([len(prompt) for prompt in prompts], num_choices=body.n),
             record=record,
         )
@@ -95,17 +95,16 @@ async def _whole(making: _Answer, shape: AnswerShape, deltas: AsyncGenerator[Del
         parts.setdefault(delta.index, []).append(delta)
     choices = [shape.choice(joined(parts[index])) for index in sorted(parts)]
     making.record.succeed()
-    content = {
-        **making.envelope,
-        **making.opening,
-        "object": shape.kind,
-        "choices": choices,
-        "usage": making.usage.as_json(),
-    }
+    envelope = {**making.envelope, **making.opening, "object": shape.kind}
+    content = shape.document(envelope, choices, making.usage.as_json())
     return Response(orjson.dumps(content), headers=making.headers, media_type="application/json")
 
 
-def _writer(making: _Answer, question: Question) -> ChunkWriter:
+def _writer(making: _Answer, question: Question) -> EventWriter:
+    if question.make_writer:
+        return question.make_writer(
+            envelope=making.envelope, usage=making.usage, record=making.record
+        )
     return ChunkWriter(
         envelope={**making.envelope, "object": question.shape.chunk_kind},
         opening=making.opening,

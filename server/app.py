@@ -21,6 +21,7 @@ from .routes import (
     fine_tuning,
     health,
     models,
+    responses,
     sglang_door,
     tokenizing,
     vllm_door,
@@ -31,6 +32,7 @@ from .schemas.completion import CompletionBody
 from .schemas.embedding import EmbeddingBody
 from .schemas.fine_tuning import JobBody
 from .schemas.merge import MergeBody
+from .schemas.response import ResponseBody
 from .schemas.tokenizing import DetokenizeBody, TokenizeBody
 from .service import Service
 
@@ -38,6 +40,7 @@ _ROUTES = (
     chat,
     completions,
     embeddings,
+    responses,
     tokenizing,
     models,
     adapters,
@@ -57,6 +60,7 @@ _BODIES = (
     ChatBody,
     CompletionBody,
     EmbeddingBody,
+    ResponseBody,
     TokenizeBody,
     DetokenizeBody,
     RollbackBody,

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-_TEXT_KINDS: Final = ("text", "input_text", "refusal")
+_TEXT_KINDS: Final = ("text", "input_text", "output_text", "refusal")
 _OPTIONAL: Final = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 
 

@@ -39,7 +39,11 @@ Body = TypeVar("Body", bound=RequestBody)
 
 def parse_body(raw: bytes, kind: type[Body]) -> Body:
     """Parse and check a body. Raises ``RequestRejected`` naming the first offending field."""
-    fields = _json_object(raw)
+    return check_fields(_json_object(raw), kind)
+
+
+def check_fields(fields: Mapping[str, Any], kind: type[Body]) -> Body:
+    """Check the fields of a JSON object. Raises ``RequestRejected`` as ``parse_body`` does."""
     known = {
         name: value
         for name, value in fields.items()

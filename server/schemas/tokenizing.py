@@ -27,13 +27,15 @@ class TokenizeBody(RequestBody):
 
     def conversation(self, messages: list[ChatMessage]) -> ChatBody:
         """The chat request that would be rendered to the same tokens."""
-        return ChatBody(
-            model=self.model or "",
-            messages=messages,
-            add_generation_prompt=self.add_generation_prompt,
-            continue_final_message=self.continue_final_message,
-            chat_template_kwargs=self.chat_template_kwargs,
-            tools=self.tools,
+        return ChatBody.model_validate(
+            {
+                "model": self.model or "",
+                "messages": messages,
+                "add_generation_prompt": self.add_generation_prompt,
+                "continue_final_message": self.continue_final_message,
+                "chat_template_kwargs": self.chat_template_kwargs,
+                "tools": self.tools,
+            }
         )
 
 
