@@ -17,28 +17,37 @@ from .routes import (
     chat,
     completions,
     datasets,
+    embeddings,
     feedback,
     files,
     fine_tuning,
     health,
     learning,
     models,
+    responses,
     sglang_door,
+    tokenizing,
     vllm_door,
 )
 from .schemas.adapter import CanaryBody, ImportBody, RollbackBody
 from .schemas.chat import ChatBody
 from .schemas.completion import CompletionBody
 from .schemas.dataset_sampling import SampleBody
+from .schemas.embedding import EmbeddingBody
 from .schemas.feedback import FeedbackBody
 from .schemas.fine_tuning import JobBody
 from .schemas.learning import LearningBody
 from .schemas.merge import MergeBody
+from .schemas.response import ResponseBody
+from .schemas.tokenizing import DetokenizeBody, TokenizeBody
 from .service import Service
 
 _ROUTES = (
     chat,
     completions,
+    embeddings,
+    responses,
+    tokenizing,
     models,
     adapters,
     adapter_actions,
@@ -52,6 +61,24 @@ _ROUTES = (
     vllm_door,
     sglang_door,
     health,
+)
+
+
+_BODIES = (
+    JobBody,
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    ResponseBody,
+    TokenizeBody,
+    DetokenizeBody,
+    RollbackBody,
+    CanaryBody,
+    ImportBody,
+    MergeBody,
+    FeedbackBody,
+    LearningBody,
+    SampleBody,
 )
 
 
@@ -71,7 +98,6 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     for module in _ROUTES:
         app.include_router(module.router)
-    bodies = (JobBody, ChatBody, CompletionBody, RollbackBody, CanaryBody, ImportBody, MergeBody)
-    describe_bodies(app, *bodies, FeedbackBody, LearningBody, SampleBody)
+    describe_bodies(app, *_BODIES)
     add_error_handlers(app)
     return app

@@ -35,6 +35,8 @@ from multiflora.engine.training.learning.error import LearningOff, LearningRuns,
 
 INTERNAL_ERROR: Final = "internal_error"
 _MAX_MESSAGE_CHARS: Final = 1000
+# Codes of RequestFailed that only the request's own settings can cause, though they show late.
+_REQUEST_CODES: Final = frozenset({"no_token_left", "invalid_grammar"})
 # Codes of RequestFailed that a retry can cure: the engine, not the request, went wrong.
 _TRANSIENT_CODES: Final = frozenset({"engine_unavailable", "engine_died", "adapter_unavailable"})
 
@@ -258,6 +260,10 @@ def http_error(error: Exception) -> HttpError:
             return _retryable(503, "server_error", error.code, str(error), seconds=2)
         case RequestFailed() if error.code in _TRANSIENT_CODES:
             return _retryable(503, "server_error", error.code, str(error), seconds=2)
+        case RequestFailed() if error.code in _REQUEST_CODES:
+            return HttpError(
+                status=400, type="invalid_request_error", code=error.code, message=str(error)
+            )
         case EngineError():
             return HttpError(status=500, type="server_error", code=error.code, message=str(error))
         case HTTPException():

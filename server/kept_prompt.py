@@ -27,7 +27,8 @@ def kept_prompts(body: SamplingBody) -> Sequence[Prompt] | None:
 
 def _conversation(body: ChatBody) -> Sequence[Prompt] | None:
     messages = [message.for_template() for message in body.messages]
-    is_plain = body.add_generation_prompt and not body.documents and not body.chat_template_kwargs
+    extras = (body.documents, body.chat_template_kwargs, body.tools)
+    is_plain = body.add_generation_prompt and not any(extras)
     is_readable = all(
         message["role"] != "tool" and {name for name, value in message.items() if value} <= _FIELDS
         for message in messages

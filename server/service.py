@@ -20,6 +20,7 @@ from .background_job import BackgroundJobs
 from .catalog import Catalog
 from .drain import Drain
 from .file_checker import FileChecker
+from .grammar_check import GrammarCheck
 from .hub_door import HubDoor
 from .limits import Limits
 from .merging import Merger
@@ -54,6 +55,7 @@ class Service:
     end_tokens: frozenset[int] = frozenset()
     limits: Limits = field(default_factory=Limits)
     drain: Drain = field(default_factory=Drain)
+    grammar_check: GrammarCheck = field(default_factory=GrammarCheck)
     # Idempotency keys of running requests.
     keys_in_use: set[str] = field(default_factory=set)
 
