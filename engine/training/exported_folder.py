@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from multiflora.adapters import durable
 
 from ..models.config import ModelConfig
-from .checkpoint import TENSORS_NAME
+from .checkpoint import TENSORS_NAME, VALUES
 from .config import LoraSettings
 from .export import export_adapter
 from .factors import TrainedFactors
@@ -46,7 +46,7 @@ def export_checkpoint(
             device=_CPU,
             trainable=False,
         )
-        factors.values.copy_(load_file(checkpoint / TENSORS_NAME)["values"])
+        factors.values.copy_(load_file(checkpoint / TENSORS_NAME)[VALUES])
         export_adapter(factors, settings, target, base_name=base_name)
     for export in target.parent.glob("step-*"):
         if export != target and not (checkpoint.parent / export.name).is_dir():

@@ -52,6 +52,8 @@ _EPILOG: Final = (
 )
 # Nothing is generated here.
 _MAX_MODEL_LEN: Final = 256
+# Nobody waits for a quantum to end: micro-batches are as large as memory allows.
+_QUANTUM_SECONDS: Final = 60.0
 
 
 def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -119,7 +121,7 @@ def run(
         device=device,
         max_model_len=_MAX_MODEL_LEN,
         data_dir=str(DATA_DIR),
-        training=TrainingConfig(pace="throughput"),
+        training=TrainingConfig(pace="throughput", quantum_seconds=_QUANTUM_SECONDS),
     )
     tracker = _tracker(report_to, output.absolute(), console)
     ended = asyncio.run(_train(job, config, folder, tracker, console))
