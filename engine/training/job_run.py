@@ -23,6 +23,7 @@ from .config import TrainingSettings
 from .data.dataset import PreparedDataset
 from .error import NotEnoughTrainingMemory
 from .estimate import estimate_memory
+from .example import check_tokens
 from .exported_folder import export_checkpoint, export_result, exported_folder, sweep_exports
 from .job import (
     CheckpointExported,
@@ -237,10 +238,10 @@ class JobRun:
 
     def _open_rows(self) -> _Rows:
         job, method = self.job, self._settings.method
-        validation = None
+        size, validation = self._place.network.config.vocab_size, None
         if job.validation is not None:
-            validation = make_task(_read_rows(job.validation), method)
-        return _Rows(make_task(_read_rows(job.data), method), validation)
+            validation = make_task(_read_rows(job.validation, size), method)
+        return _Rows(make_task(_read_rows(job.data, size), method), validation)
 
     def _choose_tokens(self, longest: int) -> Steps[int]:
         """Reserve memory, and size micro-batches by it and by the time of a quantum."""
@@ -362,9 +363,11 @@ class JobRun:
         )
 
 
-def _read_rows(folder: str) -> list[Any]:
+def _read_rows(folder: str, vocab_size: int) -> list[Any]:
     with PreparedDataset.open(Path(folder)) as dataset:
-        return list(dataset)
+        rows = list(dataset)
+    check_tokens(rows, vocab_size)
+    return rows
 
 
 def _last_event(ending: Future[JobEvent]) -> JobEvent:
