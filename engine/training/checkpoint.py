@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from multiflora.adapters import durable
+from multiflora.adapters.tensor_file import write_tensors
 
-from ..models.tensor_file import write_tensors
 from .error import CheckpointMismatch
 
 STATE_NAME = "state.json"
