@@ -17,7 +17,7 @@ from typing import Any, Final
 from multiflora.adapters.error import AdapterRejected, RegistryError
 
 from ...errors import EngineUnavailable, RequestFailed, RequestRejected
-from ..config import LoraSettings
+from ..config import LoraSettings, TrainingSettings
 from ..data.dataset import PreparedDataset
 from ..data.file_registry import UnknownFile
 from ..job import (
@@ -32,10 +32,12 @@ from ..job import (
     JobStarted,
     StepMetrics,
     TrainingJob,
+    settings_of,
 )
 from .checkpoints import Checkpoints
 from .job import Job, JobError, JobNote
 from .job_log import JobLog
+from .order import training_order
 from .quality_gate import Check, QualityGate, Verdict
 from .settings import DataSize, data_config, gate_settings, lora_settings_of, training_settings
 from .workshop import Workshop
@@ -128,7 +130,7 @@ class JobRunner:
             settings, note = await asyncio.to_thread(self._settings, job)
         except RequestRejected as error:
             raise JobFailure(error.code, str(error), error.param) from None
-        document = _training_job(self._shop, job, settings).document()["settings"]
+        document = _order(self._shop, job, settings).document()["settings"]
         await asyncio.to_thread(self._shop.jobs.plan, self._id, document, note)
 
     async def _in_thread(self, work: Any) -> None:
@@ -157,7 +159,7 @@ class JobRunner:
         except RequestRejected as error:
             raise JobFailure(error.code, str(error), error.param) from None
 
-    def _settings(self, job: Job) -> tuple[Any, str]:
+    def _settings(self, job: Job) -> tuple[TrainingSettings, str]:
         with PreparedDataset.open(self._folder.training) as data:
             report = data.info.report
             size = DataSize(num_rows=len(data), num_tokens=report.num_trained_tokens)
@@ -211,7 +213,8 @@ class JobRunner:
 
     async def _attempt(self, job: Job) -> JobEnded:
         """Hand the job to the engine and follow it. Raises ``EngineUnavailable``."""
-        order = _training_job(self._shop, job, None)
+        assert job.settings is not None
+        order = _order(self._shop, job, settings_of(dict(job.settings)))
         async with aclosing(self._shop.engine.train(order)) as events:
             async for event in events:
                 ended = await self._take(job, event)
@@ -358,20 +361,9 @@ class JobRunner:
             logger.debug("%s hears of it when the engine is back", self._id)
 
 
-def _training_job(shop: Workshop, job: Job, settings: Any) -> TrainingJob:
-    """What the engine is told; ``settings`` None are those that the job has kept."""
-    folder = shop.folders[job.id]
-    has_validation = job.wish.validation_file is not None
-    common: dict[str, Any] = {
-        "id": job.id,
-        "data": str(folder.training.absolute()),
-        "folder": str(folder.run.absolute()),
-        "base_name": shop.base_name,
-        "validation": str(folder.validation.absolute()) if has_validation else None,
-        "start": job.start,
-        # A preference is measured against what the job goes on from.
-        "reference": job.start if job.wish.method == "dpo" else None,
-    }
-    if settings is not None:
-        return TrainingJob(settings=settings, **common)
-    return TrainingJob.from_document({**common, "settings": job.settings})
+def _order(shop: Workshop, job: Job, settings: TrainingSettings) -> TrainingJob:
+    return training_order(
+        *(job.id, job.wish, settings, shop.folders[job.id]),
+        base_name=shop.base_name,
+        start=job.start,
+    )
