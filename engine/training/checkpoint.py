@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from multiflora.adapters import durable
+from multiflora.adapters.tensor_file import write_tensors
 
-from ..models.tensor_file import write_tensors
 from .error import CheckpointMismatch
 
 STATE_NAME = "state.json"
@@ -61,7 +61,7 @@ class CheckpointFolder:
         # As it will be read back: tuples become lists, keys become strings.
         self._identity: Mapping[str, Any] = json.loads(json.dumps(identity))
         self._keep = keep
-        for leftover in path.glob(f"{_INCOMING}*"):
+        for leftover in path.glob(".*"):
             shutil.rmtree(leftover)
 
     def folder(self, step: int) -> Path:
@@ -114,7 +114,7 @@ class CheckpointFolder:
     def _prune(self, state: RunState) -> None:
         steps = self.steps()
         for step in set(steps) - {*steps[-self._keep :], state.best_step}:
-            shutil.rmtree(self.folder(step))
+            durable.remove_folder(self.folder(step))
 
 
 class CheckpointWriter:

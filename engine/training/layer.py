@@ -12,7 +12,7 @@ from ..models.config import ModelConfig
 from ..models.decoder import PROJECTIONS_PER_LAYER
 from ..models.weights import LayerWeights
 from .activation import silu_mul
-from .attention import PlannedSpan, attend
+from .attention import AttentionPlan, attend
 from .dropout import Dropout
 from .factors import TrainedFactors
 from .linear import FrozenLinear
@@ -26,7 +26,7 @@ class LayerContext:
 
     cos: Tensor  # float32 [T, D / 2]
     sin: Tensor
-    attention: dict[int | None, tuple[PlannedSpan, ...]]
+    attention: dict[int | None, AttentionPlan]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,25 @@
-"""What the engine is told of a job, whoever ordered it: a server's client or the command line."""
+"""What the engine is told to do for a job, whoever ordered it: a client, or the command line."""
 
 from ..config import TrainingSettings
-from ..job import TrainingJob
-from .job import JobWish
+from ..job import TrainingJob, settings_of
+from .job import Job, JobWish
 from .job_folder import JobFolder
+from .workshop import Workshop
 
 
-def training_order(
+def training_order(shop: Workshop, job: Job, settings: TrainingSettings | None) -> TrainingJob:
+    """The job as a ``TrainingJob``; ``settings`` None are those that the job has kept."""
+    if settings is None:
+        assert job.settings is not None
+        settings = settings_of(dict(job.settings))
+    return make_order(
+        *(job.id, job.wish, settings, shop.folders[job.id]),
+        base_name=shop.base_name,
+        start=job.start,
+    )
+
+
+def make_order(
     job_id: str,
     wish: JobWish,
     settings: TrainingSettings,

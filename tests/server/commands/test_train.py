@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from multiflora.adapters.folder import WEIGHTS_NAME, AdapterFolder
 from multiflora.adapters.store import AdapterStore
 from multiflora.engine.training.job import JobEnded, TrainingJob
+from multiflora.engine.training.jobs.tracking import library
 from multiflora.server import cli
 from multiflora.server.base_model import DEMO
 from multiflora.server.commands import train
@@ -56,6 +57,15 @@ def test_an_unknown_setting_is_refused_with_the_nearest(
     data = write_rows(tmp_path / "rows.jsonl", row("Hi!", "Ahoy."))
     assert run(str(data), "-o", str(tmp_path / "out"), "--set", "lora.rnk=4") != 0
     assert "did you mean 'rank'" in capsys.readouterr().err
+
+
+def test_a_sink_that_is_missing_is_refused_with_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "find_spec", lambda name: None)
+    data = write_rows(tmp_path / "rows.jsonl", row("Hi!", "Ahoy."))
+    assert run(str(data), "-o", str(tmp_path / "out"), "--report-to", "wandb") == 1
+    assert "pip install wandb" in capsys.readouterr().err
 
 
 def test_an_output_that_exists_is_left_alone(
@@ -126,21 +136,15 @@ def test_a_file_becomes_a_folder_that_peft_can_load(
     data = write_rows(tmp_path / "rows.jsonl", *rows * 2)
     out = tmp_path / "out"
     arguments = ("--epochs", "2", "--batch-size", "3", "--rank", "4", "--device", "cpu")
+    arguments += ("--report-to", "tensorboard")
     assert run(str(data), "-o", str(out), *arguments) == 0
     config = AdapterFolder(out).config
     assert (config["r"], config["lora_alpha"]) == (4, 8.0)
     assert "after 4 steps" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out", "rows.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out", "rows.jsonl", "runs"]
+    assert list((tmp_path / "runs" / "out").glob("events.out.tfevents.*"))
     again = ("--model", str(out), *arguments[:4], "--device", "cpu")
     assert run(str(data), "-o", str(tmp_path / "further"), *again) == 0
     first, second = (load_file(tmp_path / name / WEIGHTS_NAME) for name in ("out", "further"))
     assert first.keys() == second.keys()
     assert all(0 < (second[name] - first[name]).abs().max() < 0.1 for name in first)
-
-
-def test_the_estimate_names_serving_and_training(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["estimate", "--rank", "8"])
-    shown = capsys.readouterr().out
-    assert "KV cache" in shown
-    assert "training at rank 8" in shown
