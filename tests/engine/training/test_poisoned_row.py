@@ -35,9 +35,11 @@ def test_a_token_that_the_base_does_not_know_is_named_with_its_line(
         for item in (good, row):
             writer.add(item)
         writer.finish(Report(format="test"), fingerprint="")
-    with PreparedDataset.open(tmp_path / "poisoned") as dataset:
-        with pytest.raises(InvalidTrainingData, match="line 7"):
-            dataset.check_tokens(384)
+    with (
+        PreparedDataset.open(tmp_path / "poisoned") as dataset,
+        pytest.raises(InvalidTrainingData, match="line 7"),
+    ):
+        dataset.check_tokens(384)
 
 
 def test_a_poisoned_row_ends_its_job_and_the_next_one_runs(
