@@ -41,6 +41,7 @@ from .request import EngineInfo
 from .runner import Runner
 from .scheduler import Scheduler
 from .training.desk import TrainingDesk
+from .training.heap import keep_freed_memory
 from .training.job_run import Workplace
 from .training.memory_budget import MemoryBudget
 from .training.network import TrainingNetwork
@@ -184,6 +185,8 @@ def _build_background(
             "no memory is set aside for training; give --training-memory a size such as 4GiB",
             report,
         )
+    if place.device.type == "cpu":
+        keep_freed_memory()
     workplace = Workplace(
         network=TrainingNetwork(model, weights, place.ops, rope),
         store=AdapterStore(Path(config.data_dir)),

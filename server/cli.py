@@ -170,8 +170,9 @@ def _add_adapters(parser: argparse.ArgumentParser, about: str, metavar: str) -> 
 
 def _with_default(setting: "Field[Any]") -> str:
     about = setting.metadata["help"].replace("%", "%%")
-    has_default = setting.default is not MISSING and setting.default is not None
-    return f"{about} (default: {setting.default})" if has_default else about
+    default = ",".join(setting.default) if isinstance(setting.default, tuple) else setting.default
+    has_default = default is not MISSING and default not in (None, "")
+    return f"{about} (default: {default})" if has_default else about
 
 
 def _flag(name: str) -> str:

@@ -10,9 +10,11 @@ from typing import Any, Final
 
 from multiflora.adapters.error import AdapterRejected, RegistryError
 from multiflora.engine.errors import EngineError
+from multiflora.engine.training.jobs.error import JobOver
 
+from .cancellation import Cancellation, Cancelled
 from .errors import UnknownJob, http_error
-from .schemas.merge import JobStatus, job_object
+from .schemas.merge import ENDED, JobStatus, job_object
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ class MergeJob:
     created: int = field(default_factory=lambda: int(time.time()))
     error: dict[str, Any] | None = None
     adapter: dict[str, Any] | None = None
+    cancellation: Cancellation = field(default_factory=Cancellation)
 
     def tell(self, progress: float) -> None:
         """Note progress; from any thread."""
@@ -60,6 +63,16 @@ class MergeJobs:
             raise UnknownJob(f"no merge has the id {job_id[:64]!r}; a restart forgets them")
         return self._jobs[job_id]
 
+    def cancel(self, job_id: str) -> MergeJob:
+        """End a merge that is not being published yet; its status tells when it has ended.
+
+        Raises ``UnknownJob`` and ``JobOver``.
+        """
+        job = self[job_id]
+        if job.status in ENDED or not job.cancellation.set():
+            raise JobOver(f"{job_id} is {job.status} and cannot be cancelled any more")
+        return job
+
     def start(self, job: MergeJob, work: Callable[[], Awaitable[dict[str, Any]]]) -> None:
         """Go on with ``work``, which answers the adapter."""
         self._jobs[job.id] = job
@@ -70,7 +83,7 @@ class MergeJobs:
         task.add_done_callback(self._tasks.discard)
 
     def _forget_oldest(self) -> None:
-        ended = [job for job in self._jobs.values() if job.status in ("succeeded", "failed")]
+        ended = [job for job in self._jobs.values() if job.status in ENDED]
         for job in ended[: max(0, len(self._jobs) - _MAX_KEPT)]:
             del self._jobs[job.id]
 
@@ -79,6 +92,8 @@ async def _run(job: MergeJob, work: Callable[[], Awaitable[dict[str, Any]]]) -> 
     try:
         job.adapter = await work()
         job.status, job.progress = "succeeded", 1.0
+    except Cancelled:
+        job.status = "cancelled"
     except Exception as error:
         if not isinstance(error, EngineError | AdapterRejected | RegistryError):
             logger.exception("the merge %s failed", job.id)

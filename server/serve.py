@@ -204,6 +204,7 @@ def _service(
             files=checker.files,
             publishing=JobPublishing(registry, publisher, pinning, metrics),
             end_tokens=end_tokens,
+            tracking=settings.tracking,
         ),
         adapters_root=settings.adapters_root,
         hub=HubDoor(settings.adapters_hub),

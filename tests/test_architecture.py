@@ -98,7 +98,7 @@ def test_the_server_sees_the_engine_only_through_its_public_modules() -> None:
     public = ("client", "text", "errors", "request", "config", "memory_plan", "doctor")
     offline = ("export.export", "extraction.extraction")
     start_up = ("models.source", "models.registry", "models.config", "models.named_folder")
-    jobs = ("training.job", "training.config", "training.estimate")
+    jobs = ("training.job", "training.config", "training.estimate", "training.rule_of_thumb")
     for path in sources("server"):
         for module, line in imports(path):
             if module.startswith("multiflora.engine."):
@@ -111,7 +111,9 @@ def test_the_server_sees_the_engine_only_through_its_public_modules() -> None:
 
 def test_only_the_assembly_imports_the_trainer() -> None:
     """Others know its files and jobs, with their settings and events: these know no tensors."""
-    public = ("engine.training.job", "engine.training.config", "engine.training.estimate")
+    public = tuple(
+        f"engine.training.{name}" for name in ("job", "config", "estimate", "rule_of_thumb")
+    )
     for path in sources(*FOLDERS):
         inside = "engine/training" in path.as_posix() or path.name == "assembly.py"
         for module, line in imports(path):

@@ -52,6 +52,12 @@ async def show_merge(request: Request, job_id: str) -> dict[str, Any]:
     return service_of(request).merge_jobs[job_id].shown()
 
 
+@router.post("/v1/adapters/merge/{job_id}/cancel")
+async def cancel_merge(request: Request, job_id: str) -> dict[str, Any]:
+    """End a merge in background; 409 once it has ended or is being published."""
+    return service_of(request).merge_jobs.cancel(job_id).shown()
+
+
 async def _answer(
     service: Service, body: MergeBody, order: MergeOrder, is_repeated: bool
 ) -> Response:
@@ -68,6 +74,7 @@ async def _begin(
     job = MergeJob(body.name)
     with ExitStack() as held:
         order = _prepare(service, body, order, is_repeated, held)
+        order = replace(order, cancellation=job.cancellation)
         held.enter_context(service.drain.running())
         leases = held.pop_all()
 

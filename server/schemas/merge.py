@@ -1,6 +1,6 @@
 """What ``POST /v1/adapters/merge`` is told, and the job that it answers with."""
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -93,7 +93,8 @@ def _curve(t: float | list[float]) -> Curve:
         raise RequestRejected(str(error), param="t") from None
 
 
-JobStatus = Literal["queued", "running", "succeeded", "failed"]
+JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+ENDED: Final = ("succeeded", "failed", "cancelled")
 
 
 def job_object(

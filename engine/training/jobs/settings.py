@@ -137,6 +137,7 @@ def lora_settings_of(folder: AdapterFolder) -> LoraSettings:
         "rank": config.get("r", 8),
         "alpha": config.get("lora_alpha", 8),
         "use_rslora": bool(config.get("use_rslora")),
+        "use_dora": bool(config.get("use_dora")),
         "target_modules": targets if isinstance(targets, str) else tuple(targets or ()),
         "exclude_modules": tuple(config.get("exclude_modules") or ()),
         "rank_pattern": config.get("rank_pattern") or {},

@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, get_args
 
 from multiflora.adapters.name import MAX_NAME_CHARS, check_name
 
@@ -13,9 +13,11 @@ from ...errors import RequestRejected
 from ..data.file_registry import StoredFile, UnknownFile
 from .checkpoints import Checkpoints, short_id
 from .error import JobNotFound
-from .job import Job, JobWish
+from .job import Job, JobWish, Status
+from .job_census import JobCensus
 from .job_runner import JobRunner
 from .settings import check_wish, lora_settings_of
+from .tracked_job import check_tracking
 from .workshop import Workshop
 
 logger = logging.getLogger(__name__)
@@ -106,6 +108,25 @@ class TrainingJobs:
         runner = self._runners.get(job_id)
         return runner.estimated_finish if runner else None
 
+    def census(self) -> JobCensus:
+        """Waits for the disk."""
+        counts = self.rows.counts()
+        return JobCensus(
+            statuses={
+                known: sum(n for status, _, n in counts if status == known)
+                for known in get_args(Status)
+            },
+            verdicts={
+                known: sum(n for _, verdict, n in counts if verdict is known)
+                for known in (True, False)
+            },
+            losses={
+                (runner.method, split): loss
+                for runner in tuple(self._runners.values())
+                for split, loss in runner.losses.items()
+            },
+        )
+
     async def wait(self, job_id: str) -> Job:
         """The job once it has ended."""
         if task := self._tasks.get(job_id):
@@ -132,6 +153,7 @@ class TrainingJobs:
             await asyncio.gather(task, return_exceptions=True)
 
     def _create(self, wish: JobWish, start: str | None) -> Job:
+        check_tracking(wish, self._shop.tracking)
         self._check_files(wish)
         lora = None
         if start is not None:
