@@ -14,6 +14,7 @@ from .routes import (
     adapter_import,
     adapter_merge,
     adapters,
+    batches,
     chat,
     completions,
     embeddings,
@@ -27,6 +28,7 @@ from .routes import (
     vllm_door,
 )
 from .schemas.adapter import CanaryBody, ImportBody, RollbackBody
+from .schemas.batch import BatchBody
 from .schemas.chat import ChatBody
 from .schemas.completion import CompletionBody
 from .schemas.embedding import EmbeddingBody
@@ -48,6 +50,7 @@ _ROUTES = (
     adapter_import,
     adapter_merge,
     files,
+    batches,
     fine_tuning,
     vllm_door,
     sglang_door,
@@ -60,6 +63,7 @@ _BODIES = (
     ChatBody,
     CompletionBody,
     EmbeddingBody,
+    BatchBody,
     ResponseBody,
     TokenizeBody,
     DetokenizeBody,

@@ -31,6 +31,8 @@ from multiflora.engine.errors import (
 from multiflora.engine.training.data.file_registry import FileInUse, UnknownFile
 from multiflora.engine.training.jobs.error import JobNotFound, JobOver, JobRuns
 
+from .batch_store import BatchOver, UnknownBatch
+
 INTERNAL_ERROR: Final = "internal_error"
 _MAX_MESSAGE_CHARS: Final = 1000
 # Codes of RequestFailed that only the request's own settings can cause, though they show late.
@@ -191,6 +193,8 @@ _REGISTRY_STATUS: Final[dict[type[RegistryError], int]] = {
     UnknownVersion: 404,
     UnknownFile: 404,
     FileInUse: 409,
+    UnknownBatch: 404,
+    BatchOver: 409,
     JobNotFound: 404,
     JobOver: 409,
     JobRuns: 409,
@@ -208,6 +212,8 @@ _REGISTRY_PARAMS: Final[dict[type[RegistryError], str]] = {
     UnknownVersion: "version",
     UnknownFile: "file_id",
     FileInUse: "file_id",
+    UnknownBatch: "batch_id",
+    BatchOver: "batch_id",
     JobNotFound: "fine_tuning_job_id",
     JobOver: "fine_tuning_job_id",
     JobRuns: "fine_tuning_job_id",
