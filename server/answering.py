@@ -21,6 +21,7 @@ from .disconnect import until_disconnect
 from .generation import Delta, generate, joined
 from .ignored_field import ignored_header
 from .metrics import RequestRecord
+from .observation import check_store, observed
 from .question import EventWriter, Question
 from .selection import lease_selected
 from .sequencing import sequence_jobs
@@ -47,6 +48,7 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
         resources.enter_context(service.drain.running())
         model = resources.enter_context(lease_selected(service.catalog, body))
         record = resources.enter_context(service.metrics.request(model.name))
+        check_store(service.learner, model, body.store)
         info = service.client.info
         prompts = await off_loop(
             question.is_large, question.tokenize, max_model_len=info.max_model_len
@@ -63,6 +65,7 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
             grammar=grammar,
         )
         deltas = generate(service.client, service.tokenizer, jobs)
+        deltas = observed(deltas, service.learner, model, body, answer_id)
         resources.push_async_callback(deltas.aclose)
         making = _Answer(
             envelope=_envelope(answer_id, model, info),

@@ -17,10 +17,13 @@ from .routes import (
     batches,
     chat,
     completions,
+    datasets,
     embeddings,
+    feedback,
     files,
     fine_tuning,
     health,
+    learning,
     models,
     responses,
     sglang_door,
@@ -31,8 +34,11 @@ from .schemas.adapter import CanaryBody, ImportBody, RollbackBody
 from .schemas.batch import BatchBody
 from .schemas.chat import ChatBody
 from .schemas.completion import CompletionBody
+from .schemas.dataset_sampling import SampleBody
 from .schemas.embedding import EmbeddingBody
+from .schemas.feedback import FeedbackBody
 from .schemas.fine_tuning import JobBody
+from .schemas.learning import LearningBody
 from .schemas.merge import MergeBody
 from .schemas.response import ResponseBody
 from .schemas.tokenizing import DetokenizeBody, TokenizeBody
@@ -52,6 +58,9 @@ _ROUTES = (
     files,
     batches,
     fine_tuning,
+    feedback,
+    learning,
+    datasets,
     vllm_door,
     sglang_door,
     health,
@@ -71,6 +80,9 @@ _BODIES = (
     CanaryBody,
     ImportBody,
     MergeBody,
+    FeedbackBody,
+    LearningBody,
+    SampleBody,
 )
 
 

@@ -29,7 +29,9 @@ from multiflora.engine.errors import (
     RequestRejected,
 )
 from multiflora.engine.training.data.file_registry import FileInUse, UnknownFile
+from multiflora.engine.training.feedback.error import CompletionNotFound, FeedbackNotFound
 from multiflora.engine.training.jobs.error import JobNotFound, JobOver, JobRuns
+from multiflora.engine.training.learning.error import LearningOff, LearningRuns, RunNotFound
 
 from .batch_store import BatchOver, UnknownBatch
 
@@ -198,6 +200,11 @@ _REGISTRY_STATUS: Final[dict[type[RegistryError], int]] = {
     JobNotFound: 404,
     JobOver: 409,
     JobRuns: 409,
+    CompletionNotFound: 404,
+    FeedbackNotFound: 404,
+    RunNotFound: 404,
+    LearningOff: 409,
+    LearningRuns: 409,
     NameTaken: 409,
     VersionInUse: 409,
     KeyReused: 409,
@@ -217,6 +224,11 @@ _REGISTRY_PARAMS: Final[dict[type[RegistryError], str]] = {
     JobNotFound: "fine_tuning_job_id",
     JobOver: "fine_tuning_job_id",
     JobRuns: "fine_tuning_job_id",
+    CompletionNotFound: "completion_id",
+    FeedbackNotFound: "feedback_id",
+    RunNotFound: "run_id",
+    LearningOff: "name",
+    LearningRuns: "name",
     NameTaken: "name",
     VersionInUse: "version",
     PreconditionFailed: "if-match",

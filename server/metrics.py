@@ -112,6 +112,18 @@ class Metrics:
             ["action"],
             registry=self._registry,
         )
+        self._feedback = Counter(
+            "multiflora_feedback",
+            "What users said about answers, by adapter and kind.",
+            ["adapter", "kind"],
+            registry=self._registry,
+        )
+        self._learning_runs = Counter(
+            "multiflora_learning_runs",
+            "Ended runs of the continual loop, by adapter and outcome.",
+            ["adapter", "outcome"],
+            registry=self._registry,
+        )
         self._first_token = self._histogram("time_to_first_token", "Time to the first token.")
         self._end_to_end = self._histogram("request", "Time from the request to its last token.")
 
@@ -132,6 +144,12 @@ class Metrics:
 
     def adapter_change(self, action: str) -> None:
         self._changes.labels(action).inc()
+
+    def feedback(self, adapter: str, kind: str) -> None:
+        self._feedback.labels(self._label(adapter), kind).inc()
+
+    def learning_run(self, adapter: str, outcome: str) -> None:
+        self._learning_runs.labels(self._label(adapter), outcome).inc()
 
     async def render(self, jobs: JobCensus | None = None) -> bytes:
         """The classic text format."""

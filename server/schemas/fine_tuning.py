@@ -224,7 +224,7 @@ def _training(job: Job) -> dict[str, Any]:
         return given
     known = {name: value for name, value in job.settings.items() if isinstance(value, dict)}
     known["loss"] = {key: value for key, value in known.pop("method").items() if key != "kind"}
-    ours = ("data", "gate", _REPORT_TO)
+    ours = ("data", "gate", "publish", _REPORT_TO)
     return {**known, **{name: given[name] for name in ours if name in given}}
 
 

@@ -36,7 +36,7 @@ class TextFormat(BaseModel):
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     name: str = ""
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    schema_: dict[str, Any] | None = Field(default=None, validation_alias="schema")
     strict: bool | None = None
     description: str | None = None
 
@@ -90,6 +90,7 @@ class ResponseBody(TargetBody):
             "tools": [_chat_tool(place, tool) for place, tool in enumerate(self.tools)],
             "tool_choice": _chat_choice(self.tool_choice),
             "response_format": self._format(),
+            "store": False,
         }
         same = set(TargetBody.model_fields) | {"temperature", "top_p", "seed", "stream"}
         same |= {"parallel_tool_calls"}

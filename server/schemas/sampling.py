@@ -1,8 +1,7 @@
 """The fields that completions and chat share."""
 
 import secrets
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, ClassVar, Final
 
 from pydantic import (
     BaseModel,
@@ -102,10 +101,6 @@ class TargetBody(RequestBody):
 class SamplingBody(TargetBody):
     """How to draw tokens and when to end, as completions and chat requests say it."""
 
-    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "store": (False,),
-    }
-
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     best_of: int | None = None
     temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
@@ -128,6 +123,8 @@ class SamplingBody(TargetBody):
     ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+    # False keeps the answer out of what its adapter keeps for feedback.
+    store: bool | None = None
     return_token_ids: bool = False
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None

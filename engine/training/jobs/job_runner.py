@@ -39,6 +39,7 @@ from .job import Job, JobError, JobNote
 from .job_census import Split
 from .job_log import JobLog
 from .order import training_order
+from .publication import publish
 from .quality_gate import Check, QualityGate, Verdict
 from .settings import DataSize, data_config, gate_settings, lora_settings_of, training_settings
 from .tracked_job import close_tracker, make_tracker
@@ -375,9 +376,8 @@ class JobRunner:
         )
 
     async def _publish(self, job: Job) -> None:
-        assert job.digest is not None
-        await self._shop.publishing.point(job.name, job.digest)
-        note = f"The job has successfully completed; {job.name} is live"
+        result = await publish(self._shop, job)
+        note = f"The job has successfully completed; {result}"
         await asyncio.to_thread(self._shop.jobs.succeed, self._id, note)
 
     async def _note(self, text: str) -> None:

@@ -16,7 +16,7 @@ from .error import JobNotFound
 from .job import Job, JobWish, Status
 from .job_census import JobCensus
 from .job_runner import JobRunner
-from .settings import check_wish, lora_settings_of
+from .settings import PARAM, check_wish, lora_settings_of, publish_settings
 from .tracked_job import check_tracking
 from .workshop import Workshop
 
@@ -152,15 +152,23 @@ class TrainingJobs:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def _create(self, wish: JobWish, start: str | None) -> Job:
+    def check(self, wish: JobWish, *, start: str | None) -> None:
+        """Raise as ``create`` does, for everything but the files."""
         check_tracking(wish, self._shop.tracking)
-        self._check_files(wish)
-        lora = None
-        if start is not None:
-            lora = lora_settings_of(self._shop.store.open(start))
+        lora = None if start is None else lora_settings_of(self._shop.store.open(start))
         check_wish(wish, start=lora)
         if wish.suffix is not None:
             self._check_suffix(wish.suffix)
+        if publish_settings(wish).mode == "canary" and (wish.suffix is None or start is None):
+            raise RequestRejected(
+                "a canary needs a name that others already use: go on from an adapter, and give "
+                "its name as suffix",
+                param=f"{PARAM}.publish.mode",
+            )
+
+    def _create(self, wish: JobWish, start: str | None) -> Job:
+        self._check_files(wish)
+        self.check(wish, start=start)
         notes = [
             f"Created fine-tuning job on {wish.model}",
             f"Validating training file: {wish.training_file}",
@@ -190,9 +198,9 @@ class TrainingJobs:
             raise RequestRejected(f"suffix has up to {longest} characters", param="suffix")
 
     def _check_files(self, wish: JobWish) -> None:
-        self._check_file(wish.training_file, "training_file")
+        self.check_file(wish.training_file, "training_file")
         if wish.validation_file is not None:
-            self._check_file(wish.validation_file, "validation_file")
+            self.check_file(wish.validation_file, "validation_file")
             if wish.validation_file == wish.training_file:
                 raise InvalidTrainingFile(
                     "a validation file with the rows that are trained on measures nothing; leave "
@@ -200,7 +208,8 @@ class TrainingJobs:
                     param="validation_file",
                 )
 
-    def _check_file(self, file_id: str, param: str) -> StoredFile:
+    def check_file(self, file_id: str, param: str) -> StoredFile:
+        """Raise ``RequestRejected`` for a file that no job can read."""
         try:
             file = self._shop.files.get(file_id)
         except UnknownFile as error:

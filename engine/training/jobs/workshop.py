@@ -49,6 +49,12 @@ class Publishing(Protocol):
         """Make the name, or swap it to the version."""
         ...
 
+    async def set_canary(self, name: str, digest: str, weight: float, *, live: str) -> bool:
+        """Give the version a share of the name's requests, if the name still points at ``live``
+        and has no other canary; whether it did.
+        """
+        ...
+
     async def discard(self, digest: str) -> None:
         """Let go of a version that was taken in, unless a name has it."""
         ...
