@@ -44,8 +44,9 @@ def check_tokens(rows: Iterable[Example | Preference], vocab_size: int) -> None:
     """
     for row in rows:
         ids = row.ids if isinstance(row, Example) else row.prompt + row.chosen + row.rejected
-        strange = max(ids, default=0)
-        if strange >= vocab_size or min(ids, default=0) < 0:
+        lowest, highest = min(ids, default=0), max(ids, default=0)
+        if lowest < 0 or highest >= vocab_size:
+            strange = lowest if lowest < 0 else highest
             raise InvalidTrainingData(
                 f"line {row.line} has the token {strange}, and the base knows {vocab_size}: its "
                 "tokenizer belongs to another base, or the prepared data are damaged"
