@@ -4,6 +4,7 @@ The data side (formats, templates, masks) makes these; the trainer knows nothing
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +33,19 @@ class Preference:
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
     line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """A prompt with one completion that was judged, good or bad, with no other to compare it with.
+
+    Token ids; ``line`` as in ``Example``.
+    """
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+    is_desirable: bool
+    line: int
+
+
+Item: TypeAlias = Example | Preference | Rating

@@ -5,10 +5,10 @@ from typing import Any, Literal, Self, get_type_hints
 
 import msgspec
 
-from .config import PreferenceSettings, SupervisedSettings, TrainingSettings
+from .config import KtoSettings, PreferenceSettings, SupervisedSettings, TrainingSettings
 
 EndReason = Literal["finished", "stopped_early", "cancelled"]
-_METHODS = {"supervised": SupervisedSettings, "preference": PreferenceSettings}
+_METHODS = {"supervised": SupervisedSettings, "preference": PreferenceSettings, "kto": KtoSettings}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from .config import PreferenceSettings
 from .error import InvalidTrainingData
 from .example import Preference
 from .head import TokenScores
-from .packed_batch import PackedBatch, Packer
+from .packed_batch import PackedBatch, Packer, sequence_sums
 from .tally import Tally
 from .task import digest_rows
 
@@ -57,6 +57,8 @@ def _mean_margin(pairs: PairScores) -> Tensor:
 
 class PreferenceTask:
     """Pairs and their loss; ``reference`` [N, 2], chosen and rejected, is filled in before use."""
+
+    num_completions = 2
 
     def __init__(self, preferences: Sequence[Preference], settings: PreferenceSettings) -> None:
         for preference in preferences:
@@ -153,12 +155,3 @@ class PreferenceLoss:
         ratios = sequence_sums(batch, log_probs).view(-1, 2) - reference
         lengths = sequence_sums(batch, torch.ones_like(log_probs)).view(-1, 2)
         return PairScores(ratios[:, 0], ratios[:, 1], lengths[:, 0], lengths[:, 1])
-
-
-def sequence_sums(batch: PackedBatch, log_probs: Tensor) -> Tensor:
-    """Log-probabilities [P] summed by sequence, [num_sequences].
-
-    Summed sequence by sequence: atomic adds would make the order, and the bits, depend on timing.
-    """
-    lengths = torch.bincount(batch.sequences, minlength=batch.num_sequences).tolist()
-    return torch.stack([part.sum() for part in log_probs.split(lengths)])

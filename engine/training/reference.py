@@ -1,4 +1,4 @@
-"""Log-probabilities of both completions of every pair under the reference: computed once, kept.
+"""Log-probabilities of the completions of every row under the reference: computed once, kept.
 
 The reference is the very base with other factors, or none: no second model exists.
 """
@@ -15,15 +15,17 @@ from multiflora.adapters import durable
 from ..models.tensor_file import write_tensors
 from .factors import TrainedFactors
 from .network import TrainingNetwork
-from .preference import PreferenceTask, sequence_sums
+from .packed_batch import sequence_sums
+from .preference import PreferenceTask
 from .quantum import Quanta
+from .rating import RatingTask
 from .step_plan import fill_micro_batches
 from .sweep import Sweep
 
 
 def score_reference(
     network: TrainingNetwork,
-    task: PreferenceTask,
+    task: PreferenceTask | RatingTask,
     factors: TrainedFactors | None,
     *,
     micro_batch_tokens: int,
@@ -33,11 +35,11 @@ def score_reference(
     if cache.is_file():
         task.reference = load_file(cache)["reference"].to(network.device)
         return
-    found = torch.empty(task.num_rows, 2, device=network.device)
+    found = torch.empty(task.num_rows, task.num_completions, device=network.device)
     for part in fill_micro_batches(range(task.num_rows), task.num_tokens, micro_batch_tokens):
         batch = task.pack(part, network.device)
         scores = yield from Sweep(network, batch, factors).score()
-        found[part] = sequence_sums(batch, scores.log_probs).view(-1, 2)
+        found[part] = sequence_sums(batch, scores.log_probs).view(-1, task.num_completions)
     task.reference = found
     _write(cache, found)
 

@@ -5,15 +5,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
 
 from .checkpoint import CheckpointFolder, CheckpointWriter, RunState, Snapshot, to_host
-from .config import PreferenceSettings, SupervisedSettings, TrainingSettings
+from .config import (
+    KtoSettings,
+    MethodSettings,
+    PreferenceSettings,
+    SupervisedSettings,
+    TrainingSettings,
+)
 from .error import InvalidTrainingData, TrainingDiverged, TrainingError
-from .evaluation import evaluate
-from .example import Example, Preference
+from .evaluation import evaluate, open_step_loss
+from .example import Example, Item, Preference, Rating
 from .factors import TrainedFactors
 from .network import TrainingNetwork
 from .optimizer import Optimizer
@@ -27,12 +34,16 @@ from .quantum import (
     StepTaken,
 )
 from .randomness import tensor_stream
+from .rating import RatingTask
 from .reference import score_reference
 from .schedule import rate_factor
 from .step_plan import StepPlan, fill_micro_batches
 from .sweep import Noise, Sweep
 from .tally import Tally
 from .task import SupervisedTask, Task
+
+Kind = TypeVar("Kind", Example, Preference, Rating)
+_PLURAL: Final = {Example: "examples", Preference: "pairs", Rating: "ratings"}
 
 
 class TrainingRun:
@@ -145,7 +156,7 @@ class TrainingRun:
 
     def _score_references(self) -> Quanta[None]:
         for task in (self._task, self._validation):
-            if isinstance(task, PreferenceTask):
+            if isinstance(task, PreferenceTask | RatingTask):
                 name = hashlib.sha256(f"{task.digest} {self._reference_digest}".encode())
                 yield from score_reference(
                     self._network,
@@ -159,8 +170,12 @@ class TrainingRun:
     def _take_step(self) -> Quanta[None]:
         step = self.state.step
         rows = self._plan.rows(step)
-        loss, tally, num_tokens = self._task.step_loss(rows), Tally(), 0
+        tally, num_tokens = Tally(), 0
         budget = self._settings.batch.micro_batch_tokens
+        loss = yield from open_step_loss(
+            *(self._network, self._task, rows, self.factors, self._reference),
+            micro_batch_tokens=budget,
+        )
         for number, part in enumerate(fill_micro_batches(rows, self._task.num_tokens, budget)):
             batch = self._task.pack(part, self._network.device)
             sweep = Sweep(self._network, batch, self.factors, self._noise(step, number))
@@ -198,6 +213,7 @@ class TrainingRun:
             self.factors,
             self._validation,
             micro_batch_tokens=self._settings.batch.micro_batch_tokens,
+            reference=self._reference,
         )
         loss, best = metrics["eval_loss"], self.state.best_loss
         is_best = math.isfinite(loss) and (best is None or loss < best)
@@ -298,19 +314,27 @@ class TrainingRun:
 
 
 def make_task(
-    rows: Sequence[Example] | Sequence[Preference],
-    method: SupervisedSettings | PreferenceSettings,
+    rows: Sequence[Item],
+    method: MethodSettings,
 ) -> Task:
     """The task that ``method`` makes of rows. Raises ``InvalidTrainingData`` for the wrong kind."""
-    examples = [row for row in rows if isinstance(row, Example)]
-    preferences = [row for row in rows if isinstance(row, Preference)]
-    if isinstance(method, PreferenceSettings):
-        if examples:
-            raise InvalidTrainingData("learning preferences needs pairs; these rows are examples")
-        return PreferenceTask(preferences, method)
-    if preferences:
-        raise InvalidTrainingData("supervised learning needs examples; these rows are pairs")
-    return SupervisedTask(examples)
+    match method:
+        case PreferenceSettings():
+            return PreferenceTask(_only(Preference, rows, "learning preferences"), method)
+        case KtoSettings():
+            return RatingTask(_only(Rating, rows, "learning from ratings"), method)
+        case SupervisedSettings():
+            return SupervisedTask(_only(Example, rows, "supervised learning"))
+
+
+def _only(kind: type[Kind], rows: Sequence[Item], what: str) -> list[Kind]:
+    found = [row for row in rows if isinstance(row, kind)]
+    if len(found) < len(rows):
+        other = next(type(row) for row in rows if not isinstance(row, kind))
+        raise InvalidTrainingData(
+            f"{what} needs {_PLURAL[kind]}; among these rows are {_PLURAL[other]}"
+        )
+    return found
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:

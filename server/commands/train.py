@@ -60,7 +60,7 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
     option = parser.add_argument
     option("data", type=parse_path, metavar="DATA", help="JSONL: messages, prompts, preferences")
     option("-o", "--output", required=True, type=parse_path, metavar="DIR", help="a folder to make")
-    option("--method", choices=("sft", "dpo"), default="sft", help="default: sft")
+    option("--method", choices=("sft", "dpo", "kto"), default="sft", help="default: sft")
     option("--model", default=DEMO_BASE_NAME, metavar="BASE", help="folder or hub id of the base")
     option("--validation", type=parse_path, metavar="FILE", help="rows that are only scored")
     option("--epochs", type=int, metavar="N", help="passes over the data")
@@ -95,7 +95,7 @@ def run(
     """Check the file, train, and leave a PEFT folder at ``output``."""
     if output.exists():
         raise ValueError(f"{output} exists; choose another --output, or remove it")
-    kind = "dpo" if method == "dpo" else "supervised"
+    kind = "supervised" if method == "sft" else method
     wish = _wish(data, validation, method=kind, seed=seed, **choices)
     check_wish(wish)
     base = find_model(model)

@@ -370,7 +370,7 @@ def _training_job(shop: Workshop, job: Job, settings: Any) -> TrainingJob:
         "validation": str(folder.validation.absolute()) if has_validation else None,
         "start": job.start,
         # A preference is measured against what the job goes on from.
-        "reference": job.start if job.wish.method == "dpo" else None,
+        "reference": None if job.wish.method == "supervised" else job.start,
     }
     if settings is not None:
         return TrainingJob(settings=settings, **common)

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 from ...request import AdapterShare, FinishReason, GenerationRequest, SamplingParams, TokenEvent
 from ..data.dataset import PreparedDataset
-from ..example import Example, Preference
+from ..example import Item, Preference, Rating
 from .gate_settings import GateSettings
 
 _LONGEST_LOOP, _LOOP_ROUNDS, _LOOP_TOKENS = 32, 4, 16
@@ -222,10 +222,13 @@ def _samples(
     return found
 
 
-def _sample(item: Example | Preference) -> _Sample | None:
+def _sample(item: Item) -> _Sample | None:
     """The last answer of an example and all before it; None for one without a prompt."""
     if isinstance(item, Preference):
         return _Sample(item.prompt, item.chosen) if item.prompt else None
+    if isinstance(item, Rating):
+        # A bad completion is no answer to measure others by.
+        return _Sample(item.prompt, item.completion) if item.is_desirable else None
     end = max(place for place, weight in enumerate(item.weights) if weight == 1.0) + 1
     start = end
     while start and item.weights[start - 1] == 1.0:

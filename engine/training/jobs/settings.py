@@ -22,14 +22,16 @@ from ..config import (
     BatchSettings,
     CheckpointSettings,
     EvaluationSettings,
+    KtoSettings,
     LoraSettings,
+    MethodSettings,
     OptimizerSettings,
     PreferenceSettings,
     ScheduleSettings,
     SupervisedSettings,
     TrainingSettings,
 )
-from ..data.config import DataConfig
+from ..data.config import DataConfig, Method
 from .gate_settings import GateSettings
 from .job import Hyperparameters, JobWish
 
@@ -42,6 +44,13 @@ _ELSEWHERE: Final[Mapping[str, Mapping[str, str]]] = {
     "loss": {"beta": "method"},
     "data": {"method": "method.type"},
 }
+_METHODS: Final[Mapping[Method, type[MethodSettings]]] = {
+    "supervised": SupervisedSettings,
+    "dpo": PreferenceSettings,
+    "kto": KtoSettings,
+}
+# Ratings are compared with each other.
+_MIN_BATCH: Final[Mapping[Method, int]] = {"supervised": 1, "dpo": 1, "kto": 4}
 _MESSAGE: Final = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
 
 
@@ -86,7 +95,7 @@ def training_settings(
         model,
         num_rows=size.num_rows,
         num_tokens=size.num_tokens,
-        is_preference=wish.method == "dpo",
+        is_preference=wish.method != "supervised",
     )
     settings = _settings(wish, auto, start)
     try:
@@ -107,10 +116,10 @@ def gate_settings(wish: JobWish) -> GateSettings:
 
 
 def read_hyperparameters(
-    given: Mapping[str, Any], path: str, *, is_dpo: bool = False
+    given: Mapping[str, Any], path: str, *, has_beta: bool = False
 ) -> Hyperparameters:
     """OpenAI's hyperparameters from a request. Raises ``RequestRejected``."""
-    known = [field.name for field in fields(Hyperparameters) if is_dpo or field.name != "beta"]
+    known = [field.name for field in fields(Hyperparameters) if has_beta or field.name != "beta"]
     for key in given:
         if key not in known:
             raise _unknown(key, known, path)
@@ -156,14 +165,11 @@ def lora_settings_of(folder: AdapterFolder) -> LoraSettings:
 def _settings(wish: JobWish, auto: AutoValues, start: LoraSettings | None) -> TrainingSettings:
     given = wish.hyperparameters
     _check_sections(wish)
-    method: SupervisedSettings | PreferenceSettings
-    if wish.method == "dpo":
-        beta = {} if given.beta is None else {"beta": given.beta}
-        method = _section(wish, "loss", PreferenceSettings, **beta)
-    else:
-        method = _section(wish, "loss", SupervisedSettings)
+    beta = {} if given.beta is None else {"beta": given.beta}
+    method: MethodSettings = _section(wish, "loss", _METHODS[wish.method], **beta)
     rate = auto.learning_rate * (given.learning_rate_multiplier or 1.0)
-    return TrainingSettings(
+    return _checked(
+        TrainingSettings,
         method=method,
         lora=_lora(wish, auto, start),
         optimizer=_section(
@@ -175,13 +181,21 @@ def _settings(wish: JobWish, auto: AutoValues, start: LoraSettings | None) -> Tr
         schedule=_section(wish, "schedule", ScheduleSettings),
         batch=_section(
             *(wish, "batch", BatchSettings),
-            batch_size=given.batch_size or auto.batch_size,
+            batch_size=given.batch_size or max(auto.batch_size, _MIN_BATCH[wish.method]),
             num_epochs=given.n_epochs or auto.num_epochs,
         ),
         evaluation=_section(wish, "evaluation", EvaluationSettings),
         checkpoint=_section(wish, "checkpoint", CheckpointSettings, keep=_KEPT_CHECKPOINTS),
         seed=wish.seed,
     )
+
+
+def _checked(kind: type[Kind], **values: Any) -> Kind:
+    """Sections that each are right may still not fit each other."""
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise RequestRejected(str(error), param=PARAM) from None
 
 
 def _lora(wish: JobWish, auto: AutoValues, start: LoraSettings | None) -> LoraSettings:

@@ -13,6 +13,7 @@ from multiflora.engine.models.load import load_base
 from multiflora.engine.models.registry import load_model_config
 from multiflora.engine.models.rope import rope_tables
 from multiflora.engine.training.config import (
+    KtoSettings,
     LoraSettings,
     SupervisedSettings,
     TrainingSettings,
@@ -20,7 +21,7 @@ from multiflora.engine.training.config import (
 from multiflora.engine.training.data.config import DataConfig
 from multiflora.engine.training.data.dataset import DatasetWriter
 from multiflora.engine.training.data.report import Report
-from multiflora.engine.training.example import Example, Preference
+from multiflora.engine.training.example import Example, Preference, Rating
 from multiflora.engine.training.factors import TrainedFactors
 from multiflora.engine.training.job import TrainingJob
 from multiflora.engine.training.network import TrainingNetwork
@@ -254,12 +255,34 @@ def make_preferences() -> Callable[..., list[Preference]]:
 
 
 @pytest.fixture
+def make_ratings() -> Callable[..., list[Rating]]:
+    """``make_ratings([(prompt, completion), ...])``: random ids; every third one is bad."""
+
+    def make(lengths: list[tuple[int, int]], *, seed: int = 8) -> list[Rating]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def ids(count: int) -> tuple[int, ...]:
+            return tuple(torch.randint(2, 384, (count,), generator=generator).tolist())
+
+        return [
+            Rating(ids(prompt), ids(completion), line % 3 != 0, line)
+            for line, (prompt, completion) in enumerate(lengths, start=1)
+        ]
+
+    return make
+
+
+@pytest.fixture
 def make_rows(
-    make_examples: Callable[..., list[Example]], make_preferences: Callable[..., list[Preference]]
+    make_examples: Callable[..., list[Example]],
+    make_preferences: Callable[..., list[Preference]],
+    make_ratings: Callable[..., list[Rating]],
 ) -> Callable[[object], list[Any]]:
     """Seven rows of the kind that the method takes."""
 
     def make(method: object) -> list[Any]:
+        if isinstance(method, KtoSettings):
+            return make_ratings([(9, 5), (4, 12), (20, 6), (3, 3), (11, 2), (7, 9), (2, 5)])
         if isinstance(method, SupervisedSettings):
             return make_examples([30, 12, 45, 7, 22, 18, 9])
         shapes = [(9, 5, 8), (4, 12, 3), (20, 6, 6), (3, 3, 14), (11, 2, 2), (7, 9, 4), (2, 5, 5)]

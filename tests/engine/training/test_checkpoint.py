@@ -17,6 +17,7 @@ from multiflora.engine.training.config import (
     BatchSettings,
     CheckpointSettings,
     EvaluationSettings,
+    KtoSettings,
     LoraSettings,
     OptimizerSettings,
     PreferenceSettings,
@@ -38,7 +39,9 @@ def snapshot(step: int, **state: Any) -> Snapshot:
     return Snapshot(RunState(step=step, **state), *tensors)
 
 
-@pytest.mark.parametrize("method", [SupervisedSettings(neftune_alpha=5.0), PreferenceSettings()])
+@pytest.mark.parametrize(
+    "method", [SupervisedSettings(neftune_alpha=5.0), PreferenceSettings(), KtoSettings()]
+)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     method: Any,
     make_run: Callable[..., Any],

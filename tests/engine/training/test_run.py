@@ -12,6 +12,7 @@ from multiflora.engine.training.config import (
     BatchSettings,
     CheckpointSettings,
     EvaluationSettings,
+    KtoSettings,
     LoraSettings,
     OptimizerSettings,
     PreferenceSettings,
@@ -91,7 +92,9 @@ def test_weights_scale_what_each_token_adds(
     assert mixed == pytest.approx((0.1 * 4 * prompt + 7 * answer) / (0.1 * 4 + 7), rel=1e-5)
 
 
-@pytest.mark.parametrize("method", [SupervisedSettings(neftune_alpha=5.0), PreferenceSettings()])
+@pytest.mark.parametrize(
+    "method", [SupervisedSettings(neftune_alpha=5.0), PreferenceSettings(), KtoSettings()]
+)
 def test_suspension_between_any_two_quanta_changes_nothing(
     method: Any,
     make_run: Callable[..., Any],
