@@ -9,6 +9,8 @@ from multiflora.adapters.error import AdapterRejected
 from multiflora.adapters.peft_format import PREFIX, ModuleSpec, parse_settings
 
 from ..models.config import ModelConfig
+from .continual_config import ContinualSettings, ReplaySettings
+from .setting_rule import need as _need
 
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MAX_RANK = 1024
@@ -25,11 +27,6 @@ PREFERENCE_LOSSES: tuple[PreferenceLossKind, ...] = (
     "apo_zero",
     "apo_down",
 )
-
-
-def _need(condition: bool, name: str, value: object, limit: str, remedy: str = "") -> None:
-    if not condition:
-        raise ValueError(f"{name} is {value}; it must be {limit}{'; ' if remedy else ''}{remedy}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +281,8 @@ class TrainingSettings:
     batch: BatchSettings = field(default_factory=BatchSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
+    continual: ContinualSettings = field(default_factory=ContinualSettings)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -295,3 +294,7 @@ class TrainingSettings:
             "at least 2 for kto",
             "its rows are compared with the completions of other rows",
         )
+        soup = self.continual.soup
+        _need(soup <= self.checkpoint.keep, "soup", soup, f"at most keep {self.checkpoint.keep}")
+        decay, is_merge = self.optimizer.weight_decay, self.continual.mode == "merge"
+        _need(not (is_merge and decay), "weight_decay", decay, "0 where old factors are frozen")

@@ -63,13 +63,13 @@ def estimate_memory(
     tokens, item = settings.batch.micro_batch_tokens, ITEM_SIZES[dtype]
     flat = 4 * layout.num_elements
     return TrainingMemory(
-        factors=flat,
+        factors=(1 + _num_held(settings)) * flat,
         moments=2 * flat,
         gradients=flat,
         boundaries=(model.num_layers - lowest + 1) * tokens * model.hidden_size * item,
         layer=_layer_bytes(model, settings, max(ranks), item=item)
         + (_decoded_bytes(projections, item, kernels) if is_quantized else 0),
-        loss=_loss_bytes(model, tokens, item),
+        loss=_loss_bytes(model, tokens, item) + _anchor_bytes(model, settings, item),
         host=3 * flat,
     )
 
@@ -88,6 +88,20 @@ def _layer_bytes(model: ModelConfig, settings: TrainingSettings, ranks: int, *, 
     wide = 2 * model.head_dim + 2 * hidden + 2
     tokens = settings.batch.micro_batch_tokens
     return tokens * ((kept + in_flight + masks) * item + wide * 4)
+
+
+def _num_held(settings: TrainingSettings) -> int:
+    """Buffers of the factors' size for an anchor's, and for which ranks are fresh."""
+    replay = settings.replay
+    has_anchor = replay.kl_weight > 0 and replay.kl_to == "start"
+    return has_anchor + (settings.continual.mode == "merge")
+
+
+def _anchor_bytes(model: ModelConfig, settings: TrainingSettings, item: int) -> int:
+    """Normed rows of the anchor and the slopes of the divergence, in pieces and whole."""
+    if not settings.replay.kl_weight:
+        return 0
+    return settings.batch.micro_batch_tokens * model.hidden_size * 4 * item
 
 
 def _decoded_bytes(projections: Sequence[Projection], item: int, kernels: str) -> int:

@@ -38,12 +38,13 @@ def evaluate(
     *,
     micro_batch_tokens: int,
     reference: TrainedFactors | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Quanta[Mapping[str, float]]:
-    """Metrics over all rows, with TRL's prefix ``eval_``; the loss is a mean over the whole set.
+    """Metrics over ``rows`` (all by default) with TRL's prefix ``eval_``; a loss is their mean.
 
     ``eval_perplexity`` is of a supervised loss; a loss on preferences has none.
     """
-    rows = range(task.num_rows)
+    rows = range(task.num_rows) if rows is None else rows
     tally = Tally()
     loss = yield from open_step_loss(
         *(network, task, rows, factors, reference), micro_batch_tokens=micro_batch_tokens

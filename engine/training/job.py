@@ -18,7 +18,8 @@ class TrainingJob:
     ``folder`` belongs to the job alone: a job that is submitted again with the same folder goes on
     from its last checkpoint there. ``start`` is the digest of a stored version to go on from,
     ``reference`` that of the version preferences are measured against, None for the bare base.
-    ``base_name`` is written into exported adapters.
+    ``base_name`` is written into exported adapters. ``replay`` has rows to repeat, ``live`` is the
+    version that the result is to replace, ``recent`` has rows that it answered of late.
     """
 
     id: str
@@ -29,6 +30,9 @@ class TrainingJob:
     validation: str | None = None
     start: str | None = None
     reference: str | None = None
+    replay: str | None = None
+    live: str | None = None
+    recent: str | None = None
 
     def document(self) -> dict[str, Any]:
         """Plain values for msgpack or JSON; ``from_document`` reads them back."""

@@ -28,6 +28,15 @@ class PairScores:
     rejected_length: Tensor
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairColumns:
+    """One number per pair."""
+
+    losses: list[float]
+    margins: list[float]
+    chosen: list[float]
+
+
 def pair_losses(settings: PreferenceSettings, pairs: PairScores) -> Tensor:
     """The loss of each pair [N], as TRL 1.16 defines it for ``settings.loss``."""
     beta, smoothing = settings.beta, settings.label_smoothing
@@ -142,6 +151,16 @@ class PreferenceLoss:
         tally.add("logps/chosen", float(sums[0::2].sum()), count)
         tally.add("logps/rejected", float(sums[1::2].sum()), count)
         return tally
+
+    def pair_scores(self, batch: PackedBatch, log_probs: Tensor) -> "PairColumns":
+        """Loss, reward margin and mean log-probability of the chosen tokens, pair by pair."""
+        pairs = self._pairs(batch, log_probs)
+        chosen = sequence_sums(batch, log_probs)[0::2] / pairs.chosen_length
+        return PairColumns(
+            losses=pair_losses(self._settings, pairs).tolist(),
+            margins=(self._settings.beta * (pairs.chosen - pairs.rejected)).tolist(),
+            chosen=chosen.tolist(),
+        )
 
     def _value(self, batch: PackedBatch, log_probs: Tensor) -> Tensor:
         value = pair_losses(self._settings, self._pairs(batch, log_probs)).sum() / self._num_pairs

@@ -109,7 +109,7 @@ class RatingLoss:
         self._kl = kl
 
     def of(self, batch: PackedBatch) -> Callable[[Tensor], Tensor]:
-        return lambda log_probs: self._values(batch, log_probs).sum() / self._num_rows
+        return lambda log_probs: self.values(batch, log_probs).sum() / self._num_rows
 
     def tally(self, batch: PackedBatch, scores: TokenScores) -> Tally:
         sums, count = sequence_sums(batch, scores.log_probs), len(batch.rows)
@@ -117,7 +117,7 @@ class RatingLoss:
         rewards = self._settings.beta * self._ratios(batch, sums)
         is_good_token = good[batch.sequences]
         tally = Tally()
-        tally.add("loss", float(self._values(batch, scores.log_probs).sum()), count)
+        tally.add("loss", float(self.values(batch, scores.log_probs).sum()), count)
         tally.add("kl", self._kl * count, count)
         tally.add("entropy", float(scores.entropies.sum()), float(batch.num_predictions))
         right = float((scores.is_top & is_good_token).sum())
@@ -133,7 +133,8 @@ class RatingLoss:
             tally.add("rewards/margins", float(margins), count)
         return tally
 
-    def _values(self, batch: PackedBatch, log_probs: Tensor) -> Tensor:
+    def values(self, batch: PackedBatch, log_probs: Tensor) -> Tensor:
+        """The weighted loss of each rating of the batch."""
         settings, good = self._settings, self._is_desirable(batch)
         ratios = self._ratios(batch, sequence_sums(batch, log_probs))
         kl = self._kl if settings.loss == "kto" else 0.0

@@ -3,7 +3,9 @@
 The reference is the very base with other factors, or none: no second model exists.
 """
 
+import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -20,7 +22,34 @@ from .preference import PreferenceTask
 from .quantum import Quanta
 from .rating import RatingTask
 from .step_plan import fill_micro_batches
+from .stored_factors import digest_tensors
 from .sweep import Sweep
+from .task import Task
+
+
+def score_references(
+    network: TrainingNetwork,
+    tasks: Iterable[Task | None],
+    factors: TrainedFactors | None,
+    *,
+    micro_batch_tokens: int,
+    folder: Path,
+) -> Quanta[None]:
+    """Fill the reference of every task that has one; what was computed is in ``folder``."""
+    for task in tasks:
+        if isinstance(task, PreferenceTask | RatingTask):
+            text = f"{task.digest} {reference_digest(network, factors)}"
+            name = hashlib.sha256(text.encode()).hexdigest()[:16]
+            yield from score_reference(
+                *(network, task, factors),
+                micro_batch_tokens=micro_batch_tokens,
+                cache=folder / f"reference-{name}.safetensors",
+            )
+
+
+def reference_digest(network: TrainingNetwork, factors: TrainedFactors | None) -> str:
+    """Of the base, and of the factors that are added to it."""
+    return f"{network.digest} {digest_tensors(factors.tensors() if factors else {})}"
 
 
 def score_reference(

@@ -12,6 +12,7 @@ from multiflora.engine.config import BaseConfig
 from multiflora.engine.models.load import load_base
 from multiflora.engine.models.registry import load_model_config
 from multiflora.engine.models.rope import rope_tables
+from multiflora.engine.training.beside import Beside
 from multiflora.engine.training.config import (
     KtoSettings,
     LoraSettings,
@@ -27,7 +28,8 @@ from multiflora.engine.training.job import TrainingJob
 from multiflora.engine.training.network import TrainingNetwork
 from multiflora.engine.training.packed_batch import PackedBatch, Packer
 from multiflora.engine.training.quantum import StepTaken, TrainingEvent
-from multiflora.engine.training.run import TrainingRun, make_task
+from multiflora.engine.training.run import TrainingRun
+from multiflora.engine.training.task_kind import make_task
 from multiflora.kernels import nf4
 from multiflora.kernels.choose import choose_ops
 from multiflora.kernels.ops import RopeTable
@@ -195,6 +197,7 @@ def make_run(
         validation: list[Any] | None = None,
         start: dict[str, torch.Tensor] | None = None,
         reference: TrainedFactors | None = None,
+        beside: Beside | None = None,
         **settings: Any,
     ) -> TrainingRun:
         chosen = TrainingSettings(**{"lora": LoraSettings(rank=4, alpha=8), **settings})
@@ -206,6 +209,7 @@ def make_run(
             validation=None if validation is None else make_task(validation, chosen.method),
             start=start,
             reference=reference,
+            beside=beside,
         )
         made.append(run)
         return run
