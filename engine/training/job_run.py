@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import torch
 
 from multiflora.adapters.error import AdapterRejected
@@ -339,7 +340,9 @@ class JobRun:
 
     def _finish(self, run: TrainingRun, step: int, reason: Any) -> JobEvent:
         if run.scores is not None:
-            run.scores.write(Path(self.job.folder))
+            digests = {"live": self.job.live, "start": self.job.start, "base": None}
+            scores = msgspec.structs.replace(run.scores, digest=digests[run.scores.baseline])
+            scores.write(Path(self.job.folder))
         folder = export_result(
             run.result,
             self._settings.lora,

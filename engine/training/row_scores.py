@@ -40,13 +40,15 @@ class ScoredRows(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VersionScores(msgspec.Struct, frozen=True, kw_only=True):
-    """``baseline`` is the live version, else what the run went on from, else the bare base.
+    """``baseline`` is the live version, else what the run went on from, else the bare base;
+    ``digest`` is that version's.
 
     ``replay`` rows were held out. ``divergences`` are KL(baseline || candidate) in nats per answer
     token of each recent row.
     """
 
     baseline: BaselineKind
+    digest: str | None = None
     validation: ScoredRows | None = None
     replay: ScoredRows | None = None
     divergences: tuple[float, ...] = ()

@@ -51,6 +51,16 @@ class JobWish:
     training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def replay_file(self) -> str | None:
+        """Rows to repeat."""
+        return self.training.get("replay", {}).get("file")
+
+    @property
+    def recent_file(self) -> str | None:
+        """Rows that the live version answered of late, for the gate."""
+        return self.training.get("gate", {}).get("recent")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobError:

@@ -38,6 +38,13 @@ _JSON: Final[Mapping[str, Any]] = {
 }
 _OVER: Final = ", ".join(f"'{status}'" for status in TERMINAL)
 _JOB_PREFIX, _EVENT_PREFIX, _CHECKPOINT_PREFIX = "ftjob-", "ftevent-", "ftckpt-"
+# Where a wish names files.
+_FILE_PLACES: Final = (
+    "training_file",
+    "validation_file",
+    "training.replay.file",
+    "training.gate.recent",
+)
 
 
 class JobRegistry:
@@ -209,7 +216,8 @@ class JobRegistry:
 
     def need_of(self, file_id: str) -> str | None:
         """Why a file cannot be deleted: the job that reads it; None if there is none."""
-        wanted = "? IN (wish ->> 'training_file', wish ->> 'validation_file')"
+        places = ", ".join(f"wish ->> '$.{place}'" for place in _FILE_PLACES)
+        wanted = f"? IN ({places})"
         found = self._select(f"status NOT IN ({_OVER}) AND {wanted}", file_id, tail="LIMIT 1")
         return f"the fine-tuning job {found[0].id} reads it" if found else None
 

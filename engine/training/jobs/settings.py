@@ -31,8 +31,9 @@ from ..config import (
     SupervisedSettings,
     TrainingSettings,
 )
+from ..continual_config import ContinualSettings, ReplaySettings
 from ..data.config import DataConfig, Method
-from .gate_settings import GateSettings
+from ..gate.policy import GatePolicy
 from .job import Hyperparameters, JobWish
 
 Kind = TypeVar("Kind")
@@ -44,6 +45,21 @@ _ELSEWHERE: Final[Mapping[str, Mapping[str, str]]] = {
     "loss": {"beta": "method"},
     "data": {"method": "method.type"},
 }
+# Names of files in sections, which no dataclass of the trainer has.
+_FILES: Final[Mapping[str, str]] = {"replay": "file", "gate": "recent"}
+_SECTIONS: Final = (
+    "lora",
+    "optimizer",
+    "schedule",
+    "batch",
+    "evaluation",
+    "checkpoint",
+    "loss",
+    "replay",
+    "continual",
+    "data",
+    "gate",
+)
 _METHODS: Final[Mapping[Method, type[MethodSettings]]] = {
     "supervised": SupervisedSettings,
     "dpo": PreferenceSettings,
@@ -71,7 +87,8 @@ class DataSize:
 def check_wish(wish: JobWish, *, start: LoraSettings | None = None) -> None:
     """Raise ``RequestRejected`` for settings that no data can make right."""
     data_config(wish)
-    gate_settings(wish)
+    gate_policy(wish)
+    _check_files(wish)
     _check_rate(wish)
     guess = AutoValues(
         batch_size=8,
@@ -110,9 +127,9 @@ def data_config(wish: JobWish) -> DataConfig:
     return _section(wish, "data", DataConfig, method=wish.method)
 
 
-def gate_settings(wish: JobWish) -> GateSettings:
+def gate_policy(wish: JobWish) -> GatePolicy:
     """Raises ``RequestRejected``."""
-    return _section(wish, "gate", GateSettings)
+    return _section(wish, "gate", GatePolicy)
 
 
 def read_hyperparameters(
@@ -167,6 +184,8 @@ def _settings(wish: JobWish, auto: AutoValues, start: LoraSettings | None) -> Tr
     _check_sections(wish)
     beta = {} if given.beta is None else {"beta": given.beta}
     method: MethodSettings = _section(wish, "loss", _METHODS[wish.method], **beta)
+    continual = _section(wish, "continual", ContinualSettings)
+    _check_mode(wish, continual, start)
     rate = auto.learning_rate * (given.learning_rate_multiplier or 1.0)
     return _checked(
         TrainingSettings,
@@ -186,6 +205,8 @@ def _settings(wish: JobWish, auto: AutoValues, start: LoraSettings | None) -> Tr
         ),
         evaluation=_section(wish, "evaluation", EvaluationSettings),
         checkpoint=_section(wish, "checkpoint", CheckpointSettings, keep=_KEPT_CHECKPOINTS),
+        replay=_section(wish, "replay", ReplaySettings),
+        continual=continual,
         seed=wish.seed,
     )
 
@@ -229,17 +250,37 @@ def _check_rate(wish: JobWish) -> None:
 
 
 def _check_sections(wish: JobWish) -> None:
-    known = ("lora", "optimizer", "schedule", "batch", "evaluation", "checkpoint", "loss")
     for name in wish.training:
-        if name not in (*known, "data", "gate"):
-            raise _unknown(name, (*known, "data", "gate"), PARAM)
+        if name not in _SECTIONS:
+            raise _unknown(name, _SECTIONS, PARAM)
+
+
+def _check_files(wish: JobWish) -> None:
+    for section, name in _FILES.items():
+        path = f"{PARAM}.{section}.{name}"
+        given = wish.training.get(section, {}).get(name)
+        if given is not None and not isinstance(given, str):
+            raise RequestRejected(f"{path}: the id of a file was expected", param=path)
+    if "replay" in wish.training and wish.replay_file is None:
+        path = f"{PARAM}.replay.file"
+        raise RequestRejected(f"{path} is missing: name the file to repeat", param=path)
+
+
+def _check_mode(wish: JobWish, continual: ContinualSettings, start: LoraSettings | None) -> None:
+    if continual.mode == "merge" and start is None:
+        path = f"{PARAM}.continual.mode"
+        raise RequestRejected(
+            f"{path}: merge needs an adapter to go on from; name one as the model", param=path
+        )
 
 
 def _section(wish: JobWish, name: str, kind: type[Kind], **defaults: Any) -> Kind:
     """``kind`` of what was given in the section, with ``defaults`` below it."""
-    given, path = wish.training.get(name, {}), f"{PARAM}.{name}"
+    given, path = dict(wish.training.get(name, {})), f"{PARAM}.{name}"
+    given.pop(_FILES.get(name, ""), None)
     elsewhere = _ELSEWHERE.get(name, {})
     known = [field.name for field in fields(kind) if field.name not in elsewhere]  # pyright: ignore[reportArgumentType]
+    known += [_FILES[name]] if name in _FILES else []
     for key in given:
         if key in elsewhere:
             raise UnknownSetting(

@@ -15,7 +15,7 @@ from .checkpoints import Checkpoints, short_id
 from .error import JobNotFound
 from .job import Job, JobWish
 from .job_runner import JobRunner
-from .settings import check_wish, lora_settings_of
+from .settings import PARAM, check_wish, gate_policy, lora_settings_of
 from .workshop import Workshop
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class TrainingJobs:
         Raises ``RequestRejected`` for what cannot become a job, and ``AdapterRejected`` if training
         cannot go on from ``start``.
         """
+        await self._check_judge(wish)
         job = await asyncio.to_thread(self._create, wish, start)
         self._run(job)
         return job
@@ -177,6 +178,24 @@ class TrainingJobs:
                     "it out, or split the file",
                     param="validation_file",
                 )
+
+        for file_id, param in (
+            (wish.replay_file, f"{PARAM}.replay.file"),
+            (wish.recent_file, f"{PARAM}.gate.recent"),
+        ):
+            if file_id is not None:
+                self._check_file(file_id, param)
+
+    async def _check_judge(self, wish: JobWish) -> None:
+        name = gate_policy(wish).judge
+        if name is None or name in self._shop.judges:
+            return
+        if await self._shop.publishing.live(name) is None:
+            known = ", ".join(sorted(self._shop.judges)) or "none"
+            raise RequestRejected(
+                f"no adapter and no allowed endpoint is called {name[:64]!r}; endpoints: {known}",
+                param=f"{PARAM}.gate.judge",
+            )
 
     def _check_file(self, file_id: str, param: str) -> StoredFile:
         try:

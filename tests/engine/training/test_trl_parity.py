@@ -198,7 +198,7 @@ def test_rating_curve_equals_trl(
 
     # The longest comes first, so that no completion of another row is cut.
     rows = make_ratings([(20, 14), (4, 12), (16, 6), (3, 3), (11, 2), (7, 9), (2, 5), (8, 8)])
-    weights = {"beta": 0.2, "desirable_weight": 0.8, "undesirable_weight": 1.5}
+    weights: dict[str, Any] = {"beta": 0.2, "desirable_weight": 0.8, "undesirable_weight": 1.5}
     run = our_run(make_run, rows, num_steps, method=KtoSettings(loss=loss, **weights))
     model = reference_model("llama")
     others = [rows[3], *rows[:3], rows[7], *rows[4:7]]
