@@ -13,6 +13,7 @@ from multiflora.engine.training.gate.text_side import GateText
 from multiflora.engine.training.jobs.job_folder import JobFolders
 from multiflora.engine.training.jobs.job_registry import JobRegistry
 from multiflora.engine.training.jobs.preparation import Preparation
+from multiflora.engine.training.jobs.tracking.message import SinkName
 from multiflora.engine.training.jobs.training_jobs import TrainingJobs
 from multiflora.engine.training.jobs.workshop import Workshop
 
@@ -40,8 +41,12 @@ def make_training_jobs(
     end_tokens: frozenset[int],
     text: GateText,
     judges: Mapping[str, str],
+    tracking: tuple[SinkName, ...] = (),
 ) -> TrainingJobs:
-    """All jobs of ``data_dir``; none runs before ``TrainingJobs.start``."""
+    """All jobs of ``data_dir``; none runs before ``TrainingJobs.start``.
+
+    ``tracking`` are the sinks that they may send metrics to.
+    """
     shop = Workshop(
         jobs=JobRegistry(registry.database),
         folders=JobFolders(data_dir),
@@ -55,5 +60,6 @@ def make_training_jobs(
         end_tokens=end_tokens,
         text=text,
         judges=judges,
+        tracking=tracking,
     )
     return TrainingJobs(shop, reserved=[base.name])

@@ -24,7 +24,7 @@ from .beside import Beside
 from .config import TrainingSettings
 from .error import NotEnoughTrainingMemory
 from .estimate import estimate_memory
-from .exported_folder import export_checkpoint, export_result, exported_folder
+from .exported_folder import export_checkpoint, export_result, exported_folder, sweep_exports
 from .factors import TrainedFactors
 from .grown_factors import grown_lora
 from .job import (
@@ -277,6 +277,7 @@ class JobRun:
             start = read_start(place.store, job.start, self._settings.lora, place.network)
         if job.reference is not None:
             reference = read_reference(place.store, job.reference, place.network)
+        sweep_exports(Path(job.folder))
         beside = Beside(replay=rows.replay, recent=rows.recent, live=self._read_live())
         return TrainingRun(
             place.network,
@@ -308,6 +309,7 @@ class JobRun:
                 num_steps=run.num_steps,
                 micro_batch_tokens=tokens,
                 memory_bytes=self._place.needed_bytes(self._settings, tokens),
+                best_step=run.state.best_step,
             )
         )
         for step, folder in run.checkpoints():

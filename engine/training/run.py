@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .beside import Beside
-from .checkpoint import CheckpointFolder, CheckpointWriter, RunState, Snapshot, to_host
+from .checkpoint import VALUES, CheckpointFolder, CheckpointWriter, RunState, Snapshot, to_host
 from .config import (
     SupervisedSettings,
     TrainingSettings,
@@ -182,7 +182,7 @@ class TrainingRun:
         tally, num_tokens = yield from self._train(step, rows, weight=1 - again.share)
         if self._mix is not None:
             tally.merge((yield from self._train_replay(step, again)))
-        metrics = self._move(dict(tally.means()))
+        metrics = yield from self._move(dict(tally.means()))
         self.state = replace(after, step=step + 1, num_tokens=self.state.num_tokens + num_tokens)
         metrics["num_tokens"] = float(self.state.num_tokens)
         metrics["epoch"] = self.state.step / self._plan.steps_per_epoch
@@ -229,7 +229,7 @@ class TrainingRun:
                 micro_batch_tokens=self._settings.batch.micro_batch_tokens,
             )
 
-    def _move(self, metrics: dict[str, float]) -> dict[str, float]:
+    def _move(self, metrics: dict[str, float]) -> Quanta[dict[str, float]]:
         """Take the optimizer's step; returns ``metrics`` with the norm and the rate."""
         step = self.state.step
         if not math.isfinite(metrics["loss"]):
@@ -242,7 +242,7 @@ class TrainingRun:
             metrics["orthogonality"] = penalty
         factor = rate_factor(self._settings.schedule, step, self._plan.num_steps)
         rate = self._settings.optimizer.learning_rate * factor
-        metrics["grad_norm"] = self._optimizer.step(step + 1, rate)
+        metrics["grad_norm"] = yield from self._optimizer.step(step + 1, rate)
         metrics["learning_rate"] = rate
         return metrics
 
@@ -275,11 +275,11 @@ class TrainingRun:
                 f"the factors are not finite after step {self.state.step}; lower the learning rate "
                 f"({self._settings.optimizer.learning_rate})"
             )
-        copies = []
-        for tensor in self._tensors():
-            copies.append(to_host(tensor))
+        copies = {}
+        for name, tensor in self._tensors().items():
+            copies[name] = to_host(tensor)
             yield QuantumReport(kind="checkpoint")
-        self._writer.start(Snapshot(self.state, *copies))
+        self._writer.start(Snapshot(self.state, copies))
 
     def _end_write(self) -> Quanta[None]:
         """Report the write that was started last, after waiting for it."""
@@ -291,10 +291,9 @@ class TrainingRun:
             step = int(folder.name.rpartition("-")[2])
             yield QuantumReport(kind="checkpoint", event=CheckpointWritten(step, folder))
 
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What a snapshot holds, in its order."""
-        moments = (self._optimizer.first_moment, self._optimizer.second_moment)
-        return self.factors.values, *moments
+    def _tensors(self) -> Mapping[str, Tensor]:
+        """What a snapshot holds."""
+        return {VALUES: self.factors.values, **self._optimizer.tensors()}
 
     def _restore(self, start: Mapping[str, Tensor] | None) -> None:
         steps = self._checkpoints.steps()
@@ -305,16 +304,17 @@ class TrainingRun:
         else:
             seed = self._settings.seed
             self.factors.initialize(
-                self._settings.lora.init, lambda path: tensor_stream(seed, "init", path)
+                self._settings.lora.init,
+                lambda path: tensor_stream(seed, "init", path),
+                self._network.row_norms,
             )
             if self._frozen is not None and start is not None:
                 self._frozen.load(start)
 
     def _adopt(self, snapshot: Snapshot) -> None:
         self.state = snapshot.state
-        kept = (snapshot.values, snapshot.first_moment, snapshot.second_moment)
-        for tensor, copy in zip(self._tensors(), kept, strict=True):
-            tensor.data.copy_(copy)
+        for name, tensor in self._tensors().items():
+            tensor.data.copy_(snapshot.tensors[name])
 
     def _choose_result(self) -> None:
         """Leave the mean of the last checkpoints or the factors of the lowest validation loss, if
@@ -322,9 +322,9 @@ class TrainingRun:
         best, continual = self.state.best_step, self._settings.continual
         if continual.soup:
             steps = self._checkpoints.steps()[-continual.soup :]
-            average(self.factors, [self._checkpoints.read(step).values for step in steps])
+            average(self.factors, [self._checkpoints.read(step).tensors[VALUES] for step in steps])
         elif self._settings.evaluation.load_best and best not in (None, self.state.step):
-            self.factors.values.data.copy_(self._checkpoints.read(best).values)
+            self.factors.values.data.copy_(self._checkpoints.read(best).tensors[VALUES])
         if self._frozen is not None:
             self.result = self._frozen.merged(
                 self._settings.lora, self._network.config, continual.merge_weight

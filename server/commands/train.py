@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +29,7 @@ from multiflora.engine.training.job import (
 )
 from multiflora.engine.training.jobs.job import JobWish
 from multiflora.engine.training.jobs.job_folder import JobFolder
-from multiflora.engine.training.jobs.preparation import Preparation
+from multiflora.engine.training.jobs.preparation import BesideFile, Preparation
 from multiflora.engine.training.jobs.settings import (
     DataSize,
     check_wish,
@@ -37,9 +37,12 @@ from multiflora.engine.training.jobs.settings import (
     read_hyperparameters,
     training_settings,
 )
+from multiflora.engine.training.jobs.tracking.library import check_sinks
+from multiflora.engine.training.jobs.tracking.message import SINKS, SinkName, TrackedRun
+from multiflora.engine.training.jobs.tracking.tracker import Tracker
 
 from ..announcement import loading_progress
-from ..settings import parse_path
+from ..settings import parse_path, parse_sinks
 from ..training_progress import TrainingProgress
 from .argument import DATA_DIR, DEMO_BASE_NAME, find_model, typed
 
@@ -49,6 +52,8 @@ _EPILOG: Final = (
 )
 # Nothing is generated here.
 _MAX_MODEL_LEN: Final = 256
+# Nobody waits for a quantum to end: micro-batches are as large as memory allows.
+_QUANTUM_SECONDS: Final = 60.0
 
 
 def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -63,6 +68,7 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
     option("--method", choices=("sft", "dpo", "kto"), default="sft", help="default: sft")
     option("--model", default=DEMO_BASE_NAME, metavar="BASE", help="folder or hub id of the base")
     option("--validation", type=parse_path, metavar="FILE", help="rows that are only scored")
+    option("--replay", type=parse_path, metavar="FILE", help="supervised rows to repeat beside")
     option("--epochs", type=int, metavar="N", help="passes over the data")
     option("--batch-size", type=int, metavar="ROWS", help="rows per step")
     option("--rank", type=int, metavar="R", help="rank of the adapter; alpha is twice of it")
@@ -78,6 +84,13 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
         metavar="SECTION.NAME=VALUE",
         help="any other setting, such as lora.use_rslora=true; repeatable",
     )
+    option(
+        "--report-to",
+        type=typed(parse_sinks),
+        default=(),
+        metavar="SINKS",
+        help="where metrics go too: tensorboard, wandb or trackio, several with commas",
+    )
     option("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
@@ -90,9 +103,11 @@ def run(
     validation: Path | None,
     seed: int,
     device: Any,
+    report_to: tuple[SinkName, ...],
     **choices: Any,
 ) -> int:
     """Check the file, train, and leave a PEFT folder at ``output``."""
+    check_sinks(report_to, allowed=SINKS, param="--report-to")
     if output.exists():
         raise ValueError(f"{output} exists; choose another --output, or remove it")
     kind = "supervised" if method == "sft" else method
@@ -107,9 +122,10 @@ def run(
         device=device,
         max_model_len=_MAX_MODEL_LEN,
         data_dir=str(DATA_DIR),
-        training=TrainingConfig(pace="throughput"),
+        training=TrainingConfig(pace="throughput", quantum_seconds=_QUANTUM_SECONDS),
     )
-    ended = asyncio.run(_train(job, config, folder, console))
+    tracker = _tracker(report_to, output.absolute(), console)
+    ended = asyncio.run(_train(job, config, folder, tracker, console))
     assert ended.folder is not None
     shutil.move(ended.folder, output)
     folder.remove()
@@ -153,6 +169,7 @@ def _wish(
     rank: int | None,
     learning_rate: float | None,
     max_length: int | None,
+    replay: Path | None,
     changes: Sequence[tuple[str, str, Any]],
 ) -> JobWish:
     """Flags as a request of the fine-tuning API would say it."""
@@ -160,6 +177,7 @@ def _wish(
         ("lora", "rank", rank),
         ("optimizer", "learning_rate", learning_rate),
         ("data", "max_length", max_length),
+        ("replay", "file", None if replay is None else str(replay)),
     )
     training: dict[str, dict[str, Any]] = {}
     for section, name, value in (*flags, *changes):
@@ -186,6 +204,7 @@ def _prepare(wish: JobWish, base: NamedFolder, folder: JobFolder, console: Conso
             data_config(wish),
             training_file=Path(wish.training_file),
             validation_file=validation,
+            beside=_beside(wish, folder),
         )
     with PreparedDataset.open(folder.training) as rows:
         report = rows.info.report
@@ -205,11 +224,31 @@ def _prepare(wish: JobWish, base: NamedFolder, folder: JobFolder, console: Conso
         settings=settings,
         base_name=base.name,
         validation=None if validation is None else str(folder.validation),
+        replay=None if wish.replay_file is None else str(folder.replay),
     )
 
 
+def _beside(wish: JobWish, folder: JobFolder) -> list[BesideFile]:
+    """The rows to repeat."""
+    if wish.replay_file is None:
+        return []
+    return [BesideFile(wish.replay_file, str(folder.replay.absolute()), "--replay")]
+
+
+def _tracker(sinks: Iterable[SinkName], output: Path, console: Console) -> Tracker:
+    def lose(sink: str, reason: str) -> None:
+        console.print(f"{sink} gets no metrics: {reason}", style="yellow", highlight=False)
+
+    folder = output.parent / "runs" / output.name
+    runs = [
+        TrackedRun(sink=sink, id=output.name, name=output.name, folder=str(folder))
+        for sink in sinks
+    ]
+    return Tracker(runs, on_failure=lose)
+
+
 async def _train(
-    job: TrainingJob, config: EngineConfig, folder: JobFolder, console: Console
+    job: TrainingJob, config: EngineConfig, folder: JobFolder, tracker: Tracker, console: Console
 ) -> JobEnded:
     client = EngineClient.in_this_process(config)
     try:
@@ -222,8 +261,11 @@ async def _train(
                     match event:
                         case JobStarted():
                             progress.begin(event)
+                            tracker.begin(event.step, job.document()["settings"])
                         case StepMetrics() | EvaluationMetrics():
-                            folder.add_metrics([{"step": event.step, **event.metrics}])
+                            row = {"step": event.step, **event.metrics}
+                            folder.add_metrics([row])
+                            tracker.add([row])
                             progress.add(event)
                         case CheckpointExported():
                             # The checkpoint itself stays; nobody serves its export here.
@@ -231,9 +273,12 @@ async def _train(
                         case JobFailed(code, message):
                             raise RequestFailed(message, code=code)
                         case JobEnded():
+                            tracker.close(True)
                             return event
                         case _:
                             pass
     finally:
+        tracker.close(False)
         await client.stop()
+        tracker.wait()
     raise RequestFailed("the engine ended before the job did")

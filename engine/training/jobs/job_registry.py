@@ -15,6 +15,7 @@ from multiflora.adapters.database import Database
 
 from .error import JobNotFound, JobOver, JobRuns
 from .job import (
+    FILE_PLACES,
     TERMINAL,
     Job,
     JobCheckpoint,
@@ -38,13 +39,6 @@ _JSON: Final[Mapping[str, Any]] = {
 }
 _OVER: Final = ", ".join(f"'{status}'" for status in TERMINAL)
 _JOB_PREFIX, _EVENT_PREFIX, _CHECKPOINT_PREFIX = "ftjob-", "ftevent-", "ftckpt-"
-# Where a wish names files.
-_FILE_PLACES: Final = (
-    "training_file",
-    "validation_file",
-    "training.replay.file",
-    "training.gate.recent",
-)
 
 
 class JobRegistry:
@@ -105,6 +99,14 @@ class JobRegistry:
         """Jobs that have not ended, the oldest first."""
         return self._select(f"status NOT IN ({_OVER})", tail="ORDER BY number")
 
+    def counts(self) -> list[tuple[Status, bool | None, int]]:
+        """How many jobs have a status and a verdict of the gate, if any."""
+        with self._database.reading() as connection:
+            found = connection.execute(
+                "SELECT status, verdict ->> 'passed', count(*) FROM job GROUP BY 1, 2"
+            ).fetchall()
+        return [(status, None if is_ok is None else bool(is_ok), n) for status, is_ok, n in found]
+
     def plan(self, job_id: str, settings: Mapping[str, Any], note: str) -> bool:
         """The files are fine and the settings known: the job waits for its turn."""
         return self._change(
@@ -115,13 +117,14 @@ class JobRegistry:
             settings=to_json(settings),
         )
 
-    def begin(self, job_id: str, *, num_steps: int, notes: Sequence[JobNote]) -> bool:
-        """Training goes on, for the first time or again."""
+    def begin(self, job_id: str, *, step: int, num_steps: int, notes: Sequence[JobNote]) -> bool:
+        """Training goes on after ``step``, for the first time or again."""
         return self._change(
             job_id,
             "status IN ('queued', 'running')",
             notes,
             status="running",
+            step=step,
             num_steps=num_steps,
             started=self._now(),
             keep_first=frozenset({"started"}),
@@ -216,7 +219,7 @@ class JobRegistry:
 
     def need_of(self, file_id: str) -> str | None:
         """Why a file cannot be deleted: the job that reads it; None if there is none."""
-        places = ", ".join(f"wish ->> '$.{place}'" for place in _FILE_PLACES)
+        places = ", ".join(f"wish ->> '$.{place}'" for place in FILE_PLACES)
         wanted = f"? IN ({places})"
         found = self._select(f"status NOT IN ({_OVER}) AND {wanted}", file_id, tail="LIMIT 1")
         return f"the fine-tuning job {found[0].id} reads it" if found else None
@@ -264,18 +267,18 @@ class JobRegistry:
     ) -> bool:
         """A second checkpoint of one step, made after a restart, changes nothing: False."""
         with self._database.transaction() as connection:
+            is_new = connection.execute(
+                "INSERT OR IGNORE INTO job_checkpoint "
+                "(id, job, step, name, metrics, is_best, created) VALUES (?, ?, ?, ?, ?, 0, ?)",
+                (
+                    *(_CHECKPOINT_PREFIX + secrets.token_hex(12), job_id, step, name),
+                    *(to_json(metrics), self._now()),
+                ),
+            ).rowcount
             if is_best:
-                connection.execute("UPDATE job_checkpoint SET is_best = 0 WHERE job = ?", (job_id,))
-            return bool(
-                connection.execute(
-                    "INSERT OR IGNORE INTO job_checkpoint "
-                    "(id, job, step, name, metrics, is_best, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        *(_CHECKPOINT_PREFIX + secrets.token_hex(12), job_id, step, name),
-                        *(to_json(metrics), int(is_best), self._now()),
-                    ),
-                ).rowcount
-            )
+                best = "UPDATE job_checkpoint SET is_best = (step = ?) WHERE job = ?"
+                connection.execute(best, (step, job_id))
+        return bool(is_new)
 
     def checkpoints(
         self, job_id: str, *, after: str | None = None, limit: int = 10

@@ -35,6 +35,7 @@ from ..continual_config import ContinualSettings, ReplaySettings
 from ..data.config import DataConfig, Method
 from ..gate.policy import GatePolicy
 from .job import Hyperparameters, JobWish
+from .publish_settings import PublishSettings
 
 Kind = TypeVar("Kind")
 PARAM: Final = "training"
@@ -59,6 +60,7 @@ _SECTIONS: Final = (
     "continual",
     "data",
     "gate",
+    "publish",
 )
 _METHODS: Final[Mapping[Method, type[MethodSettings]]] = {
     "supervised": SupervisedSettings,
@@ -88,6 +90,7 @@ def check_wish(wish: JobWish, *, start: LoraSettings | None = None) -> None:
     """Raise ``RequestRejected`` for settings that no data can make right."""
     data_config(wish)
     gate_policy(wish)
+    publish_settings(wish)
     _check_files(wish)
     _check_rate(wish)
     guess = AutoValues(
@@ -132,6 +135,11 @@ def gate_policy(wish: JobWish) -> GatePolicy:
     return _section(wish, "gate", GatePolicy)
 
 
+def publish_settings(wish: JobWish) -> PublishSettings:
+    """Raises ``RequestRejected``."""
+    return _section(wish, "publish", PublishSettings)
+
+
 def read_hyperparameters(
     given: Mapping[str, Any], path: str, *, has_beta: bool = False
 ) -> Hyperparameters:
@@ -163,6 +171,7 @@ def lora_settings_of(folder: AdapterFolder) -> LoraSettings:
         "rank": config.get("r", 8),
         "alpha": config.get("lora_alpha", 8),
         "use_rslora": bool(config.get("use_rslora")),
+        "use_dora": bool(config.get("use_dora")),
         "target_modules": targets if isinstance(targets, str) else tuple(targets or ()),
         "exclude_modules": tuple(config.get("exclude_modules") or ()),
         "rank_pattern": config.get("rank_pattern") or {},

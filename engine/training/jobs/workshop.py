@@ -17,6 +17,7 @@ from ..job import JobEvent, TrainingJob
 from .job_folder import JobFolder, JobFolders
 from .job_registry import JobRegistry
 from .preparation import BesideFile
+from .tracking.message import SinkName
 
 
 class Engine(Protocol):
@@ -54,6 +55,12 @@ class Publishing(Protocol):
         """Make the name, or swap it to the version."""
         ...
 
+    async def set_canary(self, name: str, digest: str, weight: float, *, live: str) -> bool:
+        """Give the version a share of the name's requests, if the name still points at ``live``
+        and has no other canary; whether it did.
+        """
+        ...
+
     async def discard(self, digest: str) -> None:
         """Let go of a version that was taken in, unless a name has it."""
         ...
@@ -82,7 +89,7 @@ class Preparing(Protocol):
 class Workshop:
     """``base_name`` is what exported adapters call the base; ``judges`` are the URLs of endpoints
     that the gate may ask, by the names that clients know; pauses between tries are in seconds,
-    and double up to the last.
+    and double up to the last. ``tracking`` are the sinks that jobs may send metrics to.
     """
 
     jobs: JobRegistry
@@ -97,6 +104,7 @@ class Workshop:
     end_tokens: frozenset[int]
     text: GateText
     judges: Mapping[str, str] = field(default_factory=dict)
+    tracking: tuple[SinkName, ...] = ()
     first_pause: float = 0.2
     last_pause: float = 30.0
     # Tokenizing takes a core; one job at a time is enough to keep the trainer busy.

@@ -19,7 +19,7 @@ from multiflora.engine.training.data.config import DataConfig
 from multiflora.engine.training.data.dataset import DatasetWriter
 from multiflora.engine.training.data.file_registry import FileRegistry
 from multiflora.engine.training.data.report import Report
-from multiflora.engine.training.example import Example, Preference
+from multiflora.engine.training.example import Example, Preference, Rating
 from multiflora.engine.training.job import (
     CheckpointExported,
     EvaluationMetrics,
@@ -151,6 +151,7 @@ class ScriptedPublishing:
 
     names: dict[str, str] = field(default_factory=dict)
     versions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    canaries: dict[str, str] = field(default_factory=dict)
     failure: Exception | None = None
 
     async def take_in(
@@ -170,6 +171,13 @@ class ScriptedPublishing:
         await asyncio.sleep(0)
         assert digest in self.versions
         self.names[name] = digest
+
+    async def set_canary(self, name: str, digest: str, weight: float, *, live: str) -> bool:
+        await asyncio.sleep(0)
+        if self.names.get(name) != live or self.canaries.get(name, digest) != digest:
+            return False
+        self.canaries[name] = digest
+        return True
 
     async def discard(self, digest: str) -> None:
         if digest not in self.names.values():
@@ -211,6 +219,8 @@ def write_dataset(folder: Path, config: DataConfig) -> None:
         for line in (1, 2):
             if config.method == "dpo":
                 writer.add(Preference((4, 5), (7, 8, END), (9, END), line))
+            elif config.method == "kto":
+                writer.add(Rating((4, 5), (7, 8, END), line == 1, line))
             else:
                 writer.add(Example((4, 5, 7, 8, END), (0.0, 0.0, 1.0, 1.0, 1.0), line))
         writer.finish(report, fingerprint="text")
@@ -257,9 +267,15 @@ class World:
         self.jobs = TrainingJobs(self.shop, reserved=["base"])
 
 
-def make_world(data_dir: Path) -> World:
-    database = Database.in_memory(MIGRATIONS)
-    engine, publishing, preparing = ScriptedEngine(), ScriptedPublishing(), ScriptedPreparing()
+def make_world(
+    data_dir: Path,
+    *,
+    database: Database | None = None,
+    publishing: ScriptedPublishing | None = None,
+) -> World:
+    database = database or Database.in_memory(MIGRATIONS)
+    publishing = publishing or ScriptedPublishing()
+    engine, preparing = ScriptedEngine(), ScriptedPreparing()
     shop = Workshop(
         jobs=JobRegistry(database),
         folders=JobFolders(data_dir),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.error import AdapterRejected, RegistryUnavailable
 from multiflora.engine.errors import RequestRejected
 from multiflora.engine.training.data.file_registry import FileInUse
 from multiflora.engine.training.job import JobFailed
@@ -122,6 +122,25 @@ async def test_a_full_disk_delays_a_job_and_does_not_fail_it(world: World) -> No
     assert world.publishing.names["fancy"] == done.digest
 
 
+async def test_a_failure_is_written_down_once_the_disk_has_room(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.preparing.failure = PreparationFailed("line 3: no answer", param="training_file")
+    fail, refusals = world.shop.jobs.fail, [RegistryUnavailable("the disk is full")] * 3
+
+    def fail_later(*given: Any, **named: Any) -> bool:
+        if refusals:
+            raise refusals.pop()
+        return fail(*given, **named)
+
+    monkeypatch.setattr(world.shop.jobs, "fail", fail_later)
+    done = await world.jobs.wait((await world.jobs.create(world.wish())).id)
+    assert done.error is not None
+    assert (done.status, done.error.code) == ("failed", "invalid_training_file")
+    told = [text for text in world.messages(done.id) if "stands still" in text]
+    assert told == ["The job stands still and is tried again: the disk is full"]
+
+
 async def test_what_fails_in_the_engine_fails_the_job_with_its_code(world: World) -> None:
     world.engine.failure = JobFailed("training_diverged", "the loss is nan")
     done = await world.jobs.wait((await world.jobs.create(world.wish())).id)
@@ -225,6 +244,24 @@ async def test_a_deleted_job_takes_its_checkpoints_along_and_leaves_the_name(wor
     assert not world.shop.folders[job.id].path.exists()
 
 
+async def test_the_census_counts_jobs_and_knows_the_losses_of_running_ones(world: World) -> None:
+    await world.jobs.wait((await world.jobs.create(world.wish())).id)
+    world.engine.ends = False
+    await world.jobs.wait((await world.jobs.create(world.wish())).id)
+    world.engine.num_steps = 10_000
+    world.engine.eval_losses = {2: 0.25}
+    running = await world.jobs.create(world.wish())
+    await until(lambda: len(world.jobs.census().losses) == 2)
+    census = world.jobs.census()
+    ended = {"succeeded": 1, "failed": 1, "running": 1}
+    assert {status: n for status, n in census.statuses.items() if n} == ended
+    assert census.verdicts == {True: 1, False: 1}
+    assert 0 < census.losses[("supervised", "train")] < 1
+    assert census.losses[("supervised", "validation")] == 0.25
+    await world.jobs.cancel(running.id)
+    assert world.jobs.census().losses == {}
+
+
 async def test_auto_values_are_those_of_the_data(world: World) -> None:
     given = Hyperparameters(n_epochs=2, learning_rate_multiplier=0.5)
     job = await world.jobs.create(world.wish(hyperparameters=given, method="dpo"))
@@ -234,3 +271,73 @@ async def test_auto_values_are_those_of_the_data(world: World) -> None:
     assert done.settings["batch"]["batch_size"] == 1
     assert done.settings["method"]["beta"] == 0.1
     assert done.settings["lora"]["alpha"] == 2 * done.settings["lora"]["rank"]
+
+
+async def test_what_is_repeated_and_replaced_goes_to_the_engine(world: World) -> None:
+    first = await world.jobs.wait((await world.jobs.create(world.wish(suffix="fancy"))).id)
+    files = {
+        "replay": {"file": world.add_file(), "share": 0.3},
+        "gate": {"recent": world.add_file()},
+    }
+    job = await world.jobs.create(world.wish(suffix="fancy", training=files))
+    with pytest.raises(FileInUse, match=job.id):
+        world.shop.files.delete(files["replay"]["file"])
+    with pytest.raises(FileInUse, match=job.id):
+        world.shop.files.delete(files["gate"]["recent"])
+    done = await world.jobs.wait(job.id)
+    assert done.status == "succeeded"
+    order = world.engine.orders[-1]
+    assert order.live == first.digest
+    assert order.settings.replay.share == 0.3
+    assert str(order.replay).endswith("/replay")
+    assert str(order.recent).endswith("/recent")
+    assert world.engine.orders[0].live is None
+
+
+@pytest.mark.parametrize(
+    ("training", "param", "words"),
+    [
+        ({"replay": {"share": 0.2}}, "training.replay.file", "name the file"),
+        ({"replay": {"file": 7}}, "training.replay.file", "id of a file"),
+        ({"replay": {"file": "file-9"}}, "training.replay.file", "no file"),
+        ({"replay": {"file": "file-9", "shear": 1}}, "training.replay.shear", "'share'"),
+        ({"replay": {"file": "file-9", "share": 2}}, "training.replay", "share is 2"),
+        ({"continual": {"mode": "merge"}}, "training.continual.mode", "go on from"),
+        ({"continual": {"soup": 9}}, "training", "soup is 9"),
+        ({"gate": {"judge": "nobody"}}, "training.gate.judge", "nobody"),
+        ({"gate": {"recent": "file-9"}}, "training.gate.recent", "no file"),
+        ({"gate": {"suite": [{"prompt": "x"}]}}, "training.gate.suite", "exact or pattern"),
+        ({"gate": {"max_divergense": 1}}, "training.gate.max_divergense", "'max_divergence'"),
+    ],
+)
+async def test_settings_of_learning_on_are_checked_at_once(
+    world: World, training: Any, param: str, words: str
+) -> None:
+    with pytest.raises(RequestRejected, match=words) as refused:
+        await world.jobs.create(world.wish(training=training))
+    assert str(refused.value.param).startswith(param)
+
+
+async def test_a_verdict_says_what_was_not_run(world: World) -> None:
+    done = await world.jobs.wait((await world.jobs.create(world.wish(suffix="fancy"))).id)
+    assert done.verdict is not None
+    missing = {one["name"]: one["reason"] for one in done.verdict["not_run"]}
+    assert missing["validation_loss"] == "there is no validation file"
+    assert done.verdict["policy"]["sha256"]
+    strict = {"gate": {"required": ["validation_loss"]}}
+    refused = await world.jobs.wait((await world.jobs.create(world.wish(training=strict))).id)
+    assert refused.error is not None
+    assert refused.error.code == "gate_failed"
+    assert "validation_loss was not run" in refused.error.message
+
+
+async def test_ratings_are_measured_against_what_the_job_goes_on_from(world: World) -> None:
+    done = await world.jobs.wait((await world.jobs.create(world.wish(method="kto"))).id)
+    assert done.status == "succeeded"
+    assert done.settings is not None
+    assert done.settings["method"]["kind"] == "kto"
+    assert done.settings["batch"]["batch_size"] == 4
+    with pytest.raises(RequestRejected, match="at least 2 for kto"):
+        await world.jobs.create(
+            world.wish(method="kto", hyperparameters=Hyperparameters(batch_size=1))
+        )
