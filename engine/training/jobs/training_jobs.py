@@ -170,6 +170,7 @@ class TrainingJobs:
     def _create(self, wish: JobWish, start: str | None) -> Job:
         self._check_files(wish)
         self.check(wish, start=start)
+        self._check_beside(wish)
         notes = [
             f"Created fine-tuning job on {wish.model}",
             f"Validating training file: {wish.training_file}",
@@ -209,6 +210,8 @@ class TrainingJobs:
                     param="validation_file",
                 )
 
+    def _check_beside(self, wish: JobWish) -> None:
+        """The files that settings name, which are settings of the right kind by now."""
         for file_id, param in (
             (wish.replay_file, f"{PARAM}.replay.file"),
             (wish.recent_file, f"{PARAM}.gate.recent"),

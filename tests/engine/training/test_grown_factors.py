@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from multiflora.engine.training.checkpoint import VALUES
 from multiflora.engine.training.config import (
     BatchSettings,
     CheckpointSettings,
@@ -156,7 +157,7 @@ def test_a_soup_is_the_mean_of_deltas_and_not_of_factors(
     assert steps == [4, 8, 12]
     each = []
     for step in steps:
-        run.factors.values.data.copy_(run._checkpoints.read(step).values)
+        run.factors.values.data.copy_(run._checkpoints.read(step).tensors[VALUES])
         each.append(deltas(run.factors))
     for path, found in result.items():
         mean = torch.stack([one[path] for one in each]).mean(0)

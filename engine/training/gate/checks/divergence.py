@@ -12,7 +12,7 @@ _NAME = "divergence"
 async def check(case: Case) -> Sequence[Check | NotRun]:
     """KL(baseline || candidate) at the tokens of recent answers."""
     if case.scores is None or not case.scores.divergences:
-        return [NotRun(_NAME, "there are no recent answers")]
+        return [NotRun(_NAME, "no recent answers were scored")]
     value, limit = mean(case.scores.divergences), case.policy.max_divergence
     rule = (
         f"the version is {value:.3g} nats per token from the {case.scores.baseline} on "

@@ -11,7 +11,7 @@ async def check(case: Case) -> Sequence[Check | NotRun]:
     """Of held-out pairs."""
     scored = case.scores.validation if case.scores else None
     if scored is None or not scored.candidate.margins:
-        reason = "there are no held-out pairs"
+        reason = "no held-out pairs were scored"
         return [NotRun("reward_accuracy", reason), NotRun("chosen_drop", reason)]
     return [_accuracy(case, scored.candidate.margins), _drop(case)]
 

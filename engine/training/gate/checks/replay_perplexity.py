@@ -14,7 +14,7 @@ async def check(case: Case) -> Sequence[Check | NotRun]:
     """A perplexity that is so much higher is a loss that is higher by its logarithm."""
     scored = case.scores.replay if case.scores else None
     if case.scores is None or scored is None:
-        return [NotRun(_NAME, "there is no replay file")]
+        return [NotRun(_NAME, "no replay rows were scored")]
     old, new = scored.baseline, scored.candidate
     room = math.log1p(case.policy.max_replay_increase)
     excess = [

@@ -13,7 +13,7 @@ async def check(case: Case) -> Sequence[Check | NotRun]:
     """Paired: worse only if the same rows say so with the policy's confidence."""
     scored = case.scores.validation if case.scores else None
     if case.scores is None or scored is None:
-        return [NotRun(_NAME, "there is no validation file")]
+        return [NotRun(_NAME, "no validation rows were scored")]
     old, new, share = scored.baseline, scored.candidate, 1 + case.policy.max_loss_increase
     excess = [a - share * b for a, b in zip(new.losses, old.losses, strict=True)]
     confidence = case.policy.confidence

@@ -322,7 +322,7 @@ async def test_a_verdict_says_what_was_not_run(world: World) -> None:
     done = await world.jobs.wait((await world.jobs.create(world.wish(suffix="fancy"))).id)
     assert done.verdict is not None
     missing = {one["name"]: one["reason"] for one in done.verdict["not_run"]}
-    assert missing["validation_loss"] == "there is no validation file"
+    assert missing["validation_loss"] == "no validation rows were scored"
     assert done.verdict["policy"]["sha256"]
     strict = {"gate": {"required": ["validation_loss"]}}
     refused = await world.jobs.wait((await world.jobs.create(world.wish(training=strict))).id)
