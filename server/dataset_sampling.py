@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from multiflora.engine.errors import EngineOverloaded, PromptTooLong
 from multiflora.engine.request import FinishReason, GenerationRequest, SamplingParams
+from multiflora.engine.text.answer_text import TextRules
 from multiflora.engine.training.data.file_registry import StoredFile
 from multiflora.engine.training.feedback.completion import Prompt
 from multiflora.engine.training.feedback.training_row import as_jsonl
@@ -206,6 +207,7 @@ async def _answers(
     if room < 1:
         raise PromptTooLong(f"a prompt has {len(tokens)} tokens, which leaves no room to answer")
     sampling = {**sampling, "max_tokens": min(sampling["max_tokens"], room)}
+    rules = TextRules(end_tokens=service.end_tokens)
     jobs = [
         SequenceJob(
             index=index,
@@ -215,7 +217,7 @@ async def _answers(
                 sampling=SamplingParams(**sampling, seed=seed),
                 adapters=model.shares(),
             ),
-            end_tokens=service.end_tokens,
+            rules=rules,
         )
         for index, seed in enumerate(seeds)
     ]

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .data.dataset import PreparedDataset
+from .example import Item, check_tokens
 from .job import TrainingJob
 from .task import SupervisedTask, Task
 from .task_kind import make_task, supervised_task
@@ -26,17 +26,19 @@ class JobRows:
         return max(task.num_tokens(row) for task in tasks if task for row in range(task.num_rows))
 
 
-def read_rows(job: TrainingJob) -> JobRows:
+def read_rows(job: TrainingJob, vocab_size: int) -> JobRows:
     """Raises ``DatasetDamaged`` and ``InvalidTrainingData``."""
     method = job.settings.method
+
+    def rows(folder: str) -> list[Item]:
+        with PreparedDataset.open(Path(folder)) as dataset:
+            found = list(dataset)
+        check_tokens(found, vocab_size)
+        return found
+
     return JobRows(
-        make_task(_read(job.data), method),
-        None if job.validation is None else make_task(_read(job.validation), method),
-        None if job.replay is None else supervised_task(_read(job.replay)),
-        None if job.recent is None else supervised_task(_read(job.recent)),
+        make_task(rows(job.data), method),
+        None if job.validation is None else make_task(rows(job.validation), method),
+        None if job.replay is None else supervised_task(rows(job.replay)),
+        None if job.recent is None else supervised_task(rows(job.recent)),
     )
-
-
-def _read(folder: str) -> list[Any]:
-    with PreparedDataset.open(Path(folder)) as dataset:
-        return list(dataset)

@@ -203,7 +203,9 @@ class JobRun:
     def _live(self) -> Steps[None]:
         # Whatever the rows are: a run that could never fit is refused before they are read.
         self._check_memory(self._place.needed_bytes(self._settings, 1))
-        rows = yield from self._in_thread(lambda: read_rows(self.job))
+        rows = yield from self._in_thread(
+            lambda: read_rows(self.job, self._place.network.config.vocab_size)
+        )
         tokens = yield from self._choose_tokens(rows.longest)
         batch = replace(self._settings.batch, micro_batch_tokens=tokens)
         self._settings = replace(self._settings, batch=batch)

@@ -129,7 +129,11 @@ def run(
     assert ended.folder is not None
     shutil.move(ended.folder, output)
     folder.remove()
-    console.print(f"{output}: a PEFT adapter of {base.name}, after {ended.step} steps")
+    text = f"{output}: a PEFT adapter of {base.name}, after {ended.step} steps"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    hint = "" if model == DEMO_BASE_NAME else f"{model} "
+    serve = f"serve it with: multiflora serve {hint}--adapter {output.name}={output}"
+    console.print(serve, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -273,6 +277,7 @@ async def _train(
                         case JobFailed(code, message):
                             raise RequestFailed(message, code=code)
                         case JobEnded():
+                            progress.end(event)
                             tracker.close(True)
                             return event
                         case _:
