@@ -3,11 +3,11 @@
 The data side (formats, templates, masks) makes these; the trainer knows nothing of text.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
-from .error import InvalidTrainingData
+Row = TypeVar("Row", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +54,11 @@ class Rating:
 Item: TypeAlias = Example | Preference | Rating
 
 
-def check_tokens(rows: Iterable[Item], vocab_size: int) -> None:
-    """Raise ``InvalidTrainingData`` for a token that the base does not know.
+class Rows(Protocol[Row]):
+    """Rows by number, made when they are asked for: a data set on the disk, or a list."""
 
-    A look-up with it would end more than its own job: on an accelerator, the whole engine.
-    """
-    for row in rows:
-        ids = _ids(row)
-        strange = max(ids, default=0)
-        if strange >= vocab_size or min(ids, default=0) < 0:
-            raise InvalidTrainingData(
-                f"line {row.line} has the token {strange}, and the base knows {vocab_size}: its "
-                "tokenizer belongs to another base, or the prepared data are damaged"
-            )
+    def __len__(self) -> int: ...
 
+    def __getitem__(self, place: int, /) -> Row: ...
 
-def _ids(row: Item) -> tuple[int, ...]:
-    match row:
-        case Example():
-            return row.ids
-        case Preference():
-            return row.prompt + row.chosen + row.rejected
-        case Rating():
-            return row.prompt + row.completion
+    def __iter__(self) -> Iterator[Row]: ...

@@ -1,10 +1,10 @@
 """The prepared data sets of a job, as tasks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from .data.dataset import PreparedDataset
-from .example import Item, check_tokens
+from .example import Rows
 from .job import TrainingJob
 from .task import SupervisedTask, Task
 from .task_kind import make_task, supervised_task
@@ -26,19 +26,15 @@ class JobRows:
         return max(task.num_tokens(row) for task in tasks if task for row in range(task.num_rows))
 
 
-def read_rows(job: TrainingJob, vocab_size: int) -> JobRows:
-    """Raises ``DatasetDamaged`` and ``InvalidTrainingData``."""
+def read_rows(job: TrainingJob, open_rows: Callable[[str], Rows[Any]]) -> JobRows:
+    """``open_rows`` opens the data set in a folder, which stays open while the tasks are used.
+
+    Raises ``DatasetDamaged`` and ``InvalidTrainingData``.
+    """
     method = job.settings.method
-
-    def rows(folder: str) -> list[Item]:
-        with PreparedDataset.open(Path(folder)) as dataset:
-            found = list(dataset)
-        check_tokens(found, vocab_size)
-        return found
-
     return JobRows(
-        make_task(rows(job.data), method),
-        None if job.validation is None else make_task(rows(job.validation), method),
-        None if job.replay is None else supervised_task(rows(job.replay)),
-        None if job.recent is None else supervised_task(rows(job.recent)),
+        make_task(open_rows(job.data), method),
+        None if job.validation is None else make_task(open_rows(job.validation), method),
+        None if job.replay is None else supervised_task(open_rows(job.replay)),
+        None if job.recent is None else supervised_task(open_rows(job.recent)),
     )

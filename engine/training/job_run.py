@@ -8,6 +8,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,8 +23,10 @@ from ..config import TrainingConfig
 from ..errors import EngineError
 from .beside import Beside
 from .config import TrainingSettings
+from .data.dataset import PreparedDataset
 from .error import NotEnoughTrainingMemory
 from .estimate import estimate_memory
+from .example import Rows
 from .exported_folder import export_checkpoint, export_result, exported_folder, sweep_exports
 from .factors import TrainedFactors
 from .grown_factors import grown_lora
@@ -120,6 +123,8 @@ class JobRun:
         self._wished_bytes: int | None = None
         self._exports: deque[tuple[int, Future[Path]]] = deque()
         self._ending: Future[JobEvent] | None = None
+        # Rows are read from the disk's cache as they are needed.
+        self._opened = ExitStack()
         self._steps = self._live()
 
     @property
@@ -174,6 +179,7 @@ class JobRun:
             self.is_over = True
             self._steps.close()
             self._run = None
+            self._opened.close()
             self._place.budget.release(self.job.id)
             self._report(_last_event(self._ending))
 
@@ -203,9 +209,7 @@ class JobRun:
     def _live(self) -> Steps[None]:
         # Whatever the rows are: a run that could never fit is refused before they are read.
         self._check_memory(self._place.needed_bytes(self._settings, 1))
-        rows = yield from self._in_thread(
-            lambda: read_rows(self.job, self._place.network.config.vocab_size)
-        )
+        rows = yield from self._in_thread(lambda: read_rows(self.job, self._open))
         tokens = yield from self._choose_tokens(rows.longest)
         batch = replace(self._settings.batch, micro_batch_tokens=tokens)
         self._settings = replace(self._settings, batch=batch)
@@ -226,6 +230,11 @@ class JobRun:
         yield None
         self._awaited = None
         return future.result()
+
+    def _open(self, folder: str) -> Rows[Any]:
+        dataset = self._opened.enter_context(PreparedDataset.open(Path(folder)))
+        dataset.check_tokens(self._place.network.config.vocab_size)
+        return dataset
 
     def _choose_tokens(self, longest: int) -> Steps[int]:
         """Reserve memory, and size micro-batches by it and by the time of a quantum."""

@@ -4,6 +4,7 @@ A step's completions are compared with how far the policy has moved on completio
 prompts: the same ones, each after the prompt of the row behind it.
 """
 
+from array import array
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from .config import KtoSettings
 from .error import InvalidTrainingData
-from .example import Rating
+from .example import Rating, Rows
 from .factors import TrainedFactors
 from .head import TokenScores
 from .network import TrainingNetwork
@@ -29,15 +30,21 @@ class RatingTask:
 
     num_completions = 1
 
-    def __init__(self, ratings: Sequence[Rating], settings: KtoSettings) -> None:
+    def __init__(self, ratings: Rows[Rating], settings: KtoSettings) -> None:
+        self._lengths, self._lines = array("q"), array("q")
+        labels: list[bool] = []
         for rating in ratings:
+            self._lengths.append(len(rating.prompt) + len(rating.completion))
+            self._lines.append(rating.line)
+            labels.append(rating.is_desirable)
             if not (rating.prompt and rating.completion):
                 raise InvalidTrainingData(
                     f"line {rating.line} has an empty prompt or completion; give both at least one "
                     "token"
                 )
         self._ratings = ratings
-        self._longest = max((len(r.prompt) + len(r.completion) for r in ratings), default=0)
+        self._labels = torch.tensor(labels, dtype=torch.bool)
+        self._longest = max(self._lengths, default=0)
         self.settings = settings
         self.reference: Tensor | None = None
 
@@ -53,13 +60,13 @@ class RatingTask:
         return len(self._ratings)
 
     def num_tokens(self, row: int) -> int:
-        return len(self._ratings[row].prompt) + len(self._ratings[row].completion)
+        return self._lengths[row]
 
     def num_positions(self, row: int) -> int:
         return self.num_tokens(row)
 
     def line(self, row: int) -> int:
-        return self._ratings[row].line
+        return self._lines[row]
 
     def pack(self, rows: Sequence[int], device: torch.device) -> PackedBatch:
         packer = Packer()
@@ -86,8 +93,7 @@ class RatingTask:
 
     def step_loss(self, rows: Sequence[int], *, kl: float = 0.0) -> "RatingLoss":
         assert self.reference is not None
-        labels = torch.tensor([rating.is_desirable for rating in self._ratings])
-        return RatingLoss(self.settings, self.reference[:, 0], labels, rows, kl)
+        return RatingLoss(self.settings, self.reference[:, 0], self._labels, rows, kl)
 
 
 class RatingLoss:

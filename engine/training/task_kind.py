@@ -1,7 +1,6 @@
 """Which task a method makes of rows, and whether the rows suit the run."""
 
-from collections.abc import Sequence
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from .config import (
     KtoSettings,
@@ -11,7 +10,7 @@ from .config import (
     TrainingSettings,
 )
 from .error import InvalidTrainingData
-from .example import Example, Item, Preference, Rating
+from .example import Example, Item, Preference, Rating, Rows
 from .network import TrainingNetwork
 from .preference import PreferenceTask
 from .rating import RatingTask
@@ -21,11 +20,11 @@ Kind = TypeVar("Kind", Example, Preference, Rating)
 _PLURAL: Final = {Example: "examples", Preference: "pairs", Rating: "ratings"}
 
 
-def make_task(
-    rows: Sequence[Item],
-    method: MethodSettings,
-) -> Task:
-    """The task that ``method`` makes of rows. Raises ``InvalidTrainingData`` for the wrong kind."""
+def make_task(rows: Rows[Item], method: MethodSettings) -> Task:
+    """The task that ``method`` makes of rows of one kind, which it keeps and reads as it goes.
+
+    Raises ``InvalidTrainingData`` for the wrong kind.
+    """
     match method:
         case PreferenceSettings():
             return PreferenceTask(_only(Preference, rows, "learning preferences"), method)
@@ -35,19 +34,19 @@ def make_task(
             return supervised_task(rows)
 
 
-def supervised_task(rows: Sequence[Item]) -> SupervisedTask:
+def supervised_task(rows: Rows[Item]) -> SupervisedTask:
     """Raises ``InvalidTrainingData`` for rows that are no examples."""
     return SupervisedTask(_only(Example, rows, "supervised learning"))
 
 
-def _only(kind: type[Kind], rows: Sequence[Item], what: str) -> list[Kind]:
-    found = [row for row in rows if isinstance(row, kind)]
-    if len(found) < len(rows):
-        other = next(type(row) for row in rows if not isinstance(row, kind))
+def _only(kind: type[Kind], rows: Rows[Item], what: str) -> Rows[Kind]:
+    """All rows are of the kind of the first."""
+    first = next(iter(rows), None)
+    if first is not None and not isinstance(first, kind):
         raise InvalidTrainingData(
-            f"{what} needs {_PLURAL[kind]}; among these rows are {_PLURAL[other]}"
+            f"{what} needs {_PLURAL[kind]}; these rows are {_PLURAL[type(first)]}"
         )
-    return found
+    return cast("Rows[Kind]", rows)
 
 
 def check_rows(task: Task, settings: TrainingSettings, network: TrainingNetwork) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from multiflora.engine.training.data.config import DataConfig
-from multiflora.engine.training.data.dataset import DatasetWriter
+from multiflora.engine.training.data.dataset import DatasetWriter, PreparedDataset
 from multiflora.engine.training.data.report import Report
 from multiflora.engine.training.error import InvalidTrainingData
-from multiflora.engine.training.example import Example, Preference, check_tokens
+from multiflora.engine.training.example import Example, Preference
 from multiflora.engine.training.job import JobEnded, JobFailed, TrainingJob
 
 from .job_bench import PATIENT, finish
@@ -28,11 +28,18 @@ GOOD = Example((3, 4, 5), (0.0, 1.0, 1.0), 1)
     ],
 )
 def test_a_token_that_the_base_does_not_know_is_named_with_its_line(
-    row: Example | Preference,
+    row: Example | Preference, tmp_path: Path
 ) -> None:
-    check_tokens([GOOD], 384)
-    with pytest.raises(InvalidTrainingData, match="line 7"):
-        check_tokens([GOOD, row], 384)
+    good = Preference((3,), (4,), (5,), 1) if isinstance(row, Preference) else GOOD
+    with DatasetWriter(tmp_path / "poisoned", DataConfig()) as writer:
+        for item in (good, row):
+            writer.add(item)
+        writer.finish(Report(format="test"), fingerprint="")
+    with (
+        PreparedDataset.open(tmp_path / "poisoned") as dataset,
+        pytest.raises(InvalidTrainingData, match="line 7"),
+    ):
+        dataset.check_tokens(384)
 
 
 def test_a_poisoned_row_ends_its_job_and_the_next_one_runs(
