@@ -28,6 +28,17 @@ def write(path: Path, content: bytes) -> None:
     sync(path)
 
 
+def replace(path: Path, content: bytes) -> None:
+    """Replace or make a file, durably: a reader or a crash meets the old or the new, never a mix.
+
+    Raises ``OSError``.
+    """
+    staged = path.with_name(f".{path.name}.incoming")
+    write(staged, content)
+    os.rename(staged, path)
+    sync(path.parent)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and its parents, each of them durable before it is used."""
     if not path.is_dir():

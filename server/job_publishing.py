@@ -35,6 +35,11 @@ class JobPublishing:
         origin = Origin(source=source, parents=parents, metrics=metrics)
         return await self._publisher.run(self._take_in, folder, origin)
 
+    async def live(self, name: str) -> str | None:
+        if name not in self._registry:
+            return None
+        return self._registry.entry(name).digest
+
     async def point(self, name: str, digest: str) -> None:
         await asyncio.to_thread(self._registry.point, name, digest)
         self._metrics.adapter_change("publish")

@@ -18,6 +18,7 @@ from multiflora.engine.config import EngineConfig
 from multiflora.engine.errors import StartupError
 from multiflora.engine.memory_plan import plan_memory
 from multiflora.engine.training.data.file_registry import FileRegistry
+from multiflora.engine.training.gate.text_side import TextSide
 
 from .announcement import Announcement, loading_progress
 from .app import create_app
@@ -198,6 +199,8 @@ def _service(
         publishing=JobPublishing(registry, publisher, pinning, metrics),
         end_tokens=end_tokens,
         tracking=settings.tracking,
+        text=TextSide(base.tokenizer, base.chat_template),
+        judges=dict(settings.gate_judges),
     )
     return Service(
         client=client,

@@ -88,6 +88,17 @@ def parse_patterns(text: str) -> tuple[str, ...]:
     return tuple(check_pattern(item.strip()) for item in text.split(",") if item.strip())
 
 
+def parse_judges(text: str) -> tuple[tuple[str, str], ...]:
+    """Read ``NAME=URL`` with commas between. Raises ``ValueError``."""
+    found = {}
+    for item in filter(None, map(str.strip, text.split(","))):
+        name, _, url = item.partition("=")
+        if not name.strip() or not url.strip().startswith(("http://", "https://")):
+            raise ValueError(f"{item!r} is not NAME=URL with an http or https URL")
+        found[name.strip()] = url.strip()
+    return tuple(found.items())
+
+
 def parse_sinks(text: str) -> tuple[SinkName, ...]:
     return read_sinks([item.strip() for item in text.split(",") if item.strip()])
 
@@ -149,6 +160,14 @@ class ServeSettings:
     max_file_size: int = field(
         default=512 << 20,
         metadata=_about("largest upload of a training file", parse_size, metavar="SIZE"),
+    )
+    gate_judges: tuple[tuple[str, str], ...] = field(
+        default=(),
+        metadata=_about(
+            "chat endpoints that quality gates may ask as judges: NAME=URL,...",
+            parse_judges,
+            metavar="NAME=URL",
+        ),
     )
     served_model_name: str | None = field(
         default=None,

@@ -1,5 +1,6 @@
 """Puts training jobs together: the engine that trains, the files, and the way to a name."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from multiflora.adapters.store import AdapterStore
 from multiflora.engine.client import EngineClient
 from multiflora.engine.models.config import ModelConfig
 from multiflora.engine.training.data.file_registry import FileRegistry
+from multiflora.engine.training.gate.text_side import GateText
 from multiflora.engine.training.jobs.job_folder import JobFolders
 from multiflora.engine.training.jobs.job_registry import JobRegistry
 from multiflora.engine.training.jobs.preparation import Preparation
@@ -37,6 +39,8 @@ def make_training_jobs(
     files: FileRegistry,
     publishing: JobPublishing,
     end_tokens: frozenset[int],
+    text: GateText,
+    judges: Mapping[str, str],
     tracking: tuple[SinkName, ...] = (),
 ) -> TrainingJobs:
     """All jobs of ``data_dir``; none runs before ``TrainingJobs.start``.
@@ -54,6 +58,8 @@ def make_training_jobs(
         model=base.config,
         base_name=base.path,
         end_tokens=end_tokens,
+        text=text,
+        judges=judges,
         tracking=tracking,
     )
     return TrainingJobs(shop, reserved=[base.name])

@@ -19,7 +19,7 @@ MAX_TRITON_KERNEL_LINES = 120
 BANNED_MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "kernels"}
 BANNED_CALLS = {"eval", "exec", "torch.load", "yaml.load", "__import__"}
 # Of the trainer, what knows no tensors.
-TRAINING_STATE = ("data", "jobs", "feedback", "learning", "sampling")
+TRAINING_STATE = ("gate", "data", "jobs", "feedback", "learning", "sampling")
 TORCH_FREE = (
     "server.app",
     "server.cli",

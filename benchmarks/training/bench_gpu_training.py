@@ -36,7 +36,8 @@ from multiflora.engine.training.example import Example
 from multiflora.engine.training.job import TrainingJob
 from multiflora.engine.training.network import TrainingNetwork
 from multiflora.engine.training.quantum import StepTaken
-from multiflora.engine.training.run import TrainingRun, make_task
+from multiflora.engine.training.run import TrainingRun
+from multiflora.engine.training.task_kind import make_task
 from multiflora.kernels.choose import choose_ops
 from multiflora.kernels.ops import RopeTable
 

@@ -112,7 +112,8 @@ def run_multiflora(work: Work) -> dict[str, Any]:
     from multiflora.engine.training.heap import keep_freed_memory
     from multiflora.engine.training.network import TrainingNetwork
     from multiflora.engine.training.quantum import StepTaken
-    from multiflora.engine.training.run import TrainingRun, make_task
+    from multiflora.engine.training.run import TrainingRun
+    from multiflora.engine.training.task_kind import make_task
     from multiflora.kernels.choose import choose_ops
     from multiflora.kernels.ops import RopeTable
 

@@ -34,13 +34,22 @@ _STEP_NAME = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """Where a run is: ``num_worse`` evaluations were made since that of ``best_step``."""
+    """Where a run is: ``num_worse`` evaluations were made since that of ``best_step``.
+
+    ``replay_taken`` rows were replayed, ``replay_owed`` of the next is due; ``replay_loss`` is that
+    of held-out replay rows, last and at first.
+    """
 
     step: int = 0
     num_tokens: int = 0
     best_step: int | None = None
     best_loss: float | None = None
     num_worse: int = 0
+    replay_share: float | None = None
+    replay_owed: float = 0.0
+    replay_taken: int = 0
+    replay_loss: float | None = None
+    replay_first_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from multiflora.adapters.error import AdapterRejected
 from multiflora.adapters.peft_format import PREFIX, ModuleSpec, parse_lora
 
 from ..models.config import ModelConfig
+from .continual_config import ContinualSettings, ReplaySettings
+from .setting_rule import need as _need
 
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MAX_RANK = 1024
@@ -29,11 +31,6 @@ PREFERENCE_LOSSES: tuple[PreferenceLossKind, ...] = (
     "apo_zero",
     "apo_down",
 )
-
-
-def _need(condition: bool, name: str, value: object, limit: str, remedy: str = "") -> None:
-    if not condition:
-        raise ValueError(f"{name} is {value}; it must be {limit}{'; ' if remedy else ''}{remedy}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +239,26 @@ class PreferenceSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KtoSettings:
+    """Learning from single ratings (KTO, arXiv 2402.01306, as TRL defines it).
+
+    ``desirable_weight`` and ``undesirable_weight`` multiply the losses of good and bad completions.
+    """
+
+    loss: Literal["kto", "apo_zero_unpaired"] = "kto"
+    beta: float = 0.1
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        kinds = ("kto", "apo_zero_unpaired")
+        _need(self.loss in kinds, "loss", self.loss, ", ".join(kinds))
+        for name in ("beta", "desirable_weight", "undesirable_weight"):
+            value = getattr(self, name)
+            _need(math.isfinite(value) and value > 0, name, value, "above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSettings:
     """When validation data is scored: ``every_steps``, or once an epoch, and after the last step.
 
@@ -272,15 +289,36 @@ class CheckpointSettings:
         _need(self.keep >= 1, "keep", self.keep, "at least 1")
 
 
+MethodSettings: TypeAlias = SupervisedSettings | PreferenceSettings | KtoSettings
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings:
     """All settings of one run; every random draw follows from ``seed``."""
 
-    method: SupervisedSettings | PreferenceSettings = field(default_factory=SupervisedSettings)
+    method: MethodSettings = field(default_factory=SupervisedSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     batch: BatchSettings = field(default_factory=BatchSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
+    continual: ContinualSettings = field(default_factory=ContinualSettings)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        is_kto = isinstance(self.method, KtoSettings) and self.method.loss == "kto"
+        _need(
+            not is_kto or self.batch.batch_size > 1,
+            "batch_size",
+            self.batch.batch_size,
+            "at least 2 for kto",
+            "its rows are compared with the completions of other rows",
+        )
+        soup, is_merge = self.continual.soup, self.continual.mode == "merge"
+        is_dora, has_sum = self.lora.use_dora, soup or is_merge
+        _need(not (is_dora and has_sum), "use_dora", is_dora, "off", "only deltas add up")
+        _need(soup <= self.checkpoint.keep, "soup", soup, f"at most keep {self.checkpoint.keep}")
+        decay = self.optimizer.weight_decay
+        _need(not (is_merge and decay), "weight_decay", decay, "0 where old factors are frozen")

@@ -71,7 +71,7 @@ def estimate_memory(
     flat, optimizer = 4 * layout.num_elements, settings.optimizer
     moments = moment_bytes(optimizer, layout.num_elements)
     return TrainingMemory(
-        factors=flat,
+        factors=(1 + _num_held(settings)) * flat,
         moments=0 if optimizer.is_paged else moments,
         gradients=flat,
         norms=4 * sum(scaled),
@@ -79,7 +79,7 @@ def estimate_memory(
         layer=_layer_bytes(model, settings, max(ranks), max(scaled), item=item)
         + 4 * max(map(_num_factors, layout.projections))
         + (_decoded_bytes(projections, item, kernels) if is_quantized else 0),
-        loss=_loss_bytes(model, tokens, item),
+        loss=_loss_bytes(model, tokens, item) + _anchor_bytes(model, settings, item),
         optimizer=scratch_bytes(optimizer, layout.num_elements),
         host=flat + moments + (moments if optimizer.is_paged else 0),
     )
@@ -104,6 +104,20 @@ def _layer_bytes(
     wide = 2 * model.head_dim + 2 * hidden + 2
     tokens = settings.batch.micro_batch_tokens
     return tokens * ((kept + in_flight + masks) * item + wide * 4)
+
+
+def _num_held(settings: TrainingSettings) -> int:
+    """Buffers of the factors' size for an anchor's, and for which ranks are fresh."""
+    replay = settings.replay
+    has_anchor = replay.kl_weight > 0 and replay.kl_to == "start"
+    return has_anchor + (settings.continual.mode == "merge")
+
+
+def _anchor_bytes(model: ModelConfig, settings: TrainingSettings, item: int) -> int:
+    """Normed rows of the anchor and the slopes of the divergence, in pieces and whole."""
+    if not settings.replay.kl_weight:
+        return 0
+    return settings.batch.micro_batch_tokens * model.hidden_size * 4 * item
 
 
 def _num_factors(projection: ProjectionLayout) -> int:

@@ -5,7 +5,7 @@ The data side (formats, templates, masks) makes these; the trainer knows nothing
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 Row = TypeVar("Row", covariant=True)
 
@@ -36,6 +36,22 @@ class Preference:
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
     line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """A prompt with one completion that was judged, good or bad, with no other to compare it with.
+
+    Token ids; ``line`` as in ``Example``.
+    """
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+    is_desirable: bool
+    line: int
+
+
+Item: TypeAlias = Example | Preference | Rating
 
 
 class Rows(Protocol[Row]):

@@ -17,13 +17,22 @@ class TokenScores:
 
     ``entropies`` are of the whole distributions, in nats; ``is_top`` tells whether the token is the
     likeliest. ``slopes`` [P, H] is the gradient of each log-probability by its own normed row, or
-    None where none was asked for.
+    None where none was asked for. ``divergences`` are from an anchor, where there is one.
     """
 
     log_probs: Tensor  # float32 [P]
     entropies: Tensor  # float32 [P]
     is_top: Tensor  # bool [P]
     slopes: Tensor | None
+    divergences: Tensor | None = None  # float32 [P]
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """How far a policy is from an anchor: nats [P], and their gradients by normed rows [P, H]."""
+
+    values: Tensor
+    slopes: Tensor
 
 
 class TrainingHead:
@@ -50,6 +59,20 @@ class TrainingHead:
             probabilities[rows, targets] += 1
             slopes = probabilities.to(matrix.dtype) @ matrix
         return TokenScores(picked - normalizers, normalizers - mean_logits, is_top, slopes)
+
+    @torch.no_grad()
+    def diverge(self, normed: Tensor, anchor: Tensor) -> "Divergence":
+        """KL(anchor || policy) of the next token after ``anchor`` and ``normed`` [P, H], by row.
+
+        P is a part of a chunk, since both distributions are held whole.
+        """
+        matrix = self._matrix(normed.dtype)
+        own = (normed @ matrix.T).float().log_softmax(-1)  # [P, V]
+        held = (anchor @ matrix.T).float().log_softmax(-1)
+        chances = held.exp()
+        values = torch.linalg.vecdot(chances, held.sub_(own))
+        slopes = own.exp_().sub_(chances).to(matrix.dtype) @ matrix
+        return Divergence(values, slopes)
 
     def _matrix(self, dtype: torch.dtype) -> Tensor:
         if isinstance(self._weight, DenseWeight):

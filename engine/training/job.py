@@ -5,10 +5,10 @@ from typing import Any, Literal, Self, get_type_hints
 
 import msgspec
 
-from .config import PreferenceSettings, SupervisedSettings, TrainingSettings
+from .config import KtoSettings, PreferenceSettings, SupervisedSettings, TrainingSettings
 
 EndReason = Literal["finished", "stopped_early", "cancelled"]
-_METHODS = {"supervised": SupervisedSettings, "preference": PreferenceSettings}
+_METHODS = {"supervised": SupervisedSettings, "preference": PreferenceSettings, "kto": KtoSettings}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,8 @@ class TrainingJob:
     ``folder`` belongs to the job alone: a job that is submitted again with the same folder goes on
     from its last checkpoint there. ``start`` is the digest of a stored version to go on from,
     ``reference`` that of the version preferences are measured against, None for the bare base.
-    ``base_name`` is written into exported adapters.
+    ``base_name`` is written into exported adapters. ``replay`` has rows to repeat, ``live`` is the
+    version that the result is to replace, ``recent`` has rows that it answered of late.
     """
 
     id: str
@@ -29,6 +30,9 @@ class TrainingJob:
     validation: str | None = None
     start: str | None = None
     reference: str | None = None
+    replay: str | None = None
+    live: str | None = None
+    recent: str | None = None
 
     def document(self) -> dict[str, Any]:
         """Plain values for msgpack or JSON; ``from_document`` reads them back."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import torch
 
 from multiflora.adapters.error import AdapterRejected
@@ -20,12 +21,15 @@ from multiflora.adapters.store import AdapterStore
 
 from ..config import TrainingConfig
 from ..errors import EngineError
+from .beside import Beside
 from .config import TrainingSettings
 from .data.dataset import PreparedDataset
 from .error import NotEnoughTrainingMemory
 from .estimate import estimate_memory
 from .example import Rows
 from .exported_folder import export_checkpoint, export_result, exported_folder, sweep_exports
+from .factors import TrainedFactors
+from .grown_factors import grown_lora
 from .job import (
     CheckpointExported,
     EvaluationMetrics,
@@ -36,6 +40,7 @@ from .job import (
     StepMetrics,
     TrainingJob,
 )
+from .job_rows import JobRows, read_rows
 from .memory_budget import MemoryBudget
 from .micro_batch import measure_tokens, read_record, write_record
 from .network import TrainingNetwork
@@ -47,9 +52,8 @@ from .quantum import (
     StepTaken,
     TrainingEvent,
 )
-from .run import TrainingRun, make_task
+from .run import TrainingRun
 from .stored_factors import read_reference, read_start
-from .task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -78,29 +82,16 @@ class Workplace:
     def needed_bytes(self, settings: TrainingSettings, micro_batch_tokens: int) -> int:
         """Raises ``ValueError`` for settings that do not suit the base."""
         batch = replace(settings.batch, micro_batch_tokens=micro_batch_tokens)
+        lora = grown_lora(settings, self.network.config)
         memory = estimate_memory(
             self.network.config,
-            replace(settings, batch=batch),
+            replace(settings, batch=batch, lora=lora),
             dtype=str(self.network.dtype).removeprefix("torch."),
             kernels=self.kernels,
             is_quantized=self.is_quantized,
         )
         host = memory.host if self.network.device.type == "cpu" else 0
         return memory.device_bytes + host
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """The data of a job, ready to be packed."""
-
-    task: Task
-    validation: Task | None
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row, which no micro-batch can be smaller than."""
-        tasks = (self.task, self.validation)
-        return max(task.num_tokens(row) for task in tasks if task for row in range(task.num_rows))
 
 
 class JobRun:
@@ -218,7 +209,7 @@ class JobRun:
     def _live(self) -> Steps[None]:
         # Whatever the rows are: a run that could never fit is refused before they are read.
         self._check_memory(self._place.needed_bytes(self._settings, 1))
-        rows = yield from self._in_thread(self._open_rows)
+        rows = yield from self._in_thread(lambda: read_rows(self.job, self._open))
         tokens = yield from self._choose_tokens(rows.longest)
         batch = replace(self._settings.batch, micro_batch_tokens=tokens)
         self._settings = replace(self._settings, batch=batch)
@@ -240,13 +231,6 @@ class JobRun:
         self._awaited = None
         return future.result()
 
-    def _open_rows(self) -> _Rows:
-        job, method = self.job, self._settings.method
-        validation = None
-        if job.validation is not None:
-            validation = make_task(self._open(job.validation), method)
-        return _Rows(make_task(self._open(job.data), method), validation)
-
     def _open(self, folder: str) -> Rows[Any]:
         dataset = self._opened.enter_context(PreparedDataset.open(Path(folder)))
         dataset.check_tokens(self._place.network.config.vocab_size)
@@ -266,7 +250,7 @@ class JobRun:
             return kept
         measured = yield from measure_tokens(
             place.network,
-            self._settings.lora,
+            grown_lora(self._settings, place.network.config),
             seconds=place.config.quantum_seconds,
             most=most,
             clock=place.clock,
@@ -297,7 +281,7 @@ class JobRun:
         self._wished_bytes = None
         self._place.budget.reserve(self.job.id, needed)
 
-    def _build(self, rows: _Rows) -> TrainingRun:
+    def _build(self, rows: JobRows) -> TrainingRun:
         job, place = self.job, self._place
         start, reference = None, None
         if job.start is not None:
@@ -305,6 +289,7 @@ class JobRun:
         if job.reference is not None:
             reference = read_reference(place.store, job.reference, place.network)
         sweep_exports(Path(job.folder))
+        beside = Beside(replay=rows.replay, recent=rows.recent, live=self._read_live())
         return TrainingRun(
             place.network,
             rows.task,
@@ -313,7 +298,18 @@ class JobRun:
             validation=rows.validation,
             start=start,
             reference=reference,
+            beside=beside,
         )
+
+    def _read_live(self) -> TrainedFactors | None:
+        """None as well for a version that is more than LoRA on linears: it cannot be scored."""
+        if self.job.live is None:
+            return None
+        try:
+            return read_reference(self._place.store, self.job.live, self._place.network)
+        except AdapterRejected as error:
+            logger.warning("%s is compared with its start alone: %s", self.job.id, error)
+            return None
 
     def _start(self, run: TrainingRun) -> None:
         self._num_tokens = run.state.num_tokens
@@ -348,7 +344,7 @@ class JobRun:
         export = self._thread.submit(
             export_checkpoint,
             checkpoint,
-            self._settings.lora,
+            grown_lora(self._settings, self._place.network.config),
             self._place.network.config,
             exported_folder(Path(self.job.folder), step),
             base_name=self.job.base_name,
@@ -356,8 +352,12 @@ class JobRun:
         self._exports.append((step, export))
 
     def _finish(self, run: TrainingRun, step: int, reason: Any) -> JobEvent:
+        if run.scores is not None:
+            digests = {"live": self.job.live, "start": self.job.start, "base": None}
+            scores = msgspec.structs.replace(run.scores, digest=digests[run.scores.baseline])
+            scores.write(Path(self.job.folder))
         folder = export_result(
-            run.factors,
+            run.result,
             self._settings.lora,
             Path(self.job.folder),
             base_name=self.job.base_name,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .example import Example, Preference
+from .example import Example, Preference, Rating
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class Span:
 class PackedBatch:
     """One micro-batch on the device; P predictions, each of one token from one row.
 
-    ``sequences`` numbers the sequence of each prediction: one per example, and two per preference,
-    chosen then rejected. ``rows`` are the places of the packed rows in the data.
+    ``sequences`` numbers the sequence of each prediction: one per example or rating, and two per
+    preference, chosen then rejected. ``rows`` are the places of the packed rows in the data.
     """
 
     rows: tuple[int, ...]
@@ -79,6 +79,12 @@ class Packer:
         rejected = self._append(preference.rejected, prefix=shared)
         self._complete(shared[1] - 1, rejected.start, preference.rejected)
 
+    def add_rating(self, row: int, rating: Rating) -> None:
+        self._rows.append(row)
+        span = self._append((*rating.prompt, *rating.completion))
+        start = span.start + len(rating.prompt)
+        self._complete(start - 1, start, rating.completion)
+
     def pack(self, device: torch.device) -> PackedBatch:
         sources, targets, weights, sequences = (
             zip(*self._predictions, strict=True) if self._predictions else ((), (), (), ())
@@ -115,3 +121,12 @@ class Packer:
 
     def _predict(self, source: int, target: int, weight: float) -> None:
         self._predictions.append((source, target, weight, self._num_sequences))
+
+
+def sequence_sums(batch: PackedBatch, log_probs: Tensor) -> Tensor:
+    """Log-probabilities [P] summed by sequence, [num_sequences].
+
+    Summed sequence by sequence: atomic adds would make the order, and the bits, depend on timing.
+    """
+    lengths = torch.bincount(batch.sequences, minlength=batch.num_sequences).tolist()
+    return torch.stack([part.sum() for part in log_probs.split(lengths)])

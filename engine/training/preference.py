@@ -13,7 +13,7 @@ from .config import PreferenceSettings
 from .error import InvalidTrainingData
 from .example import Preference, Rows
 from .head import TokenScores
-from .packed_batch import PackedBatch, Packer
+from .packed_batch import PackedBatch, Packer, sequence_sums
 from .tally import Tally
 from .task import digest_rows
 
@@ -27,6 +27,15 @@ class PairScores:
     rejected: Tensor
     chosen_length: Tensor
     rejected_length: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairColumns:
+    """One number per pair."""
+
+    losses: list[float]
+    margins: list[float]
+    chosen: list[float]
 
 
 def pair_losses(settings: PreferenceSettings, pairs: PairScores) -> Tensor:
@@ -58,6 +67,8 @@ def _mean_margin(pairs: PairScores) -> Tensor:
 
 class PreferenceTask:
     """Pairs and their loss; ``reference`` [N, 2], chosen and rejected, is filled in before use."""
+
+    num_completions = 2
 
     def __init__(self, preferences: Rows[Preference], settings: PreferenceSettings) -> None:
         self._lengths, self._lines = array("q"), array("q")
@@ -149,6 +160,16 @@ class PreferenceLoss:
         tally.add("logps/rejected", float(sums[1::2].sum()), count)
         return tally
 
+    def pair_scores(self, batch: PackedBatch, log_probs: Tensor) -> "PairColumns":
+        """Loss, reward margin and mean log-probability of the chosen tokens, pair by pair."""
+        pairs = self._pairs(batch, log_probs)
+        chosen = sequence_sums(batch, log_probs)[0::2] / pairs.chosen_length
+        return PairColumns(
+            losses=pair_losses(self._settings, pairs).tolist(),
+            margins=(self._settings.beta * (pairs.chosen - pairs.rejected)).tolist(),
+            chosen=chosen.tolist(),
+        )
+
     def _value(self, batch: PackedBatch, log_probs: Tensor) -> Tensor:
         value = pair_losses(self._settings, self._pairs(batch, log_probs)).sum() / self._num_pairs
         if self._settings.sft_weight:
@@ -161,12 +182,3 @@ class PreferenceLoss:
         ratios = sequence_sums(batch, log_probs).view(-1, 2) - reference
         lengths = sequence_sums(batch, torch.ones_like(log_probs)).view(-1, 2)
         return PairScores(ratios[:, 0], ratios[:, 1], lengths[:, 0], lengths[:, 1])
-
-
-def sequence_sums(batch: PackedBatch, log_probs: Tensor) -> Tensor:
-    """Log-probabilities [P] summed by sequence, [num_sequences].
-
-    Summed sequence by sequence: atomic adds would make the order, and the bits, depend on timing.
-    """
-    lengths = torch.bincount(batch.sequences, minlength=batch.num_sequences).tolist()
-    return torch.stack([part.sum() for part in log_probs.split(lengths)])

@@ -1,24 +1,26 @@
 """A training run: a state machine whose every transition is one quantum."""
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
 
+from .beside import Beside
 from .checkpoint import VALUES, CheckpointFolder, CheckpointWriter, RunState, Snapshot, to_host
-from .config import PreferenceSettings, SupervisedSettings, TrainingSettings
-from .error import InvalidTrainingData, TrainingDiverged, TrainingError
-from .evaluation import evaluate
-from .example import Example, Preference, Rows
+from .config import (
+    SupervisedSettings,
+    TrainingSettings,
+)
+from .error import TrainingDiverged, TrainingError
+from .evaluation import evaluate, open_step_loss
 from .factors import TrainedFactors
+from .grown_factors import FrozenRanks, grown_lora
 from .network import TrainingNetwork
 from .optimizer import Optimizer
-from .preference import PreferenceTask
 from .quantum import (
     CheckpointWritten,
     Evaluated,
@@ -27,13 +29,20 @@ from .quantum import (
     RunEnded,
     StepTaken,
 )
-from .randomness import tensor_stream
-from .reference import score_reference
+from .randomness import Place, tensor_stream
+from .reference import reference_digest, score_references
+from .replay.mix import ReplayShare
+from .replay.step import train_replay
+from .row_scores import VersionScores
 from .schedule import rate_factor
 from .step_plan import StepPlan, fill_micro_batches
+from .stored_factors import digest_tensors, held_factors
 from .sweep import Noise, Sweep
 from .tally import Tally
-from .task import SupervisedTask, Task
+from .task import Task
+from .task_kind import check_rows
+from .thin_delta import average
+from .version_scores import Scorer
 
 
 class TrainingRun:
@@ -57,6 +66,7 @@ class TrainingRun:
         validation: Task | None = None,
         start: Mapping[str, Tensor] | None = None,
         reference: TrainedFactors | None = None,
+        beside: Beside | None = None,
     ) -> None:
         self._network = network
         self._task = task
@@ -69,13 +79,22 @@ class TrainingRun:
             )
         for rows in (task, validation):
             if rows is not None:
-                _check_rows(rows, settings, network)
+                check_rows(rows, settings, network)
+        self._beside = beside or Beside()
+        self._beside.check(settings, network)
+        self._mix = self._beside.mix(settings)
         self._plan = StepPlan(task.num_rows, settings.batch, settings.seed)
-        self.factors = TrainedFactors(
+        self.lora = grown_lora(settings, network.config)
+        self.factors = self.result = TrainedFactors(
             network.config.projections(),
-            settings.lora.modules(network.config),
+            self.lora.modules(network.config),
             device=network.device,
         )
+        self.scores: VersionScores | None = None
+        self._frozen = self._freeze(start)
+        self._start = start
+        has_anchor = settings.replay.kl_weight and settings.replay.kl_to == "start"
+        self._anchor = self._start_factors() if has_anchor and self._mix else None
         self._optimizer = Optimizer(self.factors, settings.optimizer)
         self.state = RunState()
         self._checkpoints = CheckpointFolder(
@@ -128,53 +147,87 @@ class TrainingRun:
         self._writer.close()
 
     def _work(self) -> Quanta[None]:
-        yield from self._score_references()
+        yield from score_references(
+            self._network,
+            (self._task, self._validation),
+            self._reference,
+            micro_batch_tokens=self._settings.batch.micro_batch_tokens,
+            folder=self._checkpoints.path.parent,
+        )
+        if self._mix is not None and self.state.replay_loss is None:
+            yield from self._measure_replay()
         while not self._is_over():
             yield from self._take_step()
             if not self._writer.is_busy:
                 yield from self._end_write()
             is_best = False
             if self._is_due(self._settings.evaluation.every_steps):
+                yield from self._measure_replay()
                 is_best = yield from self._evaluate()
             if is_best or self._is_due(self._settings.checkpoint.every_steps):
                 yield from self._write_checkpoint()
         yield from self._end_write()
         self._choose_result()
+        yield from self._compare()
         has_all = self.state.step >= self._plan.num_steps
         reason = "finished" if has_all else "stopped_early"
         yield QuantumReport(kind="summary", event=RunEnded(self.state.step, reason))
 
-    def _score_references(self) -> Quanta[None]:
-        for task in (self._task, self._validation):
-            if isinstance(task, PreferenceTask):
-                name = hashlib.sha256(f"{task.digest} {self._reference_digest}".encode())
-                yield from score_reference(
-                    self._network,
-                    task,
-                    self._reference,
-                    micro_batch_tokens=self._settings.batch.micro_batch_tokens,
-                    cache=self._checkpoints.path.parent
-                    / f"reference-{name.hexdigest()[:16]}.safetensors",
-                )
-
     def _take_step(self) -> Quanta[None]:
         step = self.state.step
         rows = self._plan.rows(step)
-        loss, tally, num_tokens = self._task.step_loss(rows), Tally(), 0
-        budget = self._settings.batch.micro_batch_tokens
-        for number, part in enumerate(fill_micro_batches(rows, self._task.num_tokens, budget)):
-            batch = self._task.pack(part, self._network.device)
-            sweep = Sweep(self._network, batch, self.factors, self._noise(step, number))
-            scores = yield from sweep.train(loss.of(batch))
-            tally.merge(loss.tally(batch, scores))
-            num_tokens += batch.num_tokens
+        after, again = self.state, ReplayShare((), 0.0)
+        if self._mix is not None:
+            after, again = self._mix.take(self.state, len(rows))
+        tally, num_tokens = yield from self._train(step, rows, weight=1 - again.share)
+        if self._mix is not None:
+            tally.merge((yield from self._train_replay(step, again)))
         metrics = yield from self._move(dict(tally.means()))
-        self.state = replace(
-            self.state, step=step + 1, num_tokens=self.state.num_tokens + num_tokens
-        )
+        self.state = replace(after, step=step + 1, num_tokens=self.state.num_tokens + num_tokens)
         metrics["num_tokens"] = float(self.state.num_tokens)
         metrics["epoch"] = self.state.step / self._plan.steps_per_epoch
+        if self._mix is not None:
+            metrics |= self._mix.metrics(self.state)
         yield QuantumReport(kind="optimizer", event=StepTaken(self.state.step, metrics))
+
+    def _train(self, step: int, rows: list[int], *, weight: float) -> Quanta[tuple[Tally, int]]:
+        """Add the gradient of ``weight`` times the loss; returns metrics and the tokens seen."""
+        tally, num_tokens = Tally(), 0
+        budget = self._settings.batch.micro_batch_tokens
+        loss = yield from open_step_loss(
+            *(self._network, self._task, rows, self.factors, self._reference),
+            micro_batch_tokens=budget,
+        )
+        for number, part in enumerate(fill_micro_batches(rows, self._task.num_tokens, budget)):
+            batch = self._task.pack(part, self._network.device)
+            value = loss.of(batch)
+            if weight != 1:
+                whole = value
+                value = lambda log_probs, whole=whole: weight * whole(log_probs)  # noqa: E731
+            sweep = Sweep(self._network, batch, self.factors, self._noise(step, number))
+            scores = yield from sweep.train(value)
+            tally.merge(loss.tally(batch, scores))
+            num_tokens += batch.num_tokens
+        return tally, num_tokens
+
+    def _train_replay(self, step: int, taken: ReplayShare) -> Quanta[Tally]:
+        assert self._mix is not None
+        settings = self._settings.replay
+        return (
+            yield from train_replay(
+                *(self._network, self._mix.task, taken, self.factors, settings),
+                anchor=self._anchor,
+                noise=partial(self._noise, f"replay {step}"),
+                micro_batch_tokens=self._settings.batch.micro_batch_tokens,
+            )
+        )
+
+    def _measure_replay(self) -> Quanta[None]:
+        if self._mix is not None:
+            self.state = yield from self._mix.measure(
+                *(self._network, self.factors, self.state),
+                micro_batch_tokens=self._settings.batch.micro_batch_tokens,
+            )
 
     def _move(self, metrics: dict[str, float]) -> Quanta[dict[str, float]]:
         """Take the optimizer's step; returns ``metrics`` with the norm and the rate."""
@@ -184,6 +237,9 @@ class TrainingRun:
                 f"the loss of step {step + 1} is {metrics['loss']}; lower the learning rate "
                 f"({self._settings.optimizer.learning_rate}) or look for broken rows"
             )
+        if self._frozen is not None:
+            penalty = self._frozen.guard(self._settings.continual.orthogonality)
+            metrics["orthogonality"] = penalty
         factor = rate_factor(self._settings.schedule, step, self._plan.num_steps)
         rate = self._settings.optimizer.learning_rate * factor
         metrics["grad_norm"] = yield from self._optimizer.step(step + 1, rate)
@@ -199,6 +255,7 @@ class TrainingRun:
             self.factors,
             self._validation,
             micro_batch_tokens=self._settings.batch.micro_batch_tokens,
+            reference=self._reference,
         )
         loss, best = metrics["eval_loss"], self.state.best_loss
         is_best = math.isfinite(loss) and (best is None or loss < best)
@@ -242,7 +299,7 @@ class TrainingRun:
         steps = self._checkpoints.steps()
         if steps:
             self._adopt(self._checkpoints.read(steps[-1]))
-        elif start is not None:
+        elif start is not None and self._frozen is None:
             self.factors.load(start)
         else:
             seed = self._settings.seed
@@ -251,6 +308,8 @@ class TrainingRun:
                 lambda path: tensor_stream(seed, "init", path),
                 self._network.row_norms,
             )
+            if self._frozen is not None and start is not None:
+                self._frozen.load(start)
 
     def _adopt(self, snapshot: Snapshot) -> None:
         self.state = snapshot.state
@@ -258,10 +317,45 @@ class TrainingRun:
             tensor.data.copy_(snapshot.tensors[name])
 
     def _choose_result(self) -> None:
-        """Leave the factors of the lowest validation loss, if that is wanted."""
-        best = self.state.best_step
-        if self._settings.evaluation.load_best and best not in (None, self.state.step):
+        """Leave the mean of the last checkpoints or the factors of the lowest validation loss, if
+        that is wanted, and merge what was frozen and what is fresh."""
+        best, continual = self.state.best_step, self._settings.continual
+        if continual.soup:
+            steps = self._checkpoints.steps()[-continual.soup :]
+            average(self.factors, [self._checkpoints.read(step).tensors[VALUES] for step in steps])
+        elif self._settings.evaluation.load_best and best not in (None, self.state.step):
             self.factors.values.data.copy_(self._checkpoints.read(best).tensors[VALUES])
+        if self._frozen is not None:
+            self.result = self._frozen.merged(
+                self._settings.lora, self._network.config, continual.merge_weight
+            )
+
+    def _compare(self) -> Quanta[None]:
+        """Score the result and what it is to replace, for whoever decides."""
+        scorer = Scorer(
+            network=self._network,
+            reference=self._reference,
+            micro_batch_tokens=self._settings.batch.micro_batch_tokens,
+            seed=self._settings.seed,
+        )
+        self.scores = yield from scorer.compare(
+            *(self.result, self._beside, self._start_factors()),
+            validation=self._validation,
+            held_out=self._mix.held_out if self._mix else (),
+        )
+
+    def _start_factors(self) -> TrainedFactors | None:
+        """What the run went on from, as it was."""
+        if self._start is None:
+            return None
+        return held_factors(self._network, self._settings.lora, self._start)
+
+    def _freeze(self, start: Mapping[str, Tensor] | None) -> FrozenRanks | None:
+        if self._settings.continual.mode == "continue":
+            return None
+        if start is None:
+            raise ValueError("continual.mode merge needs a version to go on from; name one")
+        return FrozenRanks(self.factors, start)
 
     def _is_over(self) -> bool:
         patience = self._settings.evaluation.patience
@@ -272,7 +366,7 @@ class TrainingRun:
         every = every_steps or self._plan.steps_per_epoch
         return self.state.step % every == 0 or self.state.step == self._plan.num_steps
 
-    def _noise(self, step: int, number: int) -> Noise:
+    def _noise(self, step: Place, number: int) -> Noise:
         method = self._settings.method
         is_supervised = isinstance(method, SupervisedSettings)
         return Noise(
@@ -282,11 +376,6 @@ class TrainingRun:
             place=(step, number),
         )
 
-    @property
-    def _reference_digest(self) -> str:
-        factors = self._reference.tensors() if self._reference else {}
-        return f"{self._network.digest} {digest_tensors(factors)}"
-
     def _identity(self, start: Mapping[str, Tensor] | None) -> Mapping[str, object]:
         return {
             "settings": asdict(self._settings),
@@ -294,50 +383,6 @@ class TrainingRun:
             "data": self._task.digest,
             "validation data": self._validation.digest if self._validation else None,
             "start": digest_tensors(start) if start is not None else None,
-            "reference": self._reference_digest,
+            "reference": reference_digest(self._network, self._reference),
+            "replay": self._beside.replay.digest if self._beside.replay else None,
         }
-
-
-def make_task(
-    rows: Rows[Example] | Rows[Preference],
-    method: SupervisedSettings | PreferenceSettings,
-) -> Task:
-    """The task that ``method`` makes of rows of one kind, which it keeps and reads as it goes.
-
-    Raises ``InvalidTrainingData`` for the wrong kind.
-    """
-    first = next(iter(rows), None)
-    if isinstance(method, PreferenceSettings):
-        if isinstance(first, Example):
-            raise InvalidTrainingData("learning preferences needs pairs; these rows are examples")
-        return PreferenceTask(cast("Rows[Preference]", rows), method)
-    if isinstance(first, Preference):
-        raise InvalidTrainingData("supervised learning needs examples; these rows are pairs")
-    return SupervisedTask(cast("Rows[Example]", rows))
-
-
-def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 of named tensors."""
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        total.update(f"{name}\0{tuple(tensors[name].shape)}\0".encode())
-        total.update(tensors[name].detach().float().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()
-
-
-def _check_rows(task: Task, settings: TrainingSettings, network: TrainingNetwork) -> None:
-    """Refuse rows that fit no micro-batch or no position of the base, naming the first."""
-    if not task.num_rows:
-        raise InvalidTrainingData("there are no rows; give at least one")
-    budget = settings.batch.micro_batch_tokens
-    for row in range(task.num_rows):
-        if task.num_tokens(row) > budget:
-            raise InvalidTrainingData(
-                f"line {task.line(row)} has {task.num_tokens(row)} tokens, over micro_batch_tokens "
-                f"{budget}; shorten it or raise micro_batch_tokens"
-            )
-        if task.num_positions(row) > network.max_positions:
-            raise InvalidTrainingData(
-                f"line {task.line(row)} has {task.num_positions(row)} tokens, over the "
-                f"{network.max_positions} positions of the base; shorten it"
-            )

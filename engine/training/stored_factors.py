@@ -1,5 +1,6 @@
 """A stored version as the start or the reference of a run."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 from safetensors import safe_open
@@ -51,6 +52,28 @@ def read_reference(store: AdapterStore, digest: str, network: TrainingNetwork) -
     )
     factors.load(tensors)
     return factors
+
+
+def held_factors(
+    network: TrainingNetwork, settings: LoraSettings, tensors: Mapping[str, Tensor]
+) -> TrainedFactors:
+    """Tensors under PEFT's names on the network's device, without a gradient."""
+    factors = TrainedFactors(
+        *(network.config.projections(), settings.modules(network.config)),
+        device=network.device,
+        trainable=False,
+    )
+    factors.load(tensors)
+    return factors
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of named tensors."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(f"{name}\0{tuple(tensors[name].shape)}\0".encode())
+        total.update(tensors[name].detach().float().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def _read(

@@ -15,13 +15,16 @@ from torch import Tensor
 from ..models.decoder import PROJECTIONS_PER_LAYER
 from .dropout import Dropout
 from .factors import TrainedFactors
-from .head import TokenScores, concatenate
+from .head import Divergence, TokenScores, concatenate
 from .head_size import chunk_rows
 from .layer import LayerContext
 from .network import TrainingNetwork
 from .packed_batch import PackedBatch
 from .quantum import Quanta, QuantumReport
 from .randomness import Place, tensor_stream
+
+# Of a chunk of logits, so that two distributions and their difference fit its memory.
+_DIVERGENCE_PARTS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,15 @@ class Noise:
         return embedded + noise
 
 
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """What a policy is held to: normed rows [P, H] of the anchor, and how much the divergence
+    KL(anchor || policy) of each prediction counts in the loss [P]."""
+
+    normed: Tensor
+    weights: Tensor
+
+
 class Sweep:
     """A micro-batch on its way; ``factors`` None is the bare base, ``noise`` None is exact."""
 
@@ -75,8 +87,21 @@ class Sweep:
         normed = self._normed(x)
         return (yield from self._score(normed.detach(), with_slopes=False))
 
-    def train(self, loss: Callable[[Tensor], Tensor]) -> Quanta[TokenScores]:
-        """Add to the factors' gradients that of ``loss``, a function of log-probabilities [P]."""
+    def normed(self) -> Quanta[Tensor]:
+        """The normed rows [P, H] that predictions are made from, without gradients."""
+        x = yield from self._forward(boundaries=None)
+        return self._normed(x).detach()
+
+    def divergence(self, anchor: Tensor) -> Quanta[Tensor]:
+        """KL(anchor || this) of each prediction [P] in nats; ``anchor`` as ``normed`` gives it."""
+        normed = yield from self.normed()
+        return (yield from self._diverge(normed, anchor)).values
+
+    def train(
+        self, loss: Callable[[Tensor], Tensor], *, anchor: Anchor | None = None
+    ) -> Quanta[TokenScores]:
+        """Add to the factors' gradients that of ``loss``, a function of log-probabilities [P], and
+        of the divergence from ``anchor``."""
         boundaries: list[Tensor] = []
         x = yield from self._forward(boundaries)
         x.requires_grad_()
@@ -85,9 +110,14 @@ class Sweep:
         scores = yield from self._score(normed.detach(), with_slopes=True)
         assert scores.slopes is not None
         dnormed = scores.slopes * _slope(loss, scores.log_probs)[:, None].to(scores.slopes.dtype)
+        divergences = None
+        if anchor is not None:
+            found = yield from self._diverge(normed.detach(), anchor.normed)
+            dnormed += found.slopes * anchor.weights[:, None].to(found.slopes.dtype)
+            divergences = found.values
         (dx,) = torch.autograd.grad(normed, x, dnormed)
         yield from self._backward(boundaries, dx)
-        return TokenScores(scores.log_probs, scores.entropies, scores.is_top, None)
+        return TokenScores(scores.log_probs, scores.entropies, scores.is_top, None, divergences)
 
     def _forward(self, boundaries: list[Tensor] | None) -> Quanta[Tensor]:
         """The residual stream after the last layer; before each that trains it is kept."""
@@ -121,6 +151,17 @@ class Sweep:
             )
             yield QuantumReport(kind="loss", num_tokens=chunks[-1].log_probs.shape[0])
         return concatenate(chunks)
+
+    def _diverge(self, normed: Tensor, anchor: Tensor) -> Quanta[Divergence]:
+        size = max(1, chunk_rows(self._network.config.vocab_size) // _DIVERGENCE_PARTS)
+        values, slopes = torch.empty(normed.shape[0], device=normed.device), []
+        for start in range(0, normed.shape[0], size):
+            rows = slice(start, start + size)
+            found = self._network.head.diverge(normed[rows], anchor[rows])
+            values[rows] = found.values
+            slopes.append(found.slopes)
+            yield QuantumReport(kind="loss", num_tokens=found.values.shape[0])
+        return Divergence(values, torch.cat(slopes))
 
     def _backward(self, boundaries: list[Tensor], dx: Tensor) -> Quanta[None]:
         for layer in reversed(self._network.layers[self._lowest :]):

@@ -19,6 +19,13 @@ class Tally:
         for name, total in other._sums.items():
             self.add(name, total, other._weights[name])
 
+    def renamed(self, prefix: str) -> "Tally":
+        """The same under names that begin with ``prefix``."""
+        found = Tally()
+        for name, total in self._sums.items():
+            found.add(f"{prefix}{name}", total, self._weights[name])
+        return found
+
     def means(self) -> Mapping[str, float]:
         """Mean by name; a name without any weight is left out."""
         return {

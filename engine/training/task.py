@@ -104,10 +104,10 @@ class SupervisedLoss:
     """Negative log-likelihood per unit of weight in the whole step: micro-batches do not matter."""
 
     def __init__(self, total_weight: float) -> None:
-        self._total = total_weight
+        self.total_weight = total_weight
 
     def of(self, batch: PackedBatch) -> Callable[[Tensor], Tensor]:
-        return lambda log_probs: -(batch.weights * log_probs).sum() / self._total
+        return lambda log_probs: -(batch.weights * log_probs).sum() / self.total_weight
 
     def tally(self, batch: PackedBatch, scores: TokenScores) -> Tally:
         tally = Tally()

@@ -35,7 +35,7 @@ from multiflora.engine.training.job import (
 from multiflora.engine.training.jobs.job import JobWish
 from multiflora.engine.training.jobs.job_folder import JobFolder
 from multiflora.engine.training.jobs.order import make_order
-from multiflora.engine.training.jobs.preparation import Preparation
+from multiflora.engine.training.jobs.preparation import BesideFile, Preparation
 from multiflora.engine.training.jobs.settings import (
     DataSize,
     check_wish,
@@ -72,7 +72,7 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
     option = parser.add_argument
     option("data", type=parse_path, metavar="DATA", help="JSONL: messages, prompts, preferences")
     option("-o", "--output", required=True, type=parse_path, metavar="DIR", help="a folder to make")
-    option("--method", choices=("sft", "dpo"), default="sft", help="default: sft")
+    option("--method", choices=("sft", "dpo", "kto"), default="sft", help="default: sft")
     option(
         "--model",
         default=DEMO_BASE_NAME,
@@ -81,6 +81,7 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     option("--base", metavar="BASE", help="of that PEFT folder; default: what its config names")
     option("--validation", type=parse_path, metavar="FILE", help="rows that are only scored")
+    option("--replay", type=parse_path, metavar="FILE", help="supervised rows to repeat beside")
     option("--epochs", type=int, metavar="N", help="passes over the data")
     option("--batch-size", type=int, metavar="ROWS", help="rows per step")
     option("--rank", type=int, metavar="R", help="rank of the adapter; alpha is twice of it")
@@ -123,7 +124,7 @@ def run(
     check_sinks(report_to, allowed=SINKS, param="--report-to")
     if output.exists():
         raise ValueError(f"{output} exists; choose another --output, or remove it")
-    kind = "dpo" if method == "dpo" else "supervised"
+    kind = "supervised" if method == "sft" else method
     wish = _wish(data, validation, method=kind, seed=seed, **choices)
     start = find_start(model, base)
     check_wish(wish, start=start.lora)
@@ -228,6 +229,7 @@ def _wish(
     rank: int | None,
     learning_rate: float | None,
     max_length: int | None,
+    replay: Path | None,
     changes: Sequence[tuple[str, str, Any]],
 ) -> JobWish:
     """Flags as a request of the fine-tuning API would say it."""
@@ -235,6 +237,7 @@ def _wish(
         ("lora", "rank", rank),
         ("optimizer", "learning_rate", learning_rate),
         ("data", "max_length", max_length),
+        ("replay", "file", None if replay is None else str(replay)),
     )
     training: dict[str, dict[str, Any]] = {}
     for section, name, value in (*flags, *changes):
@@ -261,6 +264,7 @@ def _prepare(wish: JobWish, start: Start, folder: JobFolder, console: Console) -
             data_config(wish),
             training_file=Path(wish.training_file),
             validation_file=validation,
+            beside=_beside(wish, folder),
         )
     with PreparedDataset.open(folder.training) as rows:
         report = rows.info.report
@@ -274,6 +278,13 @@ def _prepare(wish: JobWish, start: Start, folder: JobFolder, console: Console) -
         highlight=False,
     )
     return make_order(*("train", wish, settings, folder), base_name=base.name, start=start.store())
+
+
+def _beside(wish: JobWish, folder: JobFolder) -> list[BesideFile]:
+    """The rows to repeat."""
+    if wish.replay_file is None:
+        return []
+    return [BesideFile(wish.replay_file, str(folder.replay.absolute()), "--replay")]
 
 
 def _tracker(sinks: Iterable[SinkName], output: Path, console: Console) -> Tracker:

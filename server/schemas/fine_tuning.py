@@ -1,11 +1,12 @@
 """``/v1/fine_tuning/jobs``: what a body asks for, and jobs, events and checkpoints as objects."""
 
 from dataclasses import asdict
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from multiflora.engine.errors import RequestRejected
+from multiflora.engine.training.data.config import Method
 from multiflora.engine.training.jobs.job import (
     Hyperparameters,
     Job,
@@ -38,9 +39,10 @@ class MethodBody(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    type: Literal["supervised", "dpo"]
+    type: Method
     supervised: _Choices | None = None
     dpo: _Choices | None = None
+    kto: _Choices | None = None
 
 
 class WandbBody(BaseModel):
@@ -127,9 +129,9 @@ class JobBody(RequestBody):
         if self.method is None:
             return read_hyperparameters(self.hyperparameters or {}, "hyperparameters")
         kind = self.method.type
-        other = "dpo" if kind == "supervised" else "supervised"
-        if getattr(self.method, other) is not None:
-            raise RequestRejected(f"method.type is {kind}; leave {other} out", param="method")
+        for other in get_args(Method):
+            if other != kind and getattr(self.method, other) is not None:
+                raise RequestRejected(f"method.type is {kind}; leave {other} out", param="method")
         if self.hyperparameters:
             raise RequestRejected(
                 "hyperparameters is the older place; with method, give them there",
@@ -137,7 +139,9 @@ class JobBody(RequestBody):
             )
         chosen: _Choices | None = getattr(self.method, kind)
         given = (chosen.hyperparameters if chosen else None) or {}
-        return read_hyperparameters(given, f"method.{kind}.hyperparameters", is_dpo=kind == "dpo")
+        return read_hyperparameters(
+            given, f"method.{kind}.hyperparameters", has_beta=kind != "supervised"
+        )
 
 
 def job_object(job: Job, *, estimated_finish: int | None) -> dict[str, Any]:
@@ -202,7 +206,7 @@ def checkpoint_object(checkpoint: JobCheckpoint) -> dict[str, Any]:
 
 def _hyperparameters(job: Job) -> dict[str, Any]:
     """What was asked for; ``auto`` until its value is known."""
-    names = _NAMES if job.wish.method == "dpo" else _NAMES[:3]
+    names = _NAMES[:3] if job.wish.method == "supervised" else _NAMES
     values = {name: getattr(job.wish.hyperparameters, name) for name in names}
     if job.settings is not None:
         known = {

@@ -21,6 +21,7 @@ from multiflora.engine.models.registry import load_model_config
 from multiflora.engine.text.chat_template import ChatTemplate, chat_template_of
 from multiflora.engine.text.tokenizer import Tokenizer, load_tokenizer
 from multiflora.engine.training.data.file_registry import FileRegistry
+from multiflora.engine.training.gate.text_side import TextSide
 from multiflora.engine.training.jobs.training_jobs import TrainingJobs
 from multiflora.engine.training.learning.learner import Learner
 from multiflora.server.app import create_app
@@ -193,6 +194,7 @@ def jobs(
     publisher: Publisher,
     file_checker: FileChecker,
     model: Path,
+    tokenizer: Tokenizer,
     tokenizer_folder: Path,
     tmp_path: Path,
 ) -> TrainingJobs:
@@ -208,6 +210,8 @@ def jobs(
         files=file_checker.files,
         publishing=JobPublishing(registry, publisher, pinning, Metrics(client)),
         end_tokens=frozenset({1}),
+        text=TextSide(tokenizer, chat_template_of(tokenizer.folder)),
+        judges={},
     )
 
 

@@ -33,7 +33,7 @@ async def create(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
         ({}, "training_file", "no file has the id"),
         ({"model": "nobody"}, "model", "does not exist"),
         ({"sufix": "x"}, "sufix", "did you mean 'suffix'"),
-        ({"training": {"lorra": {}}}, "training_file", "no file has the id"),
+        ({"training": {"lorra": {}}}, "training.lorra", "did you mean 'lora'"),
         ({"seed": -1}, "seed", "greater than or equal to 0"),
         ({"integrations": [{"type": "wandb"}]}, "integrations.0.wandb", "required"),
         ({"integrations": [WANDB, WANDB]}, "integrations", "at most 1"),

@@ -7,7 +7,8 @@
              dataset.json  `DatasetInfo`
 
 Numbers are in the byte order of the machine. The parts of an example are one; those of a preference
-are prompt, chosen and rejected, and it has no marks. The folder is whole or absent.
+are prompt, chosen and rejected, and it has no marks. A rating is a preference that lacks one of the
+two completions. The folder is whole or absent.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ from multiflora.adapters import durable
 
 from ...errors import EngineError
 from ..error import InvalidTrainingData
-from ..example import Example, Preference
+from ..example import Example, Item, Preference, Rating
 from .config import DataConfig
 from .report import Report
 from .row_key import RowKey
@@ -87,16 +88,21 @@ class DatasetWriter:
     def __exit__(self, *exc: object) -> None:
         self._opened.close()
 
-    def add(self, item: Example | Preference) -> None:
-        if isinstance(item, Example):
-            parts = [len(item.ids), 0, 0]
-            self._write(item.ids)
-            marks = bytes(map(_mark, item.weights))
-            self._marks.write(marks)
-            self._digest.update(marks)
-        else:
-            parts = [len(item.prompt), len(item.chosen), len(item.rejected)]
-            self._write(item.prompt + item.chosen + item.rejected)
+    def add(self, item: Item) -> None:
+        match item:
+            case Example():
+                parts = [len(item.ids), 0, 0]
+                self._write(item.ids)
+                marks = bytes(map(_mark, item.weights))
+                self._marks.write(marks)
+                self._digest.update(marks)
+            case Preference():
+                parts = [len(item.prompt), len(item.chosen), len(item.rejected)]
+                self._write(item.prompt + item.chosen + item.rejected)
+            case Rating():
+                size = len(item.completion)
+                parts = [len(item.prompt), *((size, 0) if item.is_desirable else (0, size))]
+                self._write(item.prompt + item.completion)
         entry = _ITEM.pack(self._num_tokens, *parts, item.line)
         self._index.write(entry)
         self._digest.update(entry)
@@ -133,7 +139,9 @@ class DatasetWriter:
 
 
 class PreparedDataset:
-    """A sequence of ``Example`` or, for dpo, of ``Preference``; safe to read from any thread."""
+    """A sequence of ``Example``, for dpo of ``Preference`` and for kto of ``Rating``; safe to
+    read from any thread.
+    """
 
     def __init__(self, folder: Path, info: DatasetInfo) -> None:
         self.folder = folder
@@ -167,16 +175,20 @@ class PreparedDataset:
     def __len__(self) -> int:
         return self.info.num_items
 
-    def __getitem__(self, place: int) -> Example | Preference:
+    def __getitem__(self, place: int) -> Item:
         start, first, second, third, line = self._entry(place)
         ids = tuple(self._ids(start, first + second + third))
-        if self.info.config.method == "dpo":
-            chosen, rejected = ids[first : first + second], ids[first + second :]
-            return Preference(ids[:first], chosen, rejected, line)
-        marks = self._marks[start : start + first]
-        return Example(ids, tuple(map(self._weights.__getitem__, marks)), line)
+        match self.info.config.method:
+            case "dpo":
+                chosen, rejected = ids[first : first + second], ids[first + second :]
+                return Preference(ids[:first], chosen, rejected, line)
+            case "kto":
+                return Rating(ids[:first], ids[first:], second > 0, line)
+            case "supervised":
+                marks = self._marks[start : start + first]
+                return Example(ids, tuple(map(self._weights.__getitem__, marks)), line)
 
-    def __iter__(self) -> Iterator[Example | Preference]:
+    def __iter__(self) -> Iterator[Item]:
         return (self[place] for place in range(len(self)))
 
     def num_tokens(self, place: int) -> int:
@@ -234,7 +246,7 @@ class PreparedDataset:
             raise ValueError("the index has another length")
         start, *parts, _ = self._entry(len(self) - 1)
         num_tokens = start + sum(parts)
-        num_marks = 0 if self.info.config.method == "dpo" else num_tokens
+        num_marks = num_tokens if self.info.config.method == "supervised" else 0
         if len(self._tokens) != num_tokens * _TOKEN_BYTES or len(self._marks) != num_marks:
             raise ValueError("the tokens have another length")
 

@@ -6,7 +6,6 @@ to run in a worker.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 from .config import DataConfig, Method
 from .dataset import DatasetWriter, PreparedDataset
@@ -19,8 +18,6 @@ from .row_encoder import RowEncoder
 from .row_format import FORMATS, RowFormat
 from .row_key import row_key
 from .row_reader import RowReader
-
-_PREFERENCE: Final[dict[Method, bool]] = {"supervised": False, "dpo": True}
 
 
 def prepare(
@@ -109,7 +106,7 @@ class _Preparation:
     def _misfit(self, row_format: RowFormat | None) -> RowRejected | None:
         assert row_format is not None
         method = self._config.method
-        if row_format.is_preference != _PREFERENCE[method]:
+        if row_format.method != method:
             return RowRejected(
                 "wrong_method",
                 f"{row_format.name} rows are not for {method} training; it takes rows of "
@@ -125,4 +122,4 @@ class _Preparation:
 
 
 def _names(method: Method) -> Iterator[str]:
-    return (known.name for known in FORMATS if known.is_preference == _PREFERENCE[method])
+    return (known.name for known in FORMATS if known.method == method)

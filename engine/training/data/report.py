@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from ...errors import RequestRejected
-from ..example import Example, Preference
+from ..example import Example, Item, Preference, Rating
 from .finding import Finding, percent
 from .problem import Problem, summary
 
@@ -70,6 +70,7 @@ class TokenTally:
     def __init__(self, end_tokens: frozenset[int]) -> None:
         self.num_rows = self.num_examples = self.num_tokens = self.num_trained_tokens = 0
         self.num_split = self.num_truncated = self.num_endless = 0
+        self.num_desirable = self.num_undesirable = 0
         self._end_tokens = end_tokens
         self._lengths: Counter[int] = Counter()
 
@@ -78,14 +79,21 @@ class TokenTally:
         self.num_split += num_examples > 1
         self.num_truncated += is_truncated
 
-    def add(self, item: Example | Preference) -> None:
-        if isinstance(item, Example):
-            learnt = [t for t, w in zip(item.ids, item.weights, strict=True) if w == 1.0]
-            num_tokens, is_ended = len(item.ids), not self._end_tokens.isdisjoint(learnt)
-        else:
-            learnt = [*item.chosen, *item.rejected]
-            num_tokens = len(item.prompt) + len(learnt)
-            is_ended = item.chosen[-1] in self._end_tokens
+    def add(self, item: Item) -> None:
+        match item:
+            case Example():
+                learnt = [t for t, w in zip(item.ids, item.weights, strict=True) if w == 1.0]
+                num_tokens, is_ended = len(item.ids), not self._end_tokens.isdisjoint(learnt)
+            case Preference():
+                learnt = [*item.chosen, *item.rejected]
+                num_tokens = len(item.prompt) + len(learnt)
+                is_ended = item.chosen[-1] in self._end_tokens
+            case Rating():
+                learnt = list(item.completion)
+                num_tokens = len(item.prompt) + len(learnt)
+                is_ended = learnt[-1] in self._end_tokens
+                self.num_desirable += item.is_desirable
+                self.num_undesirable += not item.is_desirable
         self.num_examples += 1
         self.num_tokens += num_tokens
         self.num_trained_tokens += len(learnt)
@@ -100,6 +108,27 @@ class TokenTally:
         return tuple(Bucket(2**power, self._lengths[power]) for power in powers)
 
     def findings(self, max_length: int) -> list[Finding]:
+        return [*self._truncated(max_length), *self._unbalanced()]
+
+    def _unbalanced(self) -> list[Finding]:
+        """Ratings want weights in the ratio of equation 8 of arXiv 2402.01306."""
+        good, bad = self.num_desirable, self.num_undesirable
+        if good == bad:
+            return []
+        if not good or not bad:
+            message = (
+                f"all {good + bad} ratings are {'good' if good else 'bad'}: nothing says what the "
+                "other kind looks like; add some, or train on the good ones as supervised rows"
+            )
+            return [Finding("warning", "one_sided_ratings", message)]
+        rarer = "desirable_weight" if good < bad else "undesirable_weight"
+        message = (
+            f"{good} good and {bad} bad ratings; they count alike with {rarer} "
+            f"{max(good, bad) / min(good, bad):.3g}"
+        )
+        return [Finding("info", "unbalanced_ratings", message)]
+
+    def _truncated(self, max_length: int) -> list[Finding]:
         if not self.num_truncated:
             return []
         share = percent(self.num_truncated, self.num_rows)

@@ -143,9 +143,58 @@ class CompletionPair:
         return _json([self.prompt, self.chosen, self.rejected])
 
 
+@dataclass(frozen=True, slots=True)
+class ChatRating:
+    """A conversation with an answer that was judged good or bad."""
+
+    messages: tuple[Message, ...]
+    answer: Message
+    is_desirable: bool
+    line: int
+
+    @property
+    def prompt(self) -> str:
+        return _joined(self.messages)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return (self.answer["content"],)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.prompt, self.answer["content"])
+
+    @property
+    def identity(self) -> str:
+        return _json([*map(dict, self.messages), dict(self.answer), self.is_desirable])
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRating:
+    """Plain text with a continuation that was judged good or bad."""
+
+    prompt: str
+    completion: str
+    is_desirable: bool
+    line: int
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return (self.completion,)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.prompt, self.completion)
+
+    @property
+    def identity(self) -> str:
+        return _json([self.prompt, self.completion, self.is_desirable])
+
+
 SupervisedRow: TypeAlias = ChatRow | CompletionRow | TextRow
 PreferenceRow: TypeAlias = ChatPair | CompletionPair
-Row: TypeAlias = SupervisedRow | PreferenceRow
+RatingRow: TypeAlias = ChatRating | CompletionRating
+Row: TypeAlias = SupervisedRow | PreferenceRow | RatingRow
 
 
 def _joined(messages: tuple[Message, ...]) -> str:

@@ -4,19 +4,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-from ..example import Example, Preference
+from ..example import Example, Preference, Rating
 from .config import DataConfig
 from .conversation import Conversation, render_conversations
 from .problem import RowRejected
 from .renderer import Answer, Renderer
-from .row import ChatPair, ChatRow, CompletionPair, CompletionRow, Row, TextRow
+from .row import (
+    ChatPair,
+    ChatRating,
+    ChatRow,
+    CompletionPair,
+    CompletionRating,
+    CompletionRow,
+    Row,
+    TextRow,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
     """The sequences of one row; ``is_truncated`` if any token of it was cut off."""
 
-    items: tuple[Example, ...] | tuple[Preference]
+    items: tuple[Example, ...] | tuple[Preference] | tuple[Rating]
     is_truncated: bool = False
 
 
@@ -47,6 +56,11 @@ class RowEncoder:
                     self._renderer.completion(row.prompt, row.rejected),
                     row.line,
                 )
+            case ChatRating():
+                answer = self._renderer.chat((*row.messages, row.answer))
+                return self._rating(answer, row)
+            case CompletionRating():
+                return self._rating(self._renderer.completion(row.prompt, row.completion), row)
 
     def _chat(self, row: ChatRow) -> EncodedRow:
         has_prompt_loss = self._config.prompt_loss_weight > 0
@@ -114,6 +128,14 @@ class RowEncoder:
             )
         item = Preference(tuple(prompt), chosen, rejected, line)
         return EncodedRow((item,), max(len(better.tokens), len(worse.tokens)) > room)
+
+    def _rating(self, answer: Answer, row: ChatRating | CompletionRating) -> EncodedRow:
+        room = self._config.max_length - len(answer.prompt)
+        if room <= 0:
+            raise self._cut_off(len(answer.prompt))
+        kept = tuple(answer.tokens[:room])
+        item = Rating(tuple(answer.prompt), kept, row.is_desirable, row.line)
+        return EncodedRow((item,), is_truncated=len(answer.tokens) > room)
 
     def _cut_off(self, num_asked: int) -> RowRejected:
         return RowRejected(

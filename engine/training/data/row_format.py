@@ -5,8 +5,19 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Final, TypeAlias
 
+from .config import Method
 from .problem import RowRejected
-from .row import ChatPair, ChatRow, CompletionPair, CompletionRow, Message, Row, TextRow
+from .row import (
+    ChatPair,
+    ChatRating,
+    ChatRow,
+    CompletionPair,
+    CompletionRating,
+    CompletionRow,
+    Message,
+    Row,
+    TextRow,
+)
 from .turn import Turn, read_answer, read_turns, require_question, require_text
 
 Fields: TypeAlias = Mapping[str, Any]
@@ -19,14 +30,14 @@ _TOOL_FIELDS: Final = frozenset({"tools", "functions", "parallel_tool_calls"})
 class RowFormat:
     """A format: its fields, and how a row of it is read.
 
-    ``is_chat`` rows need a base with a chat template. ``is_preference`` rows hold two answers.
+    ``is_chat`` rows need a base with a chat template. ``method`` is what the rows are for.
     """
 
     name: str
     required: frozenset[str]
     optional: frozenset[str] = frozenset()
     is_chat: bool
-    is_preference: bool = False
+    method: Method = "supervised"
     read: Callable[[Fields, int], Row]
 
 
@@ -40,7 +51,7 @@ def recognise(fields: object) -> RowFormat:
         raise RowRejected(
             "not_an_object", f"a JSON object was expected, not a {type(fields).__name__}"
         )
-    families = [family for family in _FAMILIES if family[0].required <= fields.keys()]
+    families = _fitting(fields)
     if not families:
         raise RowRejected(
             "unknown_format",
@@ -54,6 +65,16 @@ def recognise(fields: object) -> RowFormat:
     found = _form(families[0], fields)
     _check_fields(fields, found)
     return found
+
+
+def _fitting(fields: Fields) -> list[tuple[RowFormat, ...]]:
+    """Families whose fields are all there, without those that only miss a field of another."""
+    found = [family for family in _FAMILIES if family[0].required <= fields.keys()]
+    return [
+        family
+        for family in found
+        if not any(family[0].required < other[0].required for other in found)
+    ]
 
 
 def _form(family: tuple[RowFormat, ...], fields: Fields) -> RowFormat:
@@ -131,6 +152,26 @@ def _read_chat_completion(fields: Fields, line: int) -> ChatRow:
     return _chat_row((*prompt, *completion), "prompt + completion", line)
 
 
+def _read_chat_rating(fields: Fields, line: int) -> ChatRating:
+    prompt = _read_prompt(fields["prompt"], "prompt")
+    answer = read_answer(fields["completion"], "completion")
+    return ChatRating(prompt, answer, _label(fields), line)
+
+
+def _read_text_rating(fields: Fields, line: int) -> CompletionRating:
+    prompt, completion = _text(fields, "prompt"), _text(fields, "completion")
+    return CompletionRating(prompt, completion, _label(fields), line)
+
+
+def _label(fields: Fields) -> bool:
+    label = fields["label"]
+    if not isinstance(label, bool):
+        raise RowRejected(
+            "invalid_field", "label: true (a good completion) or false (a bad one) was expected"
+        )
+    return label
+
+
 def _read_text_completion(fields: Fields, line: int) -> CompletionRow:
     return CompletionRow(_text(fields, "prompt"), _text(fields, "completion"), line)
 
@@ -187,32 +228,37 @@ def _format(
     *,
     optional: str = "",
     is_chat: bool = True,
-    is_preference: bool = False,
+    method: Method = "supervised",
 ) -> RowFormat:
     return RowFormat(
         name=name,
         required=frozenset(required.split()),
         optional=frozenset(optional.split()),
         is_chat=is_chat,
-        is_preference=is_preference,
+        method=method,
         read=read,
     )
 
 
 _PAIR: Final = "prompt chosen rejected"
 _PREFERENCE: Final = "input preferred_output non_preferred_output"
+_RATING: Final = "prompt completion label"
 _INPUT: Final = _format("input", "messages", _read_chat)
 # Formats of one family have the same fields.
 _FAMILIES: Final = (
     (_format("messages", "messages", _read_chat),),
-    (_format("preference", _PREFERENCE, _read_preference, is_preference=True),),
+    (_format("preference", _PREFERENCE, _read_preference, method="dpo"),),
     (
-        _format("pair of messages", _PAIR, _read_chat_pair, is_preference=True),
-        _format("pair of texts", _PAIR, _read_text_pair, is_chat=False, is_preference=True),
+        _format("pair of messages", _PAIR, _read_chat_pair, method="dpo"),
+        _format("pair of texts", _PAIR, _read_text_pair, is_chat=False, method="dpo"),
     ),
     (
         _format("completion of messages", "prompt completion", _read_chat_completion),
         _format("completion", "prompt completion", _read_text_completion, is_chat=False),
+    ),
+    (
+        _format("rating of messages", _RATING, _read_chat_rating, method="kto"),
+        _format("rating", _RATING, _read_text_rating, is_chat=False, method="kto"),
     ),
     (_format("question", "question answer", _read_question),),
     (_format("instruction", "instruction output", _read_alpaca, optional="input system"),),

@@ -14,6 +14,13 @@ Status: TypeAlias = Literal[
 ]
 Level: TypeAlias = Literal["info", "warn", "error"]
 EventKind: TypeAlias = Literal["message", "metrics"]
+# Where a wish names files.
+FILE_PLACES: Final = (
+    "training_file",
+    "validation_file",
+    "training.replay.file",
+    "training.gate.recent",
+)
 TERMINAL: Final[tuple[Status, ...]] = ("succeeded", "failed", "cancelled")
 
 
@@ -66,6 +73,16 @@ class JobWish:
     metadata: Mapping[str, str] = field(default_factory=dict)
     report_to: tuple[SinkName, ...] = ()
     wandb: WandbRun | None = None
+
+    @property
+    def replay_file(self) -> str | None:
+        """Rows to repeat."""
+        return self.training.get("replay", {}).get("file")
+
+    @property
+    def recent_file(self) -> str | None:
+        """Rows that the live version answered of late, for the gate."""
+        return self.training.get("gate", {}).get("recent")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

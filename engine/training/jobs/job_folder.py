@@ -16,7 +16,8 @@ _METRICS: Final = "metrics.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class JobFolder:
-    """``run`` is the trainer's; ``training`` and ``validation`` are prepared data sets."""
+    """``run`` is the trainer's; ``training``, ``validation``, ``replay`` and ``recent`` are data
+    sets, prepared."""
 
     path: Path
 
@@ -31,6 +32,14 @@ class JobFolder:
     @property
     def validation(self) -> Path:
         return self.path / "validation"
+
+    @property
+    def replay(self) -> Path:
+        return self.path / "replay"
+
+    @property
+    def recent(self) -> Path:
+        return self.path / "recent"
 
     @property
     def metrics(self) -> Path:
@@ -53,7 +62,7 @@ class JobFolder:
 
     def clear(self) -> None:
         """Free what only a running job needs; metrics and pictures stay."""
-        for part in (self.run, self.training, self.validation):
+        for part in (self.run, self.training, self.validation, self.replay, self.recent):
             shutil.rmtree(part, ignore_errors=True)
 
     def remove(self) -> None:

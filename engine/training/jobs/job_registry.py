@@ -15,6 +15,7 @@ from multiflora.adapters.database import Database
 
 from .error import JobNotFound, JobOver, JobRuns
 from .job import (
+    FILE_PLACES,
     TERMINAL,
     Job,
     JobCheckpoint,
@@ -218,7 +219,8 @@ class JobRegistry:
 
     def need_of(self, file_id: str) -> str | None:
         """Why a file cannot be deleted: the job that reads it; None if there is none."""
-        wanted = "? IN (wish ->> 'training_file', wish ->> 'validation_file')"
+        places = ", ".join(f"wish ->> '$.{place}'" for place in FILE_PLACES)
+        wanted = f"? IN ({places})"
         found = self._select(f"status NOT IN ({_OVER}) AND {wanted}", file_id, tail="LIMIT 1")
         return f"the fine-tuning job {found[0].id} reads it" if found else None
 

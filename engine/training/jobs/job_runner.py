@@ -13,15 +13,16 @@ from collections.abc import Mapping
 from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from multiflora.adapters.error import AdapterRejected, RegistryError
 
-from ...errors import EngineUnavailable, RequestFailed, RequestRejected
+from ...errors import EngineUnavailable, RequestRejected
 from ..config import LoraSettings
 from ..data.config import Method
 from ..data.dataset import PreparedDataset
 from ..data.file_registry import UnknownFile
+from ..gate.verdict import Check, Verdict
 from ..job import (
     CheckpointExported,
     EvaluationMetrics,
@@ -37,19 +38,16 @@ from ..job import (
 from .checkpoints import Checkpoints
 from .job import Job, JobError, JobNote
 from .job_census import Split
+from .job_gate import MAX_DEATHS, JobGate
 from .job_log import JobLog, note_diagnosis
 from .order import training_order
+from .preparation import BesideFile
 from .publication import publish
-from .quality_gate import Check, QualityGate, Verdict
-from .settings import DataSize, data_config, gate_settings, lora_settings_of, training_settings
+from .settings import PARAM, DataSize, data_config, gate_policy, lora_settings_of, training_settings
 from .tracked_job import close_tracker, make_tracker
 from .workshop import Workshop
 
 logger = logging.getLogger(__name__)
-
-# So often in a row an engine may die without a step forward before the job is taken for the cause.
-_MAX_DEATHS: Final = 5
-_TRANSIENT: Final = frozenset({"engine_unavailable", "engine_died", "adapter_unavailable"})
 
 
 class JobFailure(Exception):
@@ -183,12 +181,26 @@ class JobRunner:
                 data_config(wish),
                 training_file=files.path(wish.training_file),
                 validation_file=validation,
+                beside=self._beside(job),
                 is_cancelled=self._is_stopping.is_set,
             )
         except UnknownFile as error:
             raise JobFailure(error.code, str(error), "training_file") from None
         except RequestRejected as error:
             raise JobFailure(error.code, str(error), error.param) from None
+
+    def _beside(self, job: Job) -> list[BesideFile]:
+        """The files beside those that are learnt and scored."""
+        files, folder = self._shop.files, self._folder
+        wanted = (
+            (job.wish.replay_file, folder.replay, f"{PARAM}.replay.file"),
+            (job.wish.recent_file, folder.recent, f"{PARAM}.gate.recent"),
+        )
+        return [
+            BesideFile(str(files.path(file).absolute()), str(target.absolute()), param)
+            for file, target, param in wanted
+            if file is not None
+        ]
 
     def _settings(self, job: Job) -> tuple[Any, str]:
         with PreparedDataset.open(self._folder.training) as data:
@@ -224,7 +236,7 @@ class JobRunner:
                 if self._log.step > furthest:
                     pause, num_deaths, furthest = self._shop.first_pause, 0, self._log.step
                 await self._stand_by(error)
-            if num_deaths >= _MAX_DEATHS:
+            if num_deaths >= MAX_DEATHS:
                 raise JobFailure(
                     "engine_died",
                     f"the engine died {num_deaths} times without a step forward; see its log, and "
@@ -244,7 +256,8 @@ class JobRunner:
 
     async def _attempt(self, job: Job) -> JobEnded:
         """Hand the job to the engine and follow it. Raises ``EngineUnavailable``."""
-        order = training_order(self._shop, job, None)
+        live = await self._shop.publishing.live(job.name)
+        order = training_order(self._shop, job, None, live=live)
         async with aclosing(self._shop.engine.train(order)) as events:
             async for event in events:
                 ended = await self._take(job, event)
@@ -319,10 +332,11 @@ class JobRunner:
             )
         except AdapterRejected as error:
             check = Check(name="integrity", passed=False, rule=str(error))
-            await self._refuse(Verdict((check,)), None)
+            await self._refuse(Verdict(checks=(check,), policy=gate_policy(job.wish)), None)
             return
         await asyncio.to_thread(self._shop.jobs.take_candidate, self._id, digest)
-        verdict = await self._verdict(job, ended, digest, metrics)
+        gate = JobGate(self._shop, self._folder)
+        verdict = await gate.verdict(job, ended, digest, metrics)
         self._tracker.add_verdict(ended.step, verdict.document()["checks"])
         if not verdict.passed:
             await self._refuse(verdict, digest)
@@ -334,34 +348,6 @@ class JobRunner:
             verdict=verdict.document(),
             note=f"The quality gate was passed by version {digest[:12]}",
         )
-
-    async def _verdict(self, job: Job, ended: JobEnded, digest: str, metrics: Any) -> Verdict:
-        pause, num_failures = self._shop.first_pause, 0
-        while True:
-            try:
-                gate = QualityGate(
-                    self._shop.engine,
-                    end_tokens=self._shop.end_tokens,
-                    max_model_len=self._shop.engine.info.max_model_len,
-                )
-                with PreparedDataset.open(self._folder.training) as data:
-                    return await gate.judge(
-                        digest,
-                        data=data,
-                        metrics=metrics,
-                        step=ended.step if ended.best_step is None else ended.best_step,
-                        settings=gate_settings(job.wish),
-                        seed=job.wish.seed,
-                    )
-            except (EngineUnavailable, RequestFailed) as error:
-                code = error.code
-                num_failures += code == "engine_died"
-                if num_failures >= _MAX_DEATHS or (
-                    isinstance(error, RequestFailed) and code not in _TRANSIENT
-                ):
-                    return Verdict((Check(name="generation", passed=False, rule=str(error)),))
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, self._shop.last_pause)
 
     async def _refuse(self, verdict: Verdict, digest: str | None) -> None:
         error = JobError(

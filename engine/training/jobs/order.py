@@ -7,8 +7,17 @@ from .job_folder import JobFolder
 from .workshop import Workshop
 
 
-def training_order(shop: Workshop, job: Job, settings: TrainingSettings | None) -> TrainingJob:
-    """The job as a ``TrainingJob``; ``settings`` None are those that the job has kept."""
+def training_order(
+    shop: Workshop,
+    job: Job,
+    settings: TrainingSettings | None,
+    *,
+    live: str | None = None,
+) -> TrainingJob:
+    """The job as a ``TrainingJob``; ``settings`` None are those that the job has kept.
+
+    ``live`` is the version that its name points at.
+    """
     if settings is None:
         assert job.settings is not None
         settings = settings_of(dict(job.settings))
@@ -16,6 +25,7 @@ def training_order(shop: Workshop, job: Job, settings: TrainingSettings | None) 
         *(job.id, job.wish, settings, shop.folders[job.id]),
         base_name=shop.base_name,
         start=job.start,
+        live=live,
     )
 
 
@@ -27,6 +37,7 @@ def make_order(
     *,
     base_name: str,
     start: str | None,
+    live: str | None = None,
 ) -> TrainingJob:
     """``start`` is the digest of the stored version to go on from; a preference is measured against
     it, or else against the bare base.
@@ -39,6 +50,9 @@ def make_order(
         settings=settings,
         base_name=base_name,
         validation=str(folder.validation.absolute()) if has_validation else None,
+        replay=str(folder.replay.absolute()) if wish.replay_file else None,
+        recent=str(folder.recent.absolute()) if wish.recent_file else None,
+        live=live,
         start=start,
-        reference=start if wish.method == "dpo" else None,
+        reference=None if wish.method == "supervised" else start,
     )

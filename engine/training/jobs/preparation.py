@@ -7,7 +7,7 @@ server thread --PrepareRequest--> prepare_process (no torch, hard limits)
 import logging
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +43,15 @@ class PrepareLimits(msgspec.Struct, frozen=True, kw_only=True):
     file_bytes: int = 16 << 30
 
 
+class BesideFile(msgspec.Struct, frozen=True):
+    """A file of supervised rows beside those that are learnt, the folder that its data set goes
+    into, and the field of the request that names it."""
+
+    file: str
+    folder: str
+    param: str
+
+
 class PrepareRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``base`` is the folder with the tokenizer; files and folders are absolute paths."""
 
@@ -53,6 +62,7 @@ class PrepareRequest(msgspec.Struct, frozen=True, kw_only=True):
     training: str
     validation_file: str | None
     validation: str | None
+    beside: tuple[BesideFile, ...]
     limits: PrepareLimits
 
 
@@ -80,13 +90,17 @@ class Preparation:
         *,
         training_file: Path,
         validation_file: Path | None,
+        beside: Sequence[BesideFile] = (),
         is_cancelled: Callable[[], bool] | None = None,
     ) -> None:
-        """Make both data sets in ``folder``; blocks. One that is there already is kept.
+        """Make all data sets in ``folder``; blocks. What is there already is kept.
 
         Raises ``PreparationFailed``, ``OSError``, and ``InterruptedError`` if ``is_cancelled``.
         """
-        if _is_whole(folder.training) and (validation_file is None or _is_whole(folder.validation)):
+        folders = [folder.training, *(Path(one.folder) for one in beside)]
+        if validation_file is not None:
+            folders.append(folder.validation)
+        if all(map(_is_whole, folders)):
             return
         folder.clear()
         folder.make()
@@ -98,6 +112,7 @@ class Preparation:
             training=str(folder.training.absolute()),
             validation_file=None if validation_file is None else str(validation_file.absolute()),
             validation=None if validation_file is None else str(folder.validation.absolute()),
+            beside=tuple(beside),
             limits=self._limits,
         )
         answer = self._run(request, is_cancelled)

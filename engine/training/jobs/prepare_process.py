@@ -11,6 +11,7 @@ from multiflora.adapters.resource_limit import ProcessLimits, restrict_process
 
 from ...text.chat_template import chat_template_of
 from ...text.tokenizer import load_tokenizer
+from ..data.config import DataConfig
 from ..data.prepare import prepare
 from ..data.renderer import Renderer
 from ..data.report import DatasetRejected
@@ -35,6 +36,7 @@ def _prepare(request: PrepareRequest) -> PrepareAnswer:
     renderer = Renderer(
         tokenizer, chat_template_of(tokenizer.folder), end_tokens=frozenset(request.end_tokens)
     )
+    param: str | None = None
     try:
         with prepare(
             Path(request.training_file),
@@ -50,6 +52,12 @@ def _prepare(request: PrepareRequest) -> PrepareAnswer:
                     config=request.config,
                     training=training,
                 ).close()
+        for one in request.beside:
+            param = one.param
+            config = DataConfig(max_length=request.config.max_length)
+            prepare(Path(one.file), Path(one.folder), renderer=renderer, config=config).close()
     except DatasetRejected as error:
-        return PrepareAnswer(complaint=str(error)[:_MAX_COMPLAINT_CHARS], param=error.param)
+        return PrepareAnswer(
+            complaint=str(error)[:_MAX_COMPLAINT_CHARS], param=param or error.param
+        )
     return PrepareAnswer()

@@ -22,15 +22,18 @@ from ..config import (
     BatchSettings,
     CheckpointSettings,
     EvaluationSettings,
+    KtoSettings,
     LoraSettings,
+    MethodSettings,
     OptimizerSettings,
     PreferenceSettings,
     ScheduleSettings,
     SupervisedSettings,
     TrainingSettings,
 )
-from ..data.config import DataConfig
-from .gate_settings import GateSettings
+from ..continual_config import ContinualSettings, ReplaySettings
+from ..data.config import DataConfig, Method
+from ..gate.policy import GatePolicy
 from .job import Hyperparameters, JobWish
 from .publish_settings import PublishSettings
 
@@ -43,6 +46,29 @@ _ELSEWHERE: Final[Mapping[str, Mapping[str, str]]] = {
     "loss": {"beta": "method"},
     "data": {"method": "method.type"},
 }
+# Names of files in sections, which no dataclass of the trainer has.
+_FILES: Final[Mapping[str, str]] = {"replay": "file", "gate": "recent"}
+_SECTIONS: Final = (
+    "lora",
+    "optimizer",
+    "schedule",
+    "batch",
+    "evaluation",
+    "checkpoint",
+    "loss",
+    "replay",
+    "continual",
+    "data",
+    "gate",
+    "publish",
+)
+_METHODS: Final[Mapping[Method, type[MethodSettings]]] = {
+    "supervised": SupervisedSettings,
+    "dpo": PreferenceSettings,
+    "kto": KtoSettings,
+}
+# Ratings are compared with each other.
+_MIN_BATCH: Final[Mapping[Method, int]] = {"supervised": 1, "dpo": 1, "kto": 4}
 _MESSAGE: Final = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
 
 
@@ -63,8 +89,9 @@ class DataSize:
 def check_wish(wish: JobWish, *, start: LoraSettings | None = None) -> None:
     """Raise ``RequestRejected`` for settings that no data can make right."""
     data_config(wish)
-    gate_settings(wish)
+    gate_policy(wish)
     publish_settings(wish)
+    _check_files(wish)
     _check_rate(wish)
     guess = AutoValues(
         batch_size=8,
@@ -88,7 +115,7 @@ def training_settings(
         model,
         num_rows=size.num_rows,
         num_tokens=size.num_tokens,
-        is_preference=wish.method == "dpo",
+        is_preference=wish.method != "supervised",
     )
     settings = _settings(wish, auto, start)
     try:
@@ -103,9 +130,9 @@ def data_config(wish: JobWish) -> DataConfig:
     return _section(wish, "data", DataConfig, method=wish.method)
 
 
-def gate_settings(wish: JobWish) -> GateSettings:
+def gate_policy(wish: JobWish) -> GatePolicy:
     """Raises ``RequestRejected``."""
-    return _section(wish, "gate", GateSettings)
+    return _section(wish, "gate", GatePolicy)
 
 
 def publish_settings(wish: JobWish) -> PublishSettings:
@@ -114,10 +141,10 @@ def publish_settings(wish: JobWish) -> PublishSettings:
 
 
 def read_hyperparameters(
-    given: Mapping[str, Any], path: str, *, is_dpo: bool = False
+    given: Mapping[str, Any], path: str, *, has_beta: bool = False
 ) -> Hyperparameters:
     """OpenAI's hyperparameters from a request. Raises ``RequestRejected``."""
-    known = [field.name for field in fields(Hyperparameters) if is_dpo or field.name != "beta"]
+    known = [field.name for field in fields(Hyperparameters) if has_beta or field.name != "beta"]
     for key in given:
         if key not in known:
             raise _unknown(key, known, path)
@@ -164,14 +191,13 @@ def lora_settings_of(folder: AdapterFolder) -> LoraSettings:
 def _settings(wish: JobWish, auto: AutoValues, start: LoraSettings | None) -> TrainingSettings:
     given = wish.hyperparameters
     _check_sections(wish)
-    method: SupervisedSettings | PreferenceSettings
-    if wish.method == "dpo":
-        beta = {} if given.beta is None else {"beta": given.beta}
-        method = _section(wish, "loss", PreferenceSettings, **beta)
-    else:
-        method = _section(wish, "loss", SupervisedSettings)
+    beta = {} if given.beta is None else {"beta": given.beta}
+    method: MethodSettings = _section(wish, "loss", _METHODS[wish.method], **beta)
+    continual = _section(wish, "continual", ContinualSettings)
+    _check_mode(wish, continual, start)
     rate = auto.learning_rate * (given.learning_rate_multiplier or 1.0)
-    return TrainingSettings(
+    return _checked(
+        TrainingSettings,
         method=method,
         lora=_lora(wish, auto, start),
         optimizer=_section(
@@ -183,13 +209,23 @@ def _settings(wish: JobWish, auto: AutoValues, start: LoraSettings | None) -> Tr
         schedule=_section(wish, "schedule", ScheduleSettings),
         batch=_section(
             *(wish, "batch", BatchSettings),
-            batch_size=given.batch_size or auto.batch_size,
+            batch_size=given.batch_size or max(auto.batch_size, _MIN_BATCH[wish.method]),
             num_epochs=given.n_epochs or auto.num_epochs,
         ),
         evaluation=_section(wish, "evaluation", EvaluationSettings),
         checkpoint=_section(wish, "checkpoint", CheckpointSettings, keep=_KEPT_CHECKPOINTS),
+        replay=_section(wish, "replay", ReplaySettings),
+        continual=continual,
         seed=wish.seed,
     )
+
+
+def _checked(kind: type[Kind], **values: Any) -> Kind:
+    """Sections that each are right may still not fit each other."""
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise RequestRejected(str(error), param=PARAM) from None
 
 
 def _lora(wish: JobWish, auto: AutoValues, start: LoraSettings | None) -> LoraSettings:
@@ -223,17 +259,37 @@ def _check_rate(wish: JobWish) -> None:
 
 
 def _check_sections(wish: JobWish) -> None:
-    known = ("lora", "optimizer", "schedule", "batch", "evaluation", "checkpoint", "loss")
     for name in wish.training:
-        if name not in (*known, "data", "gate", "publish"):
-            raise _unknown(name, (*known, "data", "gate", "publish"), PARAM)
+        if name not in _SECTIONS:
+            raise _unknown(name, _SECTIONS, PARAM)
+
+
+def _check_files(wish: JobWish) -> None:
+    for section, name in _FILES.items():
+        path = f"{PARAM}.{section}.{name}"
+        given = wish.training.get(section, {}).get(name)
+        if given is not None and not isinstance(given, str):
+            raise RequestRejected(f"{path}: the id of a file was expected", param=path)
+    if "replay" in wish.training and wish.replay_file is None:
+        path = f"{PARAM}.replay.file"
+        raise RequestRejected(f"{path} is missing: name the file to repeat", param=path)
+
+
+def _check_mode(wish: JobWish, continual: ContinualSettings, start: LoraSettings | None) -> None:
+    if continual.mode == "merge" and start is None:
+        path = f"{PARAM}.continual.mode"
+        raise RequestRejected(
+            f"{path}: merge needs an adapter to go on from; name one as the model", param=path
+        )
 
 
 def _section(wish: JobWish, name: str, kind: type[Kind], **defaults: Any) -> Kind:
     """``kind`` of what was given in the section, with ``defaults`` below it."""
-    given, path = wish.training.get(name, {}), f"{PARAM}.{name}"
+    given, path = dict(wish.training.get(name, {})), f"{PARAM}.{name}"
+    given.pop(_FILES.get(name, ""), None)
     elsewhere = _ELSEWHERE.get(name, {})
     known = [field.name for field in fields(kind) if field.name not in elsewhere]  # pyright: ignore[reportArgumentType]
+    known += [_FILES[name]] if name in _FILES else []
     for key in given:
         if key in elsewhere:
             raise UnknownSetting(

@@ -16,7 +16,7 @@ from .error import JobNotFound
 from .job import Job, JobWish, Status
 from .job_census import JobCensus
 from .job_runner import JobRunner
-from .settings import PARAM, check_wish, lora_settings_of, publish_settings
+from .settings import PARAM, check_wish, gate_policy, lora_settings_of, publish_settings
 from .tracked_job import check_tracking
 from .workshop import Workshop
 
@@ -62,6 +62,7 @@ class TrainingJobs:
         Raises ``RequestRejected`` for what cannot become a job, and ``AdapterRejected`` if training
         cannot go on from ``start``.
         """
+        await self._check_judge(wish)
         job = await asyncio.to_thread(self._create, wish, start)
         self._run(job)
         return job
@@ -169,6 +170,7 @@ class TrainingJobs:
     def _create(self, wish: JobWish, start: str | None) -> Job:
         self.check(wish, start=start)
         self._check_files(wish)
+        self._check_beside(wish)
         notes = [
             f"Created fine-tuning job on {wish.model}",
             f"Validating training file: {wish.training_file}",
@@ -207,6 +209,26 @@ class TrainingJobs:
                     "it out, or split the file",
                     param="validation_file",
                 )
+
+    def _check_beside(self, wish: JobWish) -> None:
+        """The files that settings name, which are settings of the right kind by now."""
+        for file_id, param in (
+            (wish.replay_file, f"{PARAM}.replay.file"),
+            (wish.recent_file, f"{PARAM}.gate.recent"),
+        ):
+            if file_id is not None:
+                self.check_file(file_id, param)
+
+    async def _check_judge(self, wish: JobWish) -> None:
+        name = gate_policy(wish).judge
+        if name is None or name in self._shop.judges:
+            return
+        if await self._shop.publishing.live(name) is None:
+            known = ", ".join(sorted(self._shop.judges)) or "none"
+            raise RequestRejected(
+                f"no adapter and no allowed endpoint is called {name[:64]!r}; endpoints: {known}",
+                param=f"{PARAM}.gate.judge",
+            )
 
     def check_file(self, file_id: str, param: str) -> StoredFile:
         """Raise ``RequestRejected`` for a file that no job can read."""

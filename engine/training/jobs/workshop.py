@@ -1,7 +1,7 @@
 """What jobs work with: the engine that trains, and the places where files and results go."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,9 +12,11 @@ from ...models.config import ModelConfig
 from ...request import EngineInfo, GenerationRequest, TokenEvent
 from ..data.config import DataConfig
 from ..data.file_registry import FileRegistry
+from ..gate.text_side import GateText
 from ..job import JobEvent, TrainingJob
 from .job_folder import JobFolder, JobFolders
 from .job_registry import JobRegistry
+from .preparation import BesideFile
 from .tracking.message import SinkName
 
 
@@ -43,6 +45,10 @@ class Publishing(Protocol):
 
         Raises ``AdapterRejected``, and ``OSError`` or an error of the registry.
         """
+        ...
+
+    async def live(self, name: str) -> str | None:
+        """The version that the name points at; None if there is no such name."""
         ...
 
     async def point(self, name: str, digest: str) -> None:
@@ -74,13 +80,15 @@ class Preparing(Protocol):
         *,
         training_file: Path,
         validation_file: Path | None,
+        beside: Sequence[BesideFile] = (),
         is_cancelled: Any = None,
     ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workshop:
-    """``base_name`` is what exported adapters call the base; pauses between tries are in seconds,
+    """``base_name`` is what exported adapters call the base; ``judges`` are the URLs of endpoints
+    that the gate may ask, by the names that clients know; pauses between tries are in seconds,
     and double up to the last. ``tracking`` are the sinks that jobs may send metrics to.
     """
 
@@ -94,6 +102,8 @@ class Workshop:
     model: ModelConfig
     base_name: str
     end_tokens: frozenset[int]
+    text: GateText
+    judges: Mapping[str, str] = field(default_factory=dict)
     tracking: tuple[SinkName, ...] = ()
     first_pause: float = 0.2
     last_pause: float = 30.0

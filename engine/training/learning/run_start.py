@@ -75,7 +75,7 @@ class RunStart:
 
 
 def _wish(name: str, policy: LearningPolicy, file_id: str, run_id: str) -> JobWish:
-    is_dpo = policy.method == "dpo"
+    has_beta = policy.method != "supervised"
     return JobWish(
         model=name,
         training_file=file_id,
@@ -84,7 +84,7 @@ def _wish(name: str, policy: LearningPolicy, file_id: str, run_id: str) -> JobWi
         seed=secrets.randbelow(1 << 31),
         method=policy.method,
         hyperparameters=read_hyperparameters(
-            policy.hyperparameters, "hyperparameters", is_dpo=is_dpo
+            policy.hyperparameters, "hyperparameters", has_beta=has_beta
         ),
         training=policy.sections(),
         metadata={RUN_KEY: run_id},

@@ -12,7 +12,9 @@ from multiflora.engine.config import BaseConfig
 from multiflora.engine.models.load import load_base
 from multiflora.engine.models.registry import load_model_config
 from multiflora.engine.models.rope import rope_tables
+from multiflora.engine.training.beside import Beside
 from multiflora.engine.training.config import (
+    KtoSettings,
     LoraSettings,
     SupervisedSettings,
     TrainingSettings,
@@ -20,13 +22,14 @@ from multiflora.engine.training.config import (
 from multiflora.engine.training.data.config import DataConfig
 from multiflora.engine.training.data.dataset import DatasetWriter
 from multiflora.engine.training.data.report import Report
-from multiflora.engine.training.example import Example, Preference
+from multiflora.engine.training.example import Example, Preference, Rating
 from multiflora.engine.training.factors import TrainedFactors
 from multiflora.engine.training.job import TrainingJob
 from multiflora.engine.training.network import TrainingNetwork
 from multiflora.engine.training.packed_batch import PackedBatch, Packer
 from multiflora.engine.training.quantum import StepTaken, TrainingEvent
-from multiflora.engine.training.run import TrainingRun, make_task
+from multiflora.engine.training.run import TrainingRun
+from multiflora.engine.training.task_kind import make_task
 from multiflora.kernels import nf4
 from multiflora.kernels.choose import choose_ops
 from multiflora.kernels.ops import RopeTable
@@ -199,6 +202,7 @@ def make_run(
         validation: list[Any] | None = None,
         start: dict[str, torch.Tensor] | None = None,
         reference: TrainedFactors | None = None,
+        beside: Beside | None = None,
         **settings: Any,
     ) -> TrainingRun:
         chosen = TrainingSettings(**{"lora": LoraSettings(rank=4, alpha=8), **settings})
@@ -210,6 +214,7 @@ def make_run(
             validation=None if validation is None else make_task(validation, chosen.method),
             start=start,
             reference=reference,
+            beside=beside,
         )
         made.append(run)
         return run
@@ -259,12 +264,34 @@ def make_preferences() -> Callable[..., list[Preference]]:
 
 
 @pytest.fixture
+def make_ratings() -> Callable[..., list[Rating]]:
+    """``make_ratings([(prompt, completion), ...])``: random ids; every third one is bad."""
+
+    def make(lengths: list[tuple[int, int]], *, seed: int = 8) -> list[Rating]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def ids(count: int) -> tuple[int, ...]:
+            return tuple(torch.randint(2, 384, (count,), generator=generator).tolist())
+
+        return [
+            Rating(ids(prompt), ids(completion), line % 3 != 0, line)
+            for line, (prompt, completion) in enumerate(lengths, start=1)
+        ]
+
+    return make
+
+
+@pytest.fixture
 def make_rows(
-    make_examples: Callable[..., list[Example]], make_preferences: Callable[..., list[Preference]]
+    make_examples: Callable[..., list[Example]],
+    make_preferences: Callable[..., list[Preference]],
+    make_ratings: Callable[..., list[Rating]],
 ) -> Callable[[object], list[Any]]:
     """Seven rows of the kind that the method takes."""
 
     def make(method: object) -> list[Any]:
+        if isinstance(method, KtoSettings):
+            return make_ratings([(9, 5), (4, 12), (20, 6), (3, 3), (11, 2), (7, 9), (2, 5)])
         if isinstance(method, SupervisedSettings):
             return make_examples([30, 12, 45, 7, 22, 18, 9])
         shapes = [(9, 5, 8), (4, 12, 3), (20, 6, 6), (3, 3, 14), (11, 2, 2), (7, 9, 4), (2, 5, 5)]

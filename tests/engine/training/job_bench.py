@@ -28,7 +28,8 @@ from multiflora.engine.training.job import (
     JobStarted,
     TrainingJob,
 )
-from multiflora.engine.training.run import TrainingRun, make_task
+from multiflora.engine.training.run import TrainingRun
+from multiflora.engine.training.task_kind import make_task
 
 PROMPT = list(range(10, 40))
 NAMES = (None, "rank-3", "rank-16-patterns")

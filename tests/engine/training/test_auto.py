@@ -20,7 +20,8 @@ from multiflora.engine.training.config import (
 )
 from multiflora.engine.training.example import Example
 from multiflora.engine.training.quantum import StepTaken
-from multiflora.engine.training.run import TrainingRun, make_task
+from multiflora.engine.training.run import TrainingRun
+from multiflora.engine.training.task_kind import make_task
 
 DEMO = Path(__file__).parents[3] / "engine" / "demo" / "base"
 KEYS = "red blue green tulip rose lily seven twelve garden river stone cloud bread sugar wolf fox"

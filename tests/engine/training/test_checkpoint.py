@@ -18,6 +18,7 @@ from multiflora.engine.training.config import (
     BatchSettings,
     CheckpointSettings,
     EvaluationSettings,
+    KtoSettings,
     LoraSettings,
     OptimizerSettings,
     PreferenceSettings,
@@ -44,13 +45,14 @@ def snapshot(step: int, **state: Any) -> Snapshot:
     [
         (SupervisedSettings(neftune_alpha=5.0), {}),
         (PreferenceSettings(), {}),
+        (KtoSettings(), {}),
         (SupervisedSettings(), {"lora": replace(SETTINGS["lora"], use_dora=True)}),
         *(
             (SupervisedSettings(), {"optimizer": OptimizerSettings(kind=kind)})
             for kind in OPTIMIZERS[1:]
         ),
     ],
-    ids=["supervised", "preferences", "dora", *OPTIMIZERS[1:]],
+    ids=["supervised", "preferences", "ratings", "dora", *OPTIMIZERS[1:]],
 )
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     method: Any,

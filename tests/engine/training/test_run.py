@@ -15,6 +15,7 @@ from multiflora.engine.training.config import (
     BatchSettings,
     CheckpointSettings,
     EvaluationSettings,
+    KtoSettings,
     LoraSettings,
     OptimizerSettings,
     PreferenceSettings,
@@ -36,7 +37,7 @@ from multiflora.engine.training.quantum import (
     RunEnded,
     StepTaken,
 )
-from multiflora.engine.training.run import make_task
+from multiflora.engine.training.task_kind import make_task
 
 LENGTHS = [30, 12, 45, 7, 22, 18, 9, 40, 26, 33]
 FAST = OptimizerSettings(learning_rate=5e-3)
@@ -103,7 +104,9 @@ def test_weights_scale_what_each_token_adds(
     assert mixed == pytest.approx((0.1 * 4 * prompt + 7 * answer) / (0.1 * 4 + 7), rel=1e-5)
 
 
-@pytest.mark.parametrize("method", [SupervisedSettings(neftune_alpha=5.0), PreferenceSettings()])
+@pytest.mark.parametrize(
+    "method", [SupervisedSettings(neftune_alpha=5.0), PreferenceSettings(), KtoSettings()]
+)
 def test_suspension_between_any_two_quanta_changes_nothing(
     method: Any,
     make_run: Callable[..., Any],

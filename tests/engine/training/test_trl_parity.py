@@ -10,6 +10,7 @@ import pytest
 
 from multiflora.engine.training.config import (
     BatchSettings,
+    KtoSettings,
     LoraSettings,
     OptimizerSettings,
     PreferenceSettings,
@@ -191,6 +192,56 @@ def test_preference_curve_equals_trl(
     names += [f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")]
     assert_equal_curves(ours, theirs, [*names, "logps/chosen", "logps/rejected"])
     assert ours[-1].metrics["loss"] < 0.6
+
+
+@pytest.mark.parametrize("num_steps", NUM_STEPS)
+@pytest.mark.parametrize("loss", ["kto", "apo_zero_unpaired"])
+def test_rating_curve_equals_trl(
+    loss: Any,
+    num_steps: int,
+    make_run: Callable[..., Any],
+    finish: Callable[..., Any],
+    make_ratings: Callable[..., Any],
+    reference_model: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    import datasets
+    from trl.trainer.kto_config import KTOConfig
+    from trl.trainer.kto_trainer import KTOTrainer
+
+    class TokenTrainer(KTOTrainer):
+        """Takes rows that are tokens already, with the completions of the rows before."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
+    # The longest comes first, so that no completion of another row is cut.
+    rows = make_ratings([(20, 14), (4, 12), (16, 6), (3, 3), (11, 2), (7, 9), (2, 5), (8, 8)])
+    weights: dict[str, Any] = {"beta": 0.2, "desirable_weight": 0.8, "undesirable_weight": 1.5}
+    run = our_run(make_run, rows, num_steps, method=KtoSettings(loss=loss, **weights))
+    model = reference_model("llama")
+    others = [rows[3], *rows[:3], rows[7], *rows[4:7]]
+    trainer = TokenTrainer(
+        model=peft_model(model, run),
+        args=KTOConfig(**trainer_settings(tmp_path, num_steps), loss_type=loss, **weights),
+        train_dataset=datasets.Dataset.from_dict(
+            {
+                "prompt_ids": [list(row.prompt) for row in rows],
+                "completion_ids": [list(row.completion) for row in rows],
+                "KL_completion_ids": [list(row.completion) for row in others],
+                "label": [row.is_desirable for row in rows],
+            }
+        ),
+        processing_class=tokenizer_of(model),
+    )
+    theirs = history(trainer)
+    ours = [event for event in finish(run) if isinstance(event, StepTaken)]
+    names = ["loss", "grad_norm", "entropy", "epoch", "kl"]
+    names += [f"{kind}/{name}" for kind in ("rewards", "logps") for name in ("chosen", "rejected")]
+    assert_equal_curves(ours, theirs, [*names, "rewards/margins"])
+    assert ours[-1].metrics["loss"] < ours[0].metrics["loss"]
+    if loss == "kto":
+        assert max(event.metrics["kl"] for event in ours) > 0.01
 
 
 def tokenizer_of(model: Any) -> Any:

@@ -1,5 +1,6 @@
 """What was written is what is read; a folder is whole or absent."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from multiflora.engine.training.data.finding import Finding
 from multiflora.engine.training.data.problem import Problem
 from multiflora.engine.training.data.report import Bucket, Report
 from multiflora.engine.training.data.row_key import RowKey
-from multiflora.engine.training.example import Example, Preference
+from multiflora.engine.training.example import Example, Item, Preference, Rating
 
 REPORT = Report(
     format="text",
@@ -38,9 +39,10 @@ def examples(draw: st.DrawFn) -> Example:
 
 
 PAIRS = st.builds(Preference, IDS, IDS, IDS, LINES)
+RATINGS = st.builds(Rating, IDS, IDS, st.booleans(), LINES)
 
 
-def write(folder: Path, items: list[Example] | list[Preference], config: DataConfig) -> None:
+def write(folder: Path, items: Sequence[Item], config: DataConfig) -> None:
     with DatasetWriter(folder, config) as writer:
         for item in items:
             writer.add(item)
@@ -62,6 +64,16 @@ def test_examples_are_read_as_they_were_written(
         assert [(key.exact, key.near, line) for key, line in dataset.row_keys()] == [
             (2**64 - 1, item.line, item.line) for item in items
         ]
+
+
+@given(items=st.lists(RATINGS, min_size=1, max_size=5))
+def test_ratings_are_read_as_they_were_written(
+    tmp_path_factory: pytest.TempPathFactory, items: list[Rating]
+) -> None:
+    folder = tmp_path_factory.mktemp("data") / "set"
+    write(folder, items, DataConfig(method="kto"))
+    with PreparedDataset.open(folder) as dataset:
+        assert list(dataset) == items
 
 
 @given(items=st.lists(PAIRS, min_size=1, max_size=5))

@@ -27,7 +27,7 @@ def test_an_example_is_of_the_format_that_it_is_for(name: str, row: str) -> None
 def test_every_format_has_an_example_and_its_method() -> None:
     assert {name for name, _ in ROWS} == {known.name for known in FORMATS}
     for known in FORMATS:
-        method = "dpo" if known.is_preference else "supervised"
+        method = known.method
         assert f"| `{known.name}` | {method} |" in PAGE
 
 
@@ -50,6 +50,7 @@ def test_every_problem_is_in_the_table() -> None:
 def test_every_finding_is_in_the_table_of_the_linter() -> None:
     quoted = written(r'"([a-z]+(?:_[a-z]+)*)"', "linter", "repetition", "suspicion", "report")
     others = {"exact", "near", "prompt", "training_file", "invalid_training_file"}
+    others |= {"desirable_weight", "undesirable_weight"}
     assert codes("finding") == quoted - others - {"info", "warning", "error"}
 
 

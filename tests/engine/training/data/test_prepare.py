@@ -14,7 +14,7 @@ from multiflora.engine.training.data.dataset import PreparedDataset
 from multiflora.engine.training.data.prepare import prepare
 from multiflora.engine.training.data.renderer import Renderer
 from multiflora.engine.training.data.report import Bucket, DatasetRejected, Report
-from multiflora.engine.training.example import Example, Preference
+from multiflora.engine.training.example import Example, Preference, Rating
 
 from .conftest import MakeRenderer
 
@@ -159,6 +159,25 @@ def test_preferences_are_prepared_too(run: Prepare) -> None:
     assert dataset.info.report.num_trained_tokens == sum(
         len(pair.chosen) + len(pair.rejected) for pair in dataset if isinstance(pair, Preference)
     )
+
+
+@pytest.mark.parametrize(
+    ("labels", "code"),
+    [([True] * 9 + [False] * 3, "unbalanced_ratings"), ([False] * 12, "one_sided_ratings")],
+)
+def test_ratings_of_mostly_one_kind_are_reported(
+    run: Prepare, labels: list[bool], code: str
+) -> None:
+    rows = [
+        {"prompt": f"{n} + 1 =", "completion": f" {n + 1}", "label": label}
+        for n, label in enumerate(labels)
+    ]
+    dataset = run(rows, method="kto")
+    assert [item.is_desirable for item in dataset if isinstance(item, Rating)] == labels
+    messages = {found.code: found.message for found in dataset.info.report.findings}
+    assert code in messages
+    if code == "unbalanced_ratings":
+        assert "undesirable_weight 3" in messages[code]
 
 
 @pytest.mark.parametrize(

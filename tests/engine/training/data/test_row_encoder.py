@@ -189,14 +189,31 @@ def test_pairs_without_a_difference_are_refused(
     assert caught.value.code == "identical_answers"
 
 
+def test_a_rating_is_its_prompt_and_what_serving_would_have_sent(encode: Any) -> None:
+    asked, answer = [{"role": "user", "content": "3 + 4?"}], {"role": "assistant", "content": "7"}
+    (example,) = encode(row(messages=[*asked, answer])).items
+    rated = row(prompt=asked, completion=[answer], label=False)
+    (rating,) = encode(rated, method="kto").items
+    assert rating.prompt + rating.completion == example.ids
+    assert not rating.is_desirable
+    plain = row(prompt="3 + 4 =", completion=" 7", label=True)
+    (whole,) = encode(plain, method="kto").items
+    assert whole.is_desirable
+    cut = encode(plain, method="kto", max_length=len(whole.prompt) + 1)
+    assert (cut.items[0].completion, cut.is_truncated) == (whole.completion[:1], True)
+    with pytest.raises(RowRejected, match="nothing of the answer"):
+        encode(plain, method="kto", max_length=len(whole.prompt))
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
         ({"max_length": 1}, "max_length is 1"),
         ({"prompt_loss_weight": 1.5}, "prompt_loss_weight is 1.5"),
         ({"prompt_loss_weight": float("nan")}, "prompt_loss_weight is nan"),
-        ({"method": "ppo"}, "supervised or dpo"),
+        ({"method": "ppo"}, "supervised, dpo or kto"),
         ({"method": "dpo", "prompt_loss_weight": 0.5}, "leave it out for dpo"),
+        ({"method": "kto", "prompt_loss_weight": 0.5}, "leave it out for kto"),
     ],
 )
 def test_settings_are_checked(config: dict[str, Any], words: str) -> None:

@@ -7,8 +7,10 @@ import pytest
 from multiflora.engine.training.data.problem import RowRejected
 from multiflora.engine.training.data.row import (
     ChatPair,
+    ChatRating,
     ChatRow,
     CompletionPair,
+    CompletionRating,
     CompletionRow,
     TextRow,
 )
@@ -51,6 +53,14 @@ def read(fields: Any) -> Any:
             {"prompt": "1 + 1 =", "chosen": " 2", "rejected": " 3"},
             CompletionPair("1 + 1 =", " 2", " 3", 7),
         ),
+        (
+            {"prompt": [USER], "completion": [WORSE], "label": False},
+            ChatRating((USER,), WORSE, False, 7),
+        ),
+        (
+            {"prompt": "1 + 1 =", "completion": " 2", "label": True},
+            CompletionRating("1 + 1 =", " 2", True, 7),
+        ),
     ],
 )
 def test_a_format_is_recognised_by_its_fields(fields: Any, expected: object) -> None:
@@ -59,11 +69,17 @@ def test_a_format_is_recognised_by_its_fields(fields: Any, expected: object) -> 
 
 def test_every_format_is_one_of_a_kind() -> None:
     assert len({known.name for known in FORMATS}) == len(FORMATS)
-    assert {known.name for known in FORMATS if known.is_preference} == {
+    assert {known.name for known in FORMATS if known.method == "dpo"} == {
         "preference",
         "pair of messages",
         "pair of texts",
     }
+
+
+@pytest.mark.parametrize("label", [1, "true", None])
+def test_a_rating_is_good_or_bad(label: object) -> None:
+    with pytest.raises(RowRejected, match=r"true .* or false"):
+        read({"prompt": "1 + 1 =", "completion": " 2", "label": label})
 
 
 def test_an_instruction_with_input_and_system_is_a_conversation() -> None:

@@ -1,7 +1,7 @@
 """A workshop around a scripted engine: real rows, real data sets, no tensors."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from multiflora.engine.training.data.config import DataConfig
 from multiflora.engine.training.data.dataset import DatasetWriter
 from multiflora.engine.training.data.file_registry import FileRegistry
 from multiflora.engine.training.data.report import Report
-from multiflora.engine.training.example import Example, Preference
+from multiflora.engine.training.example import Example, Preference, Rating
 from multiflora.engine.training.job import (
     CheckpointExported,
     EvaluationMetrics,
@@ -33,6 +33,7 @@ from multiflora.engine.training.job import (
 from multiflora.engine.training.jobs.job import JobWish
 from multiflora.engine.training.jobs.job_folder import JobFolder, JobFolders
 from multiflora.engine.training.jobs.job_registry import JobRegistry
+from multiflora.engine.training.jobs.preparation import BesideFile
 from multiflora.engine.training.jobs.training_jobs import TrainingJobs
 from multiflora.engine.training.jobs.workshop import Workshop
 
@@ -163,6 +164,9 @@ class ScriptedPublishing:
         self.versions[digest] = {"parents": parents, "metrics": dict(metrics)}
         return digest
 
+    async def live(self, name: str) -> str | None:
+        return self.names.get(name)
+
     async def point(self, name: str, digest: str) -> None:
         await asyncio.sleep(0)
         assert digest in self.versions
@@ -196,6 +200,7 @@ class ScriptedPreparing:
         *,
         training_file: Path,
         validation_file: Path | None,
+        beside: Sequence[BesideFile] = (),
         is_cancelled: Any = None,
     ) -> None:
         if self.failure is not None:
@@ -204,6 +209,8 @@ class ScriptedPreparing:
         for target in (folder.training, folder.validation if validation_file else None):
             if target is not None and not target.exists():
                 write_dataset(target, config)
+        for one in beside:
+            write_dataset(Path(one.folder), DataConfig())
 
 
 def write_dataset(folder: Path, config: DataConfig) -> None:
@@ -212,9 +219,21 @@ def write_dataset(folder: Path, config: DataConfig) -> None:
         for line in (1, 2):
             if config.method == "dpo":
                 writer.add(Preference((4, 5), (7, 8, END), (9, END), line))
+            elif config.method == "kto":
+                writer.add(Rating((4, 5), (7, 8, END), line == 1, line))
             else:
                 writer.add(Example((4, 5, 7, 8, END), (0.0, 0.0, 1.0, 1.0, 1.0), line))
         writer.finish(report, fingerprint="text")
+
+
+class NumberText:
+    """Tokens as numbers."""
+
+    def prompt(self, question: str) -> list[int]:
+        return [4, 5]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return " ".join(map(str, tokens))
 
 
 @dataclass
@@ -268,6 +287,7 @@ def make_world(
         model=MODEL,
         base_name="base",
         end_tokens=frozenset({END}),
+        text=NumberText(),
         first_pause=0.001,
         last_pause=0.01,
     )

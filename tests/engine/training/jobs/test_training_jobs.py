@@ -271,3 +271,73 @@ async def test_auto_values_are_those_of_the_data(world: World) -> None:
     assert done.settings["batch"]["batch_size"] == 1
     assert done.settings["method"]["beta"] == 0.1
     assert done.settings["lora"]["alpha"] == 2 * done.settings["lora"]["rank"]
+
+
+async def test_what_is_repeated_and_replaced_goes_to_the_engine(world: World) -> None:
+    first = await world.jobs.wait((await world.jobs.create(world.wish(suffix="fancy"))).id)
+    files = {
+        "replay": {"file": world.add_file(), "share": 0.3},
+        "gate": {"recent": world.add_file()},
+    }
+    job = await world.jobs.create(world.wish(suffix="fancy", training=files))
+    with pytest.raises(FileInUse, match=job.id):
+        world.shop.files.delete(files["replay"]["file"])
+    with pytest.raises(FileInUse, match=job.id):
+        world.shop.files.delete(files["gate"]["recent"])
+    done = await world.jobs.wait(job.id)
+    assert done.status == "succeeded"
+    order = world.engine.orders[-1]
+    assert order.live == first.digest
+    assert order.settings.replay.share == 0.3
+    assert str(order.replay).endswith("/replay")
+    assert str(order.recent).endswith("/recent")
+    assert world.engine.orders[0].live is None
+
+
+@pytest.mark.parametrize(
+    ("training", "param", "words"),
+    [
+        ({"replay": {"share": 0.2}}, "training.replay.file", "name the file"),
+        ({"replay": {"file": 7}}, "training.replay.file", "id of a file"),
+        ({"replay": {"file": "file-9"}}, "training.replay.file", "no file"),
+        ({"replay": {"file": "file-9", "shear": 1}}, "training.replay.shear", "'share'"),
+        ({"replay": {"file": "file-9", "share": 2}}, "training.replay", "share is 2"),
+        ({"continual": {"mode": "merge"}}, "training.continual.mode", "go on from"),
+        ({"continual": {"soup": 9}}, "training", "soup is 9"),
+        ({"gate": {"judge": "nobody"}}, "training.gate.judge", "nobody"),
+        ({"gate": {"recent": "file-9"}}, "training.gate.recent", "no file"),
+        ({"gate": {"suite": [{"prompt": "x"}]}}, "training.gate.suite", "exact or pattern"),
+        ({"gate": {"max_divergense": 1}}, "training.gate.max_divergense", "'max_divergence'"),
+    ],
+)
+async def test_settings_of_learning_on_are_checked_at_once(
+    world: World, training: Any, param: str, words: str
+) -> None:
+    with pytest.raises(RequestRejected, match=words) as refused:
+        await world.jobs.create(world.wish(training=training))
+    assert str(refused.value.param).startswith(param)
+
+
+async def test_a_verdict_says_what_was_not_run(world: World) -> None:
+    done = await world.jobs.wait((await world.jobs.create(world.wish(suffix="fancy"))).id)
+    assert done.verdict is not None
+    missing = {one["name"]: one["reason"] for one in done.verdict["not_run"]}
+    assert missing["validation_loss"] == "no validation rows were scored"
+    assert done.verdict["policy"]["sha256"]
+    strict = {"gate": {"required": ["validation_loss"]}}
+    refused = await world.jobs.wait((await world.jobs.create(world.wish(training=strict))).id)
+    assert refused.error is not None
+    assert refused.error.code == "gate_failed"
+    assert "validation_loss was not run" in refused.error.message
+
+
+async def test_ratings_are_measured_against_what_the_job_goes_on_from(world: World) -> None:
+    done = await world.jobs.wait((await world.jobs.create(world.wish(method="kto"))).id)
+    assert done.status == "succeeded"
+    assert done.settings is not None
+    assert done.settings["method"]["kind"] == "kto"
+    assert done.settings["batch"]["batch_size"] == 4
+    with pytest.raises(RequestRejected, match="at least 2 for kto"):
+        await world.jobs.create(
+            world.wish(method="kto", hyperparameters=Hyperparameters(batch_size=1))
+        )

@@ -42,6 +42,9 @@ class RegistryPublishing(ScriptedPublishing):
         self.registry.publish_version(Version(digest, parents=parents))
         return digest
 
+    async def live(self, name: str) -> str | None:
+        return self.registry.entry(name).digest if name in self.registry else None
+
     async def point(self, name: str, digest: str) -> None:
         self.registry.point(name, digest)
 
