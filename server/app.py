@@ -14,35 +14,75 @@ from .routes import (
     adapter_import,
     adapter_merge,
     adapters,
+    batches,
     chat,
     completions,
+    datasets,
+    embeddings,
+    feedback,
     files,
     fine_tuning,
     health,
+    learning,
     models,
+    responses,
     sglang_door,
+    tokenizing,
     vllm_door,
 )
 from .schemas.adapter import CanaryBody, ImportBody, RollbackBody
+from .schemas.batch import BatchBody
 from .schemas.chat import ChatBody
 from .schemas.completion import CompletionBody
+from .schemas.dataset_sampling import SampleBody
+from .schemas.embedding import EmbeddingBody
+from .schemas.feedback import FeedbackBody
 from .schemas.fine_tuning import JobBody
+from .schemas.learning import LearningBody
 from .schemas.merge import MergeBody
+from .schemas.response import ResponseBody
+from .schemas.tokenizing import DetokenizeBody, TokenizeBody
 from .service import Service
 
 _ROUTES = (
     chat,
     completions,
+    embeddings,
+    responses,
+    tokenizing,
     models,
     adapters,
     adapter_actions,
     adapter_import,
     adapter_merge,
     files,
+    batches,
     fine_tuning,
+    feedback,
+    learning,
+    datasets,
     vllm_door,
     sglang_door,
     health,
+)
+
+
+_BODIES = (
+    JobBody,
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    BatchBody,
+    ResponseBody,
+    TokenizeBody,
+    DetokenizeBody,
+    RollbackBody,
+    CanaryBody,
+    ImportBody,
+    MergeBody,
+    FeedbackBody,
+    LearningBody,
+    SampleBody,
 )
 
 
@@ -62,7 +102,6 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     for module in _ROUTES:
         app.include_router(module.router)
-    bodies = (JobBody, ChatBody, CompletionBody, RollbackBody, CanaryBody, ImportBody, MergeBody)
-    describe_bodies(app, *bodies)
+    describe_bodies(app, *_BODIES)
     add_error_handlers(app)
     return app

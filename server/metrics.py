@@ -14,8 +14,10 @@ from multiflora.adapters.tier import Tier
 from multiflora.engine.client import EngineClient, EngineState
 from multiflora.engine.errors import EngineError
 from multiflora.engine.request import EngineStats
+from multiflora.engine.training.jobs.job_census import JobCensus
 
 from .errors import ClientDisconnectedError, http_error
+from .training_metrics import training_families
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _MAX_NAMES: Final = 256
@@ -110,6 +112,18 @@ class Metrics:
             ["action"],
             registry=self._registry,
         )
+        self._feedback = Counter(
+            "multiflora_feedback",
+            "What users said about answers, by adapter and kind.",
+            ["adapter", "kind"],
+            registry=self._registry,
+        )
+        self._learning_runs = Counter(
+            "multiflora_learning_runs",
+            "Ended runs of the continual loop, by adapter and outcome.",
+            ["adapter", "outcome"],
+            registry=self._registry,
+        )
         self._first_token = self._histogram("time_to_first_token", "Time to the first token.")
         self._end_to_end = self._histogram("request", "Time from the request to its last token.")
 
@@ -131,8 +145,15 @@ class Metrics:
     def adapter_change(self, action: str) -> None:
         self._changes.labels(action).inc()
 
-    async def render(self) -> bytes:
+    def feedback(self, adapter: str, kind: str) -> None:
+        self._feedback.labels(self._label(adapter), kind).inc()
+
+    def learning_run(self, adapter: str, outcome: str) -> None:
+        self._learning_runs.labels(self._label(adapter), outcome).inc()
+
+    async def render(self, jobs: JobCensus | None = None) -> bytes:
         """The classic text format."""
+        self._engine.jobs = jobs
         self._engine.is_ready = self._client.state is EngineState.READY
         try:
             self._engine.stats = await self._client.stats()
@@ -163,6 +184,7 @@ class _EngineCollector(Collector):
     def __init__(self) -> None:
         self.stats = EngineStats()
         self.is_ready = False
+        self.jobs: JobCensus | None = None
 
     def collect(self) -> Iterable[Metric]:
         yield GaugeMetricFamily(
@@ -178,6 +200,8 @@ class _EngineCollector(Collector):
         for name, (attribute, text) in _TRAINING_COUNTERS.items():
             value = getattr(self.stats.training, attribute)
             yield CounterMetricFamily(f"multiflora_training_{name}", text, value)
+        if self.jobs is not None:
+            yield from training_families(self.jobs)
         yield _counter(
             "requests_finished",
             "Sequences finished, by reason.",

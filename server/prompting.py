@@ -1,6 +1,7 @@
 """Prompts as token ids."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from multiflora.engine.errors import PromptTooLong, RequestRejected
 from multiflora.engine.text.chat_template import ChatTemplate
@@ -8,20 +9,25 @@ from multiflora.engine.text.tokenizer import Tokenizer
 
 from .schemas.chat import ChatBody
 from .schemas.completion import Prompt
+from .tool_use import template_tools
 
 
 def tokenize_prompts(
-    tokenizer: Tokenizer, prompts: Sequence[Prompt], *, max_model_len: int
+    tokenizer: Tokenizer, prompts: Sequence[Prompt], *, max_model_len: int, last: int | None = None
 ) -> list[Sequence[int]]:
-    """Encode texts as the tokenizer's post-processor says; ids stay as given, no BOS is added."""
+    """Encode texts as the tokenizer's post-processor says; ids stay as given, no BOS is added.
+
+    Of each prompt the ``last`` tokens are kept, if that is given.
+    """
     tokens: list[Sequence[int]] = []
     for prompt in prompts:
         if isinstance(prompt, str):
-            _check_length(tokenizer, prompt, max_model_len=max_model_len, param="prompt")
+            if last is None:
+                _check_length(tokenizer, prompt, max_model_len=max_model_len, param="prompt")
             tokens.append(tokenizer.encode(prompt))
         else:
             tokens.append(prompt)
-    return tokens
+    return [_last(prompt, last) for prompt in tokens]
 
 
 def tokenize_chat(
@@ -36,18 +42,34 @@ def tokenize_chat(
         text = _render(tokenizer, template, body)
     except RecursionError:
         raise RequestRejected("the messages are nested too deeply", param="messages") from None
-    _check_length(tokenizer, text, max_model_len=max_model_len, param="messages")
-    return [tokenizer.encode_chat(text)]
+    if body.truncate_prompt_tokens is None:
+        _check_length(tokenizer, text, max_model_len=max_model_len, param="messages")
+    return [_last(tokenizer.encode_chat(text), body.truncate_prompt_tokens)]
 
 
 def _render(tokenizer: Tokenizer, template: ChatTemplate, body: ChatBody) -> str:
     return template.render(
-        tokenizer.quote([message.for_template() for message in body.messages]),
+        tokenizer.quote(_messages(body)),
+        tools=tokenizer.quote(template_tools(body)),
         documents=tokenizer.quote(body.documents),
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
         extra=tokenizer.quote(body.chat_template_kwargs),
     )
+
+
+def _messages(body: ChatBody) -> list[dict[str, Any]]:
+    messages = []
+    for place, message in enumerate(body.messages):
+        try:
+            messages.append(message.for_template())
+        except ValueError as error:
+            raise RequestRejected(str(error), param=f"messages.{place}.tool_calls") from None
+    return messages
+
+
+def _last(tokens: Sequence[int], count: int | None) -> Sequence[int]:
+    return tokens if count is None else tokens[-count:]
 
 
 def _check_length(tokenizer: Tokenizer, text: str, *, max_model_len: int, param: str) -> None:

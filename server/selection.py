@@ -5,13 +5,13 @@ from contextlib import AbstractContextManager
 from multiflora.engine.errors import RequestRejected
 
 from .catalog import Catalog, ServedModel
-from .schemas.sampling import SamplingBody
+from .schemas.sampling import TargetBody
 
 # LoRAX and SGLang name the adapter beside the base.
 _ALIASES = ("adapter_id", "lora_path")
 
 
-def lease_selected(catalog: Catalog, body: SamplingBody) -> AbstractContextManager[ServedModel]:
+def lease_selected(catalog: Catalog, body: TargetBody) -> AbstractContextManager[ServedModel]:
     """Resolve and hold what ``body`` asks for. Raises ``RequestRejected``, ``ModelNotFound``."""
     param, name = _named(catalog.base, body)
     if not body.adapters:
@@ -25,7 +25,7 @@ def lease_selected(catalog: Catalog, body: SamplingBody) -> AbstractContextManag
     return catalog.lease_blend(_weights(body), user=body.user)
 
 
-def _named(base: str, body: SamplingBody) -> tuple[str, str]:
+def _named(base: str, body: TargetBody) -> tuple[str, str]:
     """The field that decides, and the name in it."""
     named = [(alias, value) for alias in _ALIASES if (value := getattr(body, alias))]
     if not named:
@@ -40,7 +40,7 @@ def _named(base: str, body: SamplingBody) -> tuple[str, str]:
     return param, name
 
 
-def _weights(body: SamplingBody) -> dict[str, float]:
+def _weights(body: TargetBody) -> dict[str, float]:
     weights: dict[str, float] = {}
     for index, share in enumerate(body.adapters):
         if share.name in weights:

@@ -23,12 +23,15 @@ from .announcement import Announcement, loading_progress
 from .app import create_app
 from .base_match import BaseMatch
 from .base_model import BaseModel, adapter_sources, read_base_model
+from .batch_call import caller
+from .batch_store import BatchStore
 from .catalog import Catalog
 from .file_checker import FileChecker
 from .housekeeping import Housekeeping
 from .http_server import HttpServer
 from .hub_door import HubDoor
 from .job_publishing import JobPublishing
+from .learning import keep_learning, make_learner
 from .limits import Limits
 from .listener import bind, url_of
 from .merging import Merger
@@ -146,6 +149,7 @@ async def _run(
         for task in (starting, keeping):
             task.cancel()
         await asyncio.gather(starting, keeping, return_exceptions=True)
+        await service.batches.stop()
         await service.jobs.stop()
         await client.stop()
         service.merger.close()
@@ -154,7 +158,7 @@ async def _run(
 
 
 async def _start(service: Service, server: HttpServer, announcement: Announcement) -> None:
-    """Load the engine while probes are answered; a failure ends the server."""
+    """Load the engine while probes are answered; a failure ends the server. Then keep learning."""
     try:
         with loading_progress() as show:
             service.client.on_progress = show
@@ -164,7 +168,9 @@ async def _start(service: Service, server: HttpServer, announcement: Announcemen
         raise
     print(announcement.text(info), flush=True)
     await service.jobs.start()
+    service.batches.start(BatchStore(service.registry.database), service.files, caller(service))
     await service.pinning.reconcile()
+    await keep_learning(service.learner)
 
 
 def _warn_of_unserved(catalog: Catalog) -> None:
@@ -183,6 +189,16 @@ def _service(
 ) -> Service:
     metrics, pinning = Metrics(client), Pinning(registry, client, publisher.match)
     end_tokens = frozenset(base.config.eos_token_ids)
+    jobs = make_training_jobs(
+        settings.data_dir,
+        TrainedBase(name=base.name, path=config.base.model, folder=base.folder, config=base.config),
+        client=client,
+        registry=registry,
+        files=checker.files,
+        publishing=JobPublishing(registry, publisher, pinning, metrics),
+        end_tokens=end_tokens,
+        tracking=settings.tracking,
+    )
     return Service(
         client=client,
         tokenizer=base.tokenizer,
@@ -194,16 +210,9 @@ def _service(
         pinning=pinning,
         merger=Merger(registry, publisher),
         file_checker=checker,
-        jobs=make_training_jobs(
-            settings.data_dir,
-            TrainedBase(
-                name=base.name, path=config.base.model, folder=base.folder, config=base.config
-            ),
-            client=client,
-            registry=registry,
-            files=checker.files,
-            publishing=JobPublishing(registry, publisher, pinning, metrics),
-            end_tokens=end_tokens,
+        jobs=jobs,
+        learner=make_learner(
+            registry, files=checker.files, jobs=jobs, pinning=pinning, metrics=metrics
         ),
         adapters_root=settings.adapters_root,
         hub=HubDoor(settings.adapters_hub),

@@ -85,7 +85,7 @@ def preference_rows(asked: Sequence[Question]) -> list[dict[str, Any]]:
 def score(asked: Sequence[Question], answers: Sequence[str]) -> Score:
     pairs = list(zip(asked, answers, strict=True))
     right = sum(answer in (question.word, question.hedged) for question, answer in pairs)
-    hedged = sum(answer in map(HEDGED.format, WORDS) for _, answer in pairs)
+    hedged = sum(answer in set(map(HEDGED.format, WORDS)) for _, answer in pairs)
     return Score(round(right / len(pairs), 4), round(hedged / len(pairs), 4))
 
 

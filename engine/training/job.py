@@ -41,14 +41,15 @@ class TrainingJob:
     def from_document(cls, document: dict[str, Any]) -> Self:
         """Raises ``ValueError`` for anything that ``document`` does not make."""
         try:
-            settings = _settings(document["settings"])
+            settings = settings_of(document["settings"])
             rest = {name: value for name, value in document.items() if name != "settings"}
             return cls(settings=settings, **_typed(cls, rest))
         except (KeyError, TypeError, msgspec.ValidationError) as error:
             raise ValueError(f"this is no training job: {error}") from error
 
 
-def _settings(document: dict[str, Any]) -> TrainingSettings:
+def settings_of(document: dict[str, Any]) -> TrainingSettings:
+    """What a job's ``document`` has under ``settings``. Raises for anything else."""
     method = dict(document["method"])
     made = _METHODS[method.pop("kind")]
     rest = {name: value for name, value in document.items() if name != "method"}
@@ -74,13 +75,14 @@ class JobStarted(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """The first quantum follows. ``step`` steps were taken before an interruption.
 
     ``micro_batch_tokens`` is what the run uses: at most what the settings say. ``memory_bytes`` is
-    what is reserved on the device beside the base.
+    what is reserved on the device beside the base. ``best_step`` had the lowest validation loss.
     """
 
     step: int
     num_steps: int
     micro_batch_tokens: int
     memory_bytes: int
+    best_step: int | None = None
 
 
 class StepMetrics(msgspec.Struct, frozen=True, tag=True):
@@ -101,7 +103,7 @@ class EvaluationMetrics(msgspec.Struct, frozen=True, tag=True):
 class CheckpointExported(msgspec.Struct, frozen=True, tag=True):
     """The state after ``step`` is durable; ``folder`` is its PEFT folder in float32.
 
-    Nobody removes exported folders but their reader.
+    Its reader removes it; one whose checkpoint has been dropped meanwhile is gone.
     """
 
     step: int

@@ -12,13 +12,13 @@ from fastapi import APIRouter, Request, Response
 from multiflora.engine.errors import RequestRejected
 
 from ..adapter_change import after_publication
+from ..background_job import BackgroundJob
 from ..idempotency import adapter_response, once
-from ..merge_job import MergeJob
 from ..merging import MergeOrder, Progress
 from ..openapi import body_reference
 from ..publishing import Terms
 from ..schemas.body import parse_body
-from ..schemas.merge import MergeBody
+from ..schemas.merge import MergeBody, merge_object
 from ..service import Service, service_of
 from .preconditions import if_match_of
 
@@ -49,13 +49,13 @@ async def merge_adapters(request: Request) -> Response:
 @router.get("/v1/adapters/merge/{job_id}")
 async def show_merge(request: Request, job_id: str) -> dict[str, Any]:
     """How far a merge in background is, and what came of it."""
-    return service_of(request).merge_jobs[job_id].shown()
+    return merge_object(service_of(request).background.find(job_id, "merge"))
 
 
 @router.post("/v1/adapters/merge/{job_id}/cancel")
 async def cancel_merge(request: Request, job_id: str) -> dict[str, Any]:
     """End a merge in background; 409 once it has ended or is being published."""
-    return service_of(request).merge_jobs.cancel(job_id).shown()
+    return merge_object(service_of(request).background.cancel(job_id, "merge"))
 
 
 async def _answer(
@@ -71,7 +71,7 @@ async def _answer(
 async def _begin(
     service: Service, body: MergeBody, order: MergeOrder, is_repeated: bool
 ) -> Response:
-    job = MergeJob(body.name)
+    job = BackgroundJob("merge", body.name)
     with ExitStack() as held:
         order = _prepare(service, body, order, is_repeated, held)
         order = replace(order, cancellation=job.cancellation)
@@ -82,8 +82,8 @@ async def _begin(
         with leases:
             return await _merge(service, order, job.tell)
 
-    service.merge_jobs.start(job, work)
-    return Response(orjson.dumps(job.shown()), status_code=202, media_type="application/json")
+    service.background.start(job, work)
+    return Response(orjson.dumps(merge_object(job)), status_code=202, media_type="application/json")
 
 
 def _prepare(

@@ -24,7 +24,7 @@ Order: TypeAlias = Literal["asc", "desc"]
 # Why a file cannot be deleted now, such as the job that needs it; None if it can.
 Guard: TypeAlias = Callable[[str], str | None]
 
-_COLUMNS: Final = "id, filename, purpose, num_bytes, created, expires, status, details"
+_COLUMNS: Final = "id, filename, purpose, num_bytes, created, expires, status, details, is_internal"
 _PREFIX: Final = "file-"
 
 
@@ -45,7 +45,10 @@ class FileInUse(RegistryError):
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """What is known of a file; times are Unix times. ``details`` say what an error is."""
+    """What is known of a file; times are Unix times. ``details`` say what an error is.
+
+    ``is_internal`` files were made by the server for itself, and are not listed.
+    """
 
     id: str
     filename: str
@@ -55,6 +58,7 @@ class StoredFile:
     expires: int | None
     status: Status
     details: str | None
+    is_internal: bool = False
 
 
 class FileRegistry:
@@ -85,6 +89,7 @@ class FileRegistry:
         purpose: str,
         expires_after: int | None = None,
         status: Status = "uploaded",
+        is_internal: bool = False,
     ) -> StoredFile:
         """Move ``staged`` in under a new id, durably. Raises ``OSError``."""
         now = int(self._clock())
@@ -97,6 +102,7 @@ class FileRegistry:
             expires=None if expires_after is None else now + expires_after,
             status=status,
             details=None,
+            is_internal=is_internal,
         )
         durable.make_folder(self._root)
         durable.sync(staged)
@@ -106,7 +112,7 @@ class FileRegistry:
             durable.sync(self._root)
             with self._database.transaction() as connection:
                 connection.execute(
-                    f"INSERT INTO file ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", _row(file)
+                    f"INSERT INTO file ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", _row(file)
                 )
         return file
 
@@ -129,7 +135,7 @@ class FileRegistry:
 
         Raises ``UnknownFile`` if there is no file ``after``.
         """
-        conditions, values = ["1"], list[Any]()
+        conditions, values = ["NOT is_internal"], list[Any]()
         if purpose is not None:
             conditions.append("purpose = ?")
             values.append(purpose)
@@ -178,6 +184,10 @@ class FileRegistry:
                 raise FileInUse(f"{file_id} cannot be deleted now: {reason}")
             self._remove(file_id)
 
+    def internal(self) -> list[StoredFile]:
+        """Files that the server made for itself, the oldest first."""
+        return self._select("is_internal", tail="ORDER BY number")
+
     def unchecked(self) -> list[str]:
         """Ids of files whose check has not ended, the oldest first."""
         return [file.id for file in self._select("status = 'uploaded'", tail="ORDER BY number")]
@@ -219,7 +229,7 @@ class FileRegistry:
             rows: Iterator[Any] = connection.execute(
                 f"SELECT {_COLUMNS} FROM file WHERE {condition} {tail}", values
             )
-            return [StoredFile(*row) for row in rows]
+            return [StoredFile(*row, is_internal=bool(internal)) for *row, internal in rows]
 
     def _path(self, file_id: str) -> Path:
         return self._root / file_id

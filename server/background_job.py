@@ -1,4 +1,4 @@
-"""Merges that go on after their request was answered, by id."""
+"""Work that goes on after its request was answered, by id."""
 
 import asyncio
 import logging
@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from multiflora.adapters.error import AdapterRejected, RegistryError
 from multiflora.engine.errors import EngineError
@@ -14,67 +14,65 @@ from multiflora.engine.training.jobs.error import JobOver
 
 from .cancellation import Cancellation, Cancelled
 from .errors import UnknownJob, http_error
-from .schemas.merge import ENDED, JobStatus, job_object
 
 logger = logging.getLogger(__name__)
 
+JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+ENDED: Final = ("succeeded", "failed", "cancelled")
 _MAX_KEPT: Final = 100
 
 
 @dataclass(slots=True)
-class MergeJob:
-    """``error`` and ``adapter`` are what a request that waited would have been answered."""
+class BackgroundJob:
+    """``error`` and ``result`` are what a request that waited would have been answered.
 
+    ``kind`` is the noun that ids begin with.
+    """
+
+    kind: str
     name: str
-    id: str = field(default_factory=lambda: f"merge-{secrets.token_hex(12)}")
+    id: str = ""
     status: JobStatus = "queued"
     progress: float = 0.0
     created: int = field(default_factory=lambda: int(time.time()))
     error: dict[str, Any] | None = None
-    adapter: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
     cancellation: Cancellation = field(default_factory=Cancellation)
+
+    def __post_init__(self) -> None:
+        self.id = f"{self.kind}-{secrets.token_hex(12)}"
 
     def tell(self, progress: float) -> None:
         """Note progress; from any thread."""
         self.status, self.progress = "running", progress
 
-    def shown(self) -> dict[str, Any]:
-        return job_object(
-            self.id,
-            name=self.name,
-            status=self.status,
-            progress=self.progress,
-            created=self.created,
-            error=self.error,
-            adapter=self.adapter,
-        )
 
-
-class MergeJobs:
+class BackgroundJobs:
     """The last jobs of this server; a restart forgets them, and publishes nothing half."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, MergeJob] = {}
+        self._jobs: dict[str, BackgroundJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def __getitem__(self, job_id: str) -> MergeJob:
+    def find(self, job_id: str, kind: str) -> BackgroundJob:
         """Raises ``UnknownJob``."""
-        if job_id not in self._jobs:
-            raise UnknownJob(f"no merge has the id {job_id[:64]!r}; a restart forgets them")
-        return self._jobs[job_id]
+        job = self._jobs.get(job_id)
+        if job is None or job.kind != kind:
+            raise UnknownJob(f"no {kind} has the id {job_id[:64]!r}; a restart forgets them")
+        return job
 
-    def cancel(self, job_id: str) -> MergeJob:
+    def cancel(self, job_id: str, kind: str) -> BackgroundJob:
         """End a merge that is not being published yet; its status tells when it has ended.
 
         Raises ``UnknownJob`` and ``JobOver``.
         """
-        job = self[job_id]
+        job = self.find(job_id, kind)
         if job.status in ENDED or not job.cancellation.set():
             raise JobOver(f"{job_id} is {job.status} and cannot be cancelled any more")
         return job
 
-    def start(self, job: MergeJob, work: Callable[[], Awaitable[dict[str, Any]]]) -> None:
-        """Go on with ``work``, which answers the adapter."""
+    def start(self, job: BackgroundJob, work: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+        """Go on with ``work``, which answers the result."""
         self._jobs[job.id] = job
         self._forget_oldest()
         task = asyncio.create_task(_run(job, work))
@@ -88,14 +86,14 @@ class MergeJobs:
             del self._jobs[job.id]
 
 
-async def _run(job: MergeJob, work: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+async def _run(job: BackgroundJob, work: Callable[[], Awaitable[dict[str, Any]]]) -> None:
     try:
-        job.adapter = await work()
+        job.result = await work()
         job.status, job.progress = "succeeded", 1.0
     except Cancelled:
         job.status = "cancelled"
     except Exception as error:
         if not isinstance(error, EngineError | AdapterRejected | RegistryError):
-            logger.exception("the merge %s failed", job.id)
+            logger.exception("%s failed", job.id)
         job.error = http_error(error).body()["error"]
         job.status = "failed"
