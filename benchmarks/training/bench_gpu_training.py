@@ -41,7 +41,7 @@ from multiflora.engine.training.task_kind import make_task
 from multiflora.kernels.choose import choose_ops
 from multiflora.kernels.ops import RopeTable
 
-from .bench_coserving import measure, write_rows
+from .bench_coserving import ROW_TOKENS, measure, write_rows
 
 RANK: Final = 16
 MICRO_BATCHES_PER_STEP: Final = 2
@@ -89,6 +89,7 @@ def train_alone(base: Path, scale: Scale, device: torch.device, kernels: Any) ->
             batch_size=len(rows) // scale.steps,
             max_steps=scale.steps,
             micro_batch_tokens=scale.micro_batch_tokens,
+            shuffle=False,
         ),
     )
     base_bytes = _allocated(device)
@@ -128,18 +129,24 @@ def _time_steps(
 
 
 def _rows(scale: Scale) -> Iterator[Example]:
-    """Random rows that fill a whole number of micro-batches; the first half is their prompt."""
+    """Random rows in the order of their micro-batches, which they fill to the token; the first half
+    of each is its prompt."""
     numbers = random.Random(1)
-    vocab = scale.shape["vocab_size"]
+    lengths = _lengths(scale, numbers)
     for line in range(scale.steps * MICRO_BATCHES_PER_STEP):
-        left = scale.micro_batch_tokens
-        while left:
-            drawn = numbers.randint(scale.longest_row // 8, scale.longest_row)
-            length = left if left <= drawn + scale.longest_row // 8 else drawn
-            ids = tuple(numbers.randrange(3, vocab) for _ in range(length))
+        for length in numbers.sample(lengths, len(lengths)):
+            ids = tuple(numbers.randrange(3, scale.shape["vocab_size"]) for _ in range(length))
             half = length // 2
             yield Example(ids, (0.0,) * half + (1.0,) * (length - half), line + 1)
-            left -= length
+
+
+def _lengths(scale: Scale, numbers: random.Random) -> list[int]:
+    """Ragged lengths that fill one micro-batch."""
+    shortest, lengths = scale.longest_row // 8, []
+    while left := scale.micro_batch_tokens - sum(lengths):
+        drawn = numbers.randint(shortest, scale.longest_row)
+        lengths.append(left if left <= drawn + shortest else drawn)
+    return lengths
 
 
 def _open_network(base: Path, device: torch.device, kernels: Any) -> TrainingNetwork:
@@ -188,7 +195,11 @@ def serve_beside(base: Path, scale: Scale, folder: Path, arguments: Any) -> dict
         scheduler=SchedulerConfig(max_num_requests=scale.max_requests),
         training=TrainingConfig(pace="balanced"),
     )
-    batch = BatchSettings(num_epochs=1_000_000, micro_batch_tokens=scale.micro_batch_tokens)
+    batch = BatchSettings(
+        batch_size=max(1, scale.micro_batch_tokens // ROW_TOKENS),
+        num_epochs=1_000_000,
+        micro_batch_tokens=scale.micro_batch_tokens,
+    )
     job = TrainingJob(
         id="job",
         data=str(write_rows(folder / "rows", scale.shape["vocab_size"])),
