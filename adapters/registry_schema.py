@@ -212,4 +212,32 @@ ALTER TABLE history ADD COLUMN evidence TEXT;
 ALTER TABLE file ADD COLUMN is_internal INTEGER NOT NULL DEFAULT 0
 """
 
-MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH)
+_SEVENTH: Final = """
+CREATE TABLE batch (
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  id TEXT NOT NULL UNIQUE,
+  endpoint TEXT NOT NULL,
+  input_file TEXT NOT NULL,
+  status TEXT NOT NULL DEFAULT 'validating' CHECK (status IN
+    ('validating', 'in_progress', 'cancelling', 'completed', 'failed', 'cancelled', 'expired')),
+  metadata TEXT NOT NULL,
+  total INTEGER NOT NULL DEFAULT 0,
+  output_file TEXT,
+  error_file TEXT,
+  errors TEXT,
+  created INTEGER NOT NULL,
+  started INTEGER,
+  finished INTEGER,
+  expires INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE batch_result (
+  batch TEXT NOT NULL REFERENCES batch (id) ON DELETE CASCADE,
+  line INTEGER NOT NULL,
+  is_error INTEGER NOT NULL,
+  result TEXT NOT NULL,
+  PRIMARY KEY (batch, line)
+) STRICT
+"""
+
+MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH)

@@ -14,6 +14,7 @@ from .routes import (
     adapter_import,
     adapter_merge,
     adapters,
+    batches,
     chat,
     completions,
     datasets,
@@ -30,6 +31,7 @@ from .routes import (
     vllm_door,
 )
 from .schemas.adapter import CanaryBody, ImportBody, RollbackBody
+from .schemas.batch import BatchBody
 from .schemas.chat import ChatBody
 from .schemas.completion import CompletionBody
 from .schemas.dataset_sampling import SampleBody
@@ -54,6 +56,7 @@ _ROUTES = (
     adapter_import,
     adapter_merge,
     files,
+    batches,
     fine_tuning,
     feedback,
     learning,
@@ -69,6 +72,7 @@ _BODIES = (
     ChatBody,
     CompletionBody,
     EmbeddingBody,
+    BatchBody,
     ResponseBody,
     TokenizeBody,
     DetokenizeBody,

@@ -33,6 +33,8 @@ from multiflora.engine.training.feedback.error import CompletionNotFound, Feedba
 from multiflora.engine.training.jobs.error import JobNotFound, JobOver, JobRuns
 from multiflora.engine.training.learning.error import LearningOff, LearningRuns, RunNotFound
 
+from .batch_store import BatchOver, UnknownBatch
+
 INTERNAL_ERROR: Final = "internal_error"
 _MAX_MESSAGE_CHARS: Final = 1000
 # Codes of RequestFailed that only the request's own settings can cause, though they show late.
@@ -193,6 +195,8 @@ _REGISTRY_STATUS: Final[dict[type[RegistryError], int]] = {
     UnknownVersion: 404,
     UnknownFile: 404,
     FileInUse: 409,
+    UnknownBatch: 404,
+    BatchOver: 409,
     JobNotFound: 404,
     JobOver: 409,
     JobRuns: 409,
@@ -215,6 +219,8 @@ _REGISTRY_PARAMS: Final[dict[type[RegistryError], str]] = {
     UnknownVersion: "version",
     UnknownFile: "file_id",
     FileInUse: "file_id",
+    UnknownBatch: "batch_id",
+    BatchOver: "batch_id",
     JobNotFound: "fine_tuning_job_id",
     JobOver: "fine_tuning_job_id",
     JobRuns: "fine_tuning_job_id",

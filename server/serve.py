@@ -23,6 +23,8 @@ from .announcement import Announcement, loading_progress
 from .app import create_app
 from .base_match import BaseMatch
 from .base_model import BaseModel, adapter_sources, read_base_model
+from .batch_call import caller
+from .batch_store import BatchStore
 from .catalog import Catalog
 from .file_checker import FileChecker
 from .housekeeping import Housekeeping
@@ -147,6 +149,7 @@ async def _run(
         for task in (starting, keeping):
             task.cancel()
         await asyncio.gather(starting, keeping, return_exceptions=True)
+        await service.batches.stop()
         await service.jobs.stop()
         await client.stop()
         service.merger.close()
@@ -165,6 +168,7 @@ async def _start(service: Service, server: HttpServer, announcement: Announcemen
         raise
     print(announcement.text(info), flush=True)
     await service.jobs.start()
+    service.batches.start(BatchStore(service.registry.database), service.files, caller(service))
     await service.pinning.reconcile()
     await keep_learning(service.learner)
 

@@ -14,7 +14,7 @@ from multiflora.engine.training.data.file_registry import StoredFile, UnknownFil
 
 from ..idempotency import adapter_response, once
 from ..openapi import file_form
-from ..schemas.file import file_name, file_object, file_terms
+from ..schemas.file import BATCH, file_name, file_object, file_terms
 from ..schemas.page import page_object
 from ..service import Service, service_of
 from ..uploads import ANY_SIZE, FormField, FormFields, MalformedUpload, Upload, receive_upload
@@ -90,7 +90,8 @@ async def delete_file(request: Request, file_id: str) -> dict[str, Any]:
 
 async def _create(service: Service, upload: Upload, is_repeated: bool) -> Response:
     stored = await asyncio.to_thread(_store, service, upload)
-    service.file_checker.submit(stored.id)
+    if stored.status == "uploaded":
+        service.file_checker.submit(stored.id)
     return adapter_response(orjson.dumps(file_object(stored)))
 
 
@@ -105,6 +106,8 @@ def _store(service: Service, upload: Upload) -> StoredFile:
         filename=file_name(received.filename),
         purpose=terms.purpose,
         expires_after=terms.expires_after,
+        # A batch is checked when it is made.
+        status="processed" if terms.purpose == BATCH else "uploaded",
     )
 
 
