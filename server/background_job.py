@@ -62,7 +62,7 @@ class BackgroundJobs:
         return job
 
     def cancel(self, job_id: str, kind: str) -> BackgroundJob:
-        """End a merge that is not being published yet; its status tells when it has ended.
+        """End work whose result is not being published yet; its status tells when it has ended.
 
         Raises ``UnknownJob`` and ``JobOver``.
         """

@@ -1,4 +1,4 @@
-"""The end of one merge that somebody asked for, from any thread."""
+"""The end of work in background that somebody asked for, from any thread."""
 
 import threading
 
@@ -6,11 +6,11 @@ from multiflora.adapters.merging.child import MergeChild
 
 
 class Cancelled(Exception):
-    """The merge was cancelled, and nothing was published."""
+    """The work was cancelled, and nothing was published."""
 
 
 class Cancellation:
-    """Either the merge is cancelled or its result is published: whichever asks first."""
+    """Either the work is cancelled or its result is published: whichever asks first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -19,7 +19,7 @@ class Cancellation:
         self._is_sealed = False
 
     def set(self) -> bool:
-        """End the merge, begun or not; whether it was not too late."""
+        """End the work, begun or not; whether it was not too late."""
         with self._lock:
             if self._is_sealed:
                 return False
@@ -29,7 +29,7 @@ class Cancellation:
             return True
 
     def watch(self, child: MergeChild) -> None:
-        """Have ``child`` end with the merge. Raises ``Cancelled``."""
+        """Have ``child`` end with the work. Raises ``Cancelled``."""
         with self._lock:
             self._raise()
             self._child = child
@@ -40,7 +40,7 @@ class Cancellation:
             self._raise()
 
     def seal(self) -> None:
-        """From here on the merge ends by itself. Raises ``Cancelled``."""
+        """From here on the work ends by itself. Raises ``Cancelled``."""
         with self._lock:
             self._raise()
             self._is_sealed = True

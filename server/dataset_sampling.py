@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,6 +17,7 @@ from multiflora.engine.training.sampling.grader import Grader
 from multiflora.engine.training.sampling.pass_rate import pass_rates
 from multiflora.engine.training.sampling.prompt_row import SampledPrompt
 
+from .background_job import BackgroundJob
 from .catalog import ServedModel
 from .generation import SequenceJob, generate
 from .prompting import tokenize_chat, tokenize_prompts
@@ -128,13 +129,11 @@ async def sample_dataset(
     service: Service,
     body: SampleBody,
     prompts: Sequence[SampledPrompt],
-    on_progress: Callable[[float], None],
-    *,
-    sampling_id: str,
+    job: BackgroundJob,
 ) -> dict[str, Any]:
     """Answer, grade, and store the rows as a file; returns the report.
 
-    Raises ``ModelNotFound``, ``PromptTooLong`` and what the engine raises.
+    Raises ``ModelNotFound``, ``PromptTooLong``, ``Cancelled`` and what the engine raises.
     """
     started = time.monotonic()
     with ExitStack() as held:
@@ -143,11 +142,12 @@ async def sample_dataset(
             judge = held.enter_context(
                 service.catalog.lease(body.grader.model, param="grader.model")
             )
-            grade = _Judge(service, judge, body.grader.question, sampling_id)
+            grade = _Judge(service, judge, body.grader.question, job.id)
         else:
             grade = body.grader.grader()
-        sampling = _Sampling(service, body, model, grade, sampling_id)
-        graded = await _all(sampling, prompts, on_progress)
+        sampling = _Sampling(service, body, model, grade, job.id)
+        graded = await _all(sampling, prompts, job)
+        job.cancellation.seal()
         versions = model.digests
     rows = [
         one.prompt.row(answer)
@@ -173,15 +173,16 @@ async def sample_dataset(
 
 
 async def _all(
-    sampling: _Sampling, prompts: Sequence[SampledPrompt], on_progress: Callable[[float], None]
+    sampling: _Sampling, prompts: Sequence[SampledPrompt], job: BackgroundJob
 ) -> list[_Graded]:
     num_done = 0
 
     async def one(place: int, prompt: SampledPrompt) -> _Graded:
         nonlocal num_done
         graded = await sampling.grade(place, prompt)
+        job.cancellation.check()
         num_done += 1
-        on_progress(num_done / len(prompts))
+        job.tell(num_done / len(prompts))
         return graded
 
     tasks = [asyncio.create_task(one(*each)) for each in enumerate(prompts)]

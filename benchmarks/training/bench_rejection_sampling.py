@@ -155,7 +155,7 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", choices=sorted(OPEN_TASKS), default="compare")
+    parser.add_argument("--task", choices=sorted(OPEN_TASKS), default="contain")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--questions", type=int, default=128, help="training prompts per round")
     parser.add_argument("--held-out", type=int, default=64, help="prompts that are measured")

@@ -30,7 +30,7 @@ async def sample(request: Request) -> Response:
     await asyncio.to_thread(_check, body)
     prompts = await asyncio.to_thread(_prompts, service, body)
     job = BackgroundJob(KIND, body.model)
-    work = partial(sample_dataset, service, body, prompts, job.tell, sampling_id=job.id)
+    work = partial(sample_dataset, service, body, prompts, job)
     if not body.background:
         with service.drain.running():
             report = await until_disconnect(request, work())
@@ -45,6 +45,12 @@ async def sample(request: Request) -> Response:
 async def show_sampling(request: Request, job_id: str) -> dict[str, Any]:
     """How far a sampling in background is, and its report."""
     return sampling_object(service_of(request).background.find(job_id, KIND))
+
+
+@router.post("/v1/datasets/sample/{job_id}/cancel")
+async def cancel_sampling(request: Request, job_id: str) -> dict[str, Any]:
+    """End a sampling in background; 409 once it has ended or its file is being stored."""
+    return sampling_object(service_of(request).background.cancel(job_id, KIND))
 
 
 def _check(body: SampleBody) -> None:

@@ -153,6 +153,22 @@ async def test_in_background_the_report_comes_later(client: httpx.AsyncClient) -
     assert (await client.get(f"/v1/adapters/merge/{job['id']}")).status_code == 404
 
 
+async def test_a_sampling_in_background_can_be_cancelled(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    body = {**ASK, "prompts": [EVEN] * 50, "background": True}
+    engine.script = lambda request: [0.05, *engine.say(request)]
+    job = (await client.post(SAMPLE, json=body)).json()
+    await client.post(f"{SAMPLE}/{job['id']}/cancel")
+    while job["status"] in ("queued", "running"):
+        await asyncio.sleep(0.01)
+        job = (await client.get(f"{SAMPLE}/{job['id']}")).json()
+    assert job["status"] == "cancelled"
+    assert (await client.get("/v1/files")).json()["data"] == []
+    again = await client.post(f"{SAMPLE}/{job['id']}/cancel")
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "job_over")
+
+
 async def test_the_command_leaves_a_file_that_can_be_trained_on(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
