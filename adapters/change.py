@@ -6,7 +6,14 @@ from dataclasses import replace
 
 from .canary import Canary, check_weight
 from .entry import AdapterEntry
-from .error import InvalidCanary, PreconditionFailed, UnknownName, UnknownVersion, VersionInUse
+from .error import (
+    ForeignName,
+    InvalidCanary,
+    PreconditionFailed,
+    UnknownName,
+    UnknownVersion,
+    VersionInUse,
+)
 from .registry_tables import RegistryTables
 from .version import Version, check_digest
 
@@ -47,14 +54,20 @@ class Change:
             known = replace(known, base=version.base)
         return known
 
-    def point(self, name: str, digest: str, *, if_match: str | None = None) -> None:
+    def point(
+        self, name: str, digest: str, *, if_match: str | None = None, tenant: str | None = None
+    ) -> None:
         entry = self._tables.entry(name)
+        _check_owner(name, entry, tenant)
         _check_match(name, entry, if_match)
         self._require_version(digest)
         if entry is None or entry.digest != digest:
-            self._activate(entry, name, digest, "point")
+            self._activate(entry, name, digest, "point", tenant or "")
 
-    def keep(self, name: str, digest: str, *, if_match: str | None = None) -> None:
+    def keep(
+        self, name: str, digest: str, *, if_match: str | None = None, tenant: str | None = None
+    ) -> None:
+        _check_owner(name, self._tables.entry(name), tenant)
         entry = self.require(name, if_match)
         self._require_version(digest)
         if digest not in entry.kept:
@@ -140,9 +153,14 @@ class Change:
         self._tables.delete_versions(digests)
         return digests
 
-    def _activate(self, entry: AdapterEntry | None, name: str, digest: str, action: str) -> None:
-        event = self._record(name, action, start=entry.digest if entry else None, end=digest)
-        self._tables.set_active(name, digest, self._now)
+    def _activate(
+        self, entry: AdapterEntry | None, name: str, digest: str, action: str, tenant: str = ""
+    ) -> None:
+        if entry is None:
+            event = self._record(name, action, end=digest, tenant=tenant)
+        else:
+            event = self._record(name, action, start=entry.digest, end=digest)
+        self._tables.set_active(name, digest, self._now, tenant)
         self._tables.keep(name, digest, event)
         if action != "rollback" or not self._tables.pop_to(name, digest):
             self._tables.push(name, digest, event)
@@ -171,9 +189,20 @@ class Change:
         start: str | None = None,
         end: str | None = None,
         weight: float | None = None,
+        tenant: str | None = None,
     ) -> int:
+        """``tenant`` None is the name's own."""
         self._touched.add(name)
-        return self._tables.record(name, action, self._now, start=start, end=end, weight=weight)
+        if tenant is None:
+            tenant = self.require(name).tenant
+        return self._tables.record(
+            name, action, self._now, start=start, end=end, weight=weight, tenant=tenant
+        )
+
+
+def _check_owner(name: str, entry: AdapterEntry | None, tenant: str | None) -> None:
+    if entry is not None and tenant not in (None, entry.tenant):
+        raise ForeignName(name)
 
 
 def _check_match(name: str, entry: AdapterEntry | None, if_match: str | None) -> None:

@@ -91,4 +91,4 @@ class ActiveRequest:
         return self.keys
 
     def _root(self) -> bytes:
-        return root_key(self.request.adapters, self.request.cache_salt)
+        return root_key(self.request.adapters, self.request.cache_salt, self.request.tenant)

@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +16,7 @@ import multiflora
 from multiflora.engine.errors import InvalidToken, PromptTooLong, RequestRejected
 from multiflora.engine.request import EngineInfo, GenerationRequest
 
+from .access.caller import caller_of
 from .answer_shape import AnswerShape
 from .catalog import Parent, ServedModel
 from .disconnect import until_disconnect
@@ -55,17 +56,22 @@ class _Answer:
 
 async def answer(request: Request, service: Service, question: Question) -> Response:
     """Answer a question; whatever it holds is let go exactly once, however it ends."""
-    body = question.body
+    body, caller = question.body, caller_of(request)
     async with AsyncExitStack() as resources:
         resources.enter_context(service.drain.running())
-        model = resources.enter_context(lease_selected(service.catalog, body))
+        model = resources.enter_context(lease_selected(service.catalog, body, view=caller.view))
         record = resources.enter_context(service.metrics.request(model.name))
         info = service.client.info
         prompts = await off_loop(
             question.is_large, question.tokenize, max_model_len=info.max_model_len
         )
         answer_id = f"{question.shape.id_prefix}-{uuid.uuid4().hex}"
-        jobs = _jobs(service, question, prompts, info=info, model=model, answer_id=answer_id)
+        jobs = [
+            replace(job, request=replace(job.request, tenant=caller.tenant))
+            for job in _jobs(
+                service, question, prompts, info=info, model=model, answer_id=answer_id
+            )
+        ]
         deltas = generate(service.client, service.tokenizer, jobs)
         resources.push_async_callback(deltas.aclose)
         making = _Answer(
@@ -151,6 +157,10 @@ def _jobs(
                 )
             )
     return jobs
+
+
+def _for_tenant(job: SequenceJob, tenant: str) -> SequenceJob:
+    return replace(job, request=replace(job.request, tenant=tenant)) if tenant else job
 
 
 def _check_number(num_sequences: int, *, limit: int) -> None:

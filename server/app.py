@@ -2,9 +2,12 @@
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.routing import Route
 
 import multiflora
 
+from .access.authorization import AuthorizationMiddleware
+from .access.ownership import Ownership
 from .edge import EdgeMiddleware
 from .errors import add_error_handlers
 from .limits import RequestLimitMiddleware
@@ -19,6 +22,7 @@ from .routes import (
     files,
     fine_tuning,
     health,
+    keys,
     models,
     sglang_door,
     vllm_door,
@@ -27,6 +31,7 @@ from .schemas.adapter import CanaryBody, ImportBody, RollbackBody
 from .schemas.chat import ChatBody
 from .schemas.completion import CompletionBody
 from .schemas.fine_tuning import JobBody
+from .schemas.key import KeyBody
 from .schemas.merge import MergeBody
 from .service import Service
 
@@ -42,12 +47,24 @@ _ROUTES = (
     fine_tuning,
     vllm_door,
     sglang_door,
+    keys,
     health,
+)
+_BODIES = (
+    JobBody,
+    ChatBody,
+    CompletionBody,
+    RollbackBody,
+    CanaryBody,
+    ImportBody,
+    MergeBody,
+    KeyBody,
 )
 
 
 def create_app(service: Service) -> FastAPI:
     """The ASGI app; the engine is started and stopped by whoever made the service."""
+    routes: list[Route] = []
     app = FastAPI(
         title="multiflora",
         version=multiflora.__version__,
@@ -57,12 +74,30 @@ def create_app(service: Service) -> FastAPI:
         middleware=[
             Middleware(EdgeMiddleware),
             Middleware(RequestLimitMiddleware, limits=service.limits),
+            Middleware(
+                AuthorizationMiddleware,
+                routes=routes,
+                keyring=service.keyring,
+                ownership=_ownership(service),
+                origin=service.origin,
+            ),
         ],
     )
     app.state.service = service
+    routes += [route for route in app.router.routes if isinstance(route, Route)]
     for module in _ROUTES:
         app.include_router(module.router)
-    bodies = (JobBody, ChatBody, CompletionBody, RollbackBody, CanaryBody, ImportBody, MergeBody)
-    describe_bodies(app, *bodies)
+        routes += [route for route in module.router.routes if isinstance(route, Route)]
+    describe_bodies(app, *_BODIES)
     add_error_handlers(app)
     return app
+
+
+def _ownership(service: Service) -> Ownership:
+    return Ownership(
+        registry=service.registry,
+        catalog=service.catalog,
+        files=service.files,
+        jobs=service.jobs.rows,
+        merges=service.merge_jobs,
+    )

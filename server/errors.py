@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from multiflora.adapters.error import (
     AdapterRejected,
+    ForeignName,
     InvalidCanary,
     InvalidName,
     PreconditionFailed,
@@ -30,6 +31,8 @@ from multiflora.engine.errors import (
 )
 from multiflora.engine.training.data.file_registry import FileInUse, UnknownFile
 from multiflora.engine.training.jobs.error import JobNotFound, JobOver, JobRuns
+
+from .access.error import AccessDenied, InvalidKey
 
 INTERNAL_ERROR: Final = "internal_error"
 _MAX_MESSAGE_CHARS: Final = 1000
@@ -120,6 +123,15 @@ class NameTaken(RegistryError):
     code = "name_exists"
 
 
+class UnknownKey(RegistryError):
+    """No API key has this id."""
+
+    code = "unknown_key"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"no API key has the id {key_id[:64]!r}")
+
+
 class KeyInUse(RegistryError):
     """A request with the same idempotency key is running."""
 
@@ -168,6 +180,8 @@ class HttpError:
         headers: dict[str, str] = {}
         if self.retry_after_seconds is not None:
             headers["retry-after"] = str(self.retry_after_seconds)
+        if self.status == InvalidKey.status:
+            headers["www-authenticate"] = "Bearer"
         if self.should_retry is not None:
             headers["x-should-retry"] = "true" if self.should_retry else "false"
         return headers
@@ -197,6 +211,8 @@ _REGISTRY_STATUS: Final[dict[type[RegistryError], int]] = {
     KeyReused: 409,
     KeyInUse: 409,
     OutcomeUnknown: 409,
+    ForeignName: 409,
+    UnknownKey: 404,
     PreconditionFailed: 412,
 }
 _REGISTRY_PARAMS: Final[dict[type[RegistryError], str]] = {
@@ -205,11 +221,13 @@ _REGISTRY_PARAMS: Final[dict[type[RegistryError], str]] = {
     UnknownName: "name",
     UnknownVersion: "version",
     UnknownFile: "file_id",
+    UnknownKey: "key_id",
     FileInUse: "file_id",
     JobNotFound: "fine_tuning_job_id",
     JobOver: "fine_tuning_job_id",
     JobRuns: "fine_tuning_job_id",
     NameTaken: "name",
+    ForeignName: "name",
     VersionInUse: "version",
     PreconditionFailed: "if-match",
     KeyReused: "idempotency-key",
@@ -237,6 +255,10 @@ def http_error(error: Exception) -> HttpError:
                 type="invalid_request_error",
                 code=error.code,
                 message=str(error),
+            )
+        case AccessDenied():
+            return HttpError(
+                status=error.status, type=error.type, code=error.code, message=str(error)
             )
         case RegistryError():
             return _registry_error(error)

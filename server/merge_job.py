@@ -24,6 +24,7 @@ class MergeJob:
     """``error`` and ``adapter`` are what a request that waited would have been answered."""
 
     name: str
+    tenant: str = ""
     id: str = field(default_factory=lambda: f"merge-{secrets.token_hex(12)}")
     status: JobStatus = "queued"
     progress: float = 0.0
@@ -57,8 +58,11 @@ class MergeJobs:
     def __getitem__(self, job_id: str) -> MergeJob:
         """Raises ``UnknownJob``."""
         if job_id not in self._jobs:
-            raise UnknownJob(f"no merge has the id {job_id[:64]!r}; a restart forgets them")
+            raise self.not_found(job_id)
         return self._jobs[job_id]
+
+    def not_found(self, job_id: str) -> UnknownJob:
+        return UnknownJob(f"no merge has the id {job_id[:64]!r}; a restart forgets them")
 
     def start(self, job: MergeJob, work: Callable[[], Awaitable[dict[str, Any]]]) -> None:
         """Go on with ``work``, which answers the adapter."""

@@ -19,6 +19,10 @@ from multiflora.engine.errors import StartupError
 from multiflora.engine.memory_plan import plan_memory
 from multiflora.engine.training.data.file_registry import FileRegistry
 
+from .access.key_file import KeyFile
+from .access.key_registry import KeyRegistry
+from .access.keyring import Keyring
+from .access.origin import OriginCheck, is_loopback
 from .announcement import Announcement, loading_progress
 from .app import create_app
 from .base_match import BaseMatch
@@ -58,12 +62,15 @@ def serve(settings: ServeSettings) -> int:
         with closing(open_registry(settings.data_dir, base)) as registry:
             match = BaseMatch(base.fingerprint, registry.bases())
             projections = base.config.adapter_projections()
+            keyring = open_keyring(settings, registry)
             publisher = Publisher(registry, projections, match=match)
             files = open_files(settings.data_dir, registry)
             with closing(publisher), closing(FileChecker(files)) as checker:
                 publish_at_start(adapter_sources(settings), registry, publisher)
                 checker.resume()
-                uvloop.run(_run(settings, base, config, publisher, registry, checker, listener))
+                uvloop.run(
+                    _run(settings, base, config, publisher, registry, checker, keyring, listener)
+                )
     finally:
         listener.close()
     return 0
@@ -91,6 +98,23 @@ def open_registry(data_dir: Path, base: BaseModel) -> Registry:
     return registry
 
 
+def open_keyring(settings: ServeSettings, registry: Registry) -> Keyring:
+    """All API keys. Raises ``StartupError`` if others could reach a server that has none."""
+    try:
+        file = None if settings.api_key_file is None else KeyFile.open(settings.api_key_file)
+    except ValueError as error:
+        raise StartupError(str(error)) from None
+    keyring = Keyring(KeyRegistry(registry.database), file)
+    if keyring.is_open and not is_loopback(settings.host):
+        if not settings.insecure:
+            raise StartupError(
+                f"--host {settings.host} lets others in, but there are no API keys; make one with "
+                "multiflora keys create, or say --insecure to let everybody do everything"
+            )
+        logger.warning("everybody who reaches %s may do everything: no API keys", settings.host)
+    return keyring
+
+
 def open_files(data_dir: Path, registry: Registry) -> FileRegistry:
     """The files that earlier servers left in ``data_dir``. Raises ``StartupError``."""
     files = FileRegistry(registry.database, data_dir)
@@ -115,6 +139,7 @@ async def _run(
     publisher: Publisher,
     registry: Registry,
     checker: FileChecker,
+    keyring: Keyring,
     listener: socket.socket,
 ) -> None:
     client = EngineClient.in_process_of_its_own(config)
@@ -122,7 +147,7 @@ async def _run(
     if settings.adapters_dir:
         watched = WatchedFolder(settings.adapters_dir, registry, publisher)
         await publisher.run(watched.scan)
-    service = _service(settings, client, base, config, registry, publisher, checker)
+    service = _service(settings, client, base, config, registry, publisher, checker, keyring)
     _warn_of_unserved(service.catalog)
     housekeeping = Housekeeping(registry, publisher, client, service.pinning, watched=watched)
     keeping = asyncio.create_task(housekeeping.run())
@@ -138,6 +163,7 @@ async def _run(
         adapters=service.catalog.names()[1:],
         data_dir=settings.data_dir,
         has_chat_template=base.chat_template.is_available,
+        needs_key=not keyring.is_open,
     )
     starting = asyncio.create_task(_start(service, server, announcement))
     try:
@@ -180,6 +206,7 @@ def _service(
     registry: Registry,
     publisher: Publisher,
     checker: FileChecker,
+    keyring: Keyring,
 ) -> Service:
     metrics, pinning = Metrics(client), Pinning(registry, client, publisher.match)
     end_tokens = frozenset(base.config.eos_token_ids)
@@ -194,6 +221,8 @@ def _service(
         pinning=pinning,
         merger=Merger(registry, publisher),
         file_checker=checker,
+        keyring=keyring,
+        origin=OriginCheck(None if settings.insecure else {settings.host.lower()}),
         jobs=make_training_jobs(
             settings.data_dir,
             TrainedBase(

@@ -15,6 +15,8 @@ from multiflora.engine.text.tokenizer import Tokenizer
 from multiflora.engine.training.data.file_registry import FileRegistry
 from multiflora.engine.training.jobs.training_jobs import TrainingJobs
 
+from .access.keyring import Keyring
+from .access.origin import OriginCheck
 from .catalog import Catalog
 from .drain import Drain
 from .file_checker import FileChecker
@@ -45,6 +47,8 @@ class Service:
     jobs: TrainingJobs
     pinning: Pinning
     merger: Merger
+    keyring: Keyring
+    origin: OriginCheck = field(default_factory=OriginCheck)
     merge_jobs: MergeJobs = field(default_factory=MergeJobs)
     # Where paths that clients name may lie; None closes the routes that take such paths.
     adapters_root: Path | None = None

@@ -152,6 +152,14 @@ class ServeSettings:
     port: int = field(
         default=8000, metadata=_about("port to listen on; 0 picks a free one", parse_int)
     )
+    insecure: bool = field(
+        default=False,
+        metadata=_about("listen on any address although there are no API keys", parse_bool),
+    )
+    api_key_file: Path | None = field(
+        default=None,
+        metadata=_about("API keys beside those of the database; see multiflora keys", parse_path),
+    )
     data_dir: Path = field(
         default=Path.home() / ".multiflora",
         metadata=_about("where adapters and prepared weights are kept", parse_path),

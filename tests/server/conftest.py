@@ -22,6 +22,8 @@ from multiflora.engine.text.chat_template import ChatTemplate, chat_template_of
 from multiflora.engine.text.tokenizer import Tokenizer, load_tokenizer
 from multiflora.engine.training.data.file_registry import FileRegistry
 from multiflora.engine.training.jobs.training_jobs import TrainingJobs
+from multiflora.server.access.key_registry import KeyRegistry
+from multiflora.server.access.keyring import Keyring
 from multiflora.server.app import create_app
 from multiflora.server.catalog import Catalog
 from multiflora.server.file_checker import FileChecker
@@ -234,6 +236,7 @@ def service(
         merger=merger,
         file_checker=file_checker,
         jobs=jobs,
+        keyring=Keyring(KeyRegistry(registry.database)),
         end_tokens=frozenset({end}),
     )
 

@@ -24,7 +24,7 @@ Order: TypeAlias = Literal["asc", "desc"]
 # Why a file cannot be deleted now, such as the job that needs it; None if it can.
 Guard: TypeAlias = Callable[[str], str | None]
 
-_COLUMNS: Final = "id, filename, purpose, num_bytes, created, expires, status, details"
+_COLUMNS: Final = "id, filename, purpose, num_bytes, created, expires, status, details, tenant"
 _PREFIX: Final = "file-"
 
 
@@ -55,6 +55,7 @@ class StoredFile:
     expires: int | None
     status: Status
     details: str | None
+    tenant: str = ""
 
 
 class FileRegistry:
@@ -85,6 +86,7 @@ class FileRegistry:
         purpose: str,
         expires_after: int | None = None,
         status: Status = "uploaded",
+        tenant: str = "",
     ) -> StoredFile:
         """Move ``staged`` in under a new id, durably. Raises ``OSError``."""
         now = int(self._clock())
@@ -97,6 +99,7 @@ class FileRegistry:
             expires=None if expires_after is None else now + expires_after,
             status=status,
             details=None,
+            tenant=tenant,
         )
         durable.make_folder(self._root)
         durable.sync(staged)
@@ -106,14 +109,14 @@ class FileRegistry:
             durable.sync(self._root)
             with self._database.transaction() as connection:
                 connection.execute(
-                    f"INSERT INTO file ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", _row(file)
+                    f"INSERT INTO file ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", _row(file)
                 )
         return file
 
-    def get(self, file_id: str) -> StoredFile:
-        """Raises ``UnknownFile``."""
+    def get(self, file_id: str, *, view: str | None = None) -> StoredFile:
+        """Raises ``UnknownFile``; a tenant's ``view`` holds its own files and the shared ones."""
         found = self._select("id = ?", file_id)
-        if not found:
+        if not found or (view is not None and found[0].tenant not in ("", view)):
             raise UnknownFile(file_id)
         return found[0]
 
@@ -124,6 +127,7 @@ class FileRegistry:
         after: str | None = None,
         limit: int = 10_000,
         order: Order = "desc",
+        view: str | None = None,
     ) -> tuple[list[StoredFile], bool]:
         """Up to ``limit`` files in the order in which they were added, and whether more follow.
 
@@ -133,8 +137,11 @@ class FileRegistry:
         if purpose is not None:
             conditions.append("purpose = ?")
             values.append(purpose)
+        if view is not None:
+            conditions.append("tenant IN ('', ?)")
+            values.append(view)
         if after is not None:
-            self.get(after)
+            self.get(after, view=view)
             conditions.append(
                 f"number {'>' if order == 'asc' else '<'} (SELECT number FROM file WHERE id = ?)"
             )

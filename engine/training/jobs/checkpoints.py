@@ -5,7 +5,7 @@ import shutil
 from asyncio import to_thread
 from pathlib import Path
 
-from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.error import AdapterRejected, ForeignName
 
 from ..job import CheckpointExported
 from .job import Job, JobCheckpoint, JobNote
@@ -38,18 +38,26 @@ class Checkpoints:
                 metrics={"job": job.id, **metrics},
             )
         except AdapterRejected as error:
-            text = f"The checkpoint after step {event.step} cannot be served: {error}"
-            await to_thread(self._shop.jobs.note, job.id, [JobNote(message=text, level="warn")])
+            await self._warn(event, error)
             return
         finally:
             await to_thread(shutil.rmtree, folder, ignore_errors=True)
         name = checkpoint_name(job, event.step)
-        await self._shop.publishing.point(name, digest)
+        try:
+            await self._shop.publishing.point(name, digest, tenant=job.tenant)
+        except ForeignName as error:
+            await self._warn(event, error)
+            await self._shop.publishing.discard(digest)
+            return
         is_new = await to_thread(
             self._add_row, event.step, name, metrics, log.best_step == event.step
         )
         if is_new:
             await self._prune()
+
+    async def _warn(self, event: CheckpointExported, error: Exception) -> None:
+        text = f"The checkpoint after step {event.step} cannot be served: {error}"
+        await to_thread(self._shop.jobs.note, self._job.id, [JobNote(message=text, level="warn")])
 
     async def remove_all(self) -> None:
         found, _ = await to_thread(self._shop.jobs.checkpoints, self._job.id, limit=10_000)
@@ -72,7 +80,7 @@ class Checkpoints:
                 await self._remove(checkpoint)
 
     async def _remove(self, checkpoint: JobCheckpoint) -> None:
-        await self._shop.publishing.remove(checkpoint.name)
+        await self._shop.publishing.remove(checkpoint.name, tenant=self._job.tenant)
         await to_thread(self._shop.jobs.remove_checkpoint, checkpoint.id)
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from multiflora.adapters.error import AdapterRejected, RegistryError
+from multiflora.adapters.error import AdapterRejected, ForeignName, RegistryError
 
 from ...errors import EngineUnavailable, RequestFailed, RequestRejected
 from ..config import LoraSettings
@@ -341,7 +341,13 @@ class JobRunner:
 
     async def _publish(self, job: Job) -> None:
         assert job.digest is not None
-        await self._shop.publishing.point(job.name, job.digest)
+        try:
+            await self._shop.publishing.point(job.name, job.digest, tenant=job.tenant)
+        except ForeignName as error:
+            # Another tenant took the name while the job ran; nobody's adapter is overwritten.
+            failure = JobError(code=error.code, message=str(error), param="suffix")
+            await asyncio.to_thread(self._shop.jobs.fail, self._id, failure)
+            return
         note = f"The job has successfully completed; {job.name} is live"
         await asyncio.to_thread(self._shop.jobs.succeed, self._id, note)
 

@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from multiflora.adapters.name import MAX_NAME_CHARS, check_name
@@ -23,6 +24,17 @@ logger = logging.getLogger(__name__)
 _PURPOSE: Final = "fine-tune"
 _MAX_BASE_CHARS: Final = 48
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
+
+
+@dataclass(frozen=True, slots=True)
+class JobOwner:
+    """Whose a job is to be, and whose files it may read: ``view`` None is everybody's."""
+
+    tenant: str = ""
+    view: str | None = None
+
+
+SHARED: Final = JobOwner()
 
 
 class InvalidTrainingFile(RequestRejected):
@@ -54,13 +66,15 @@ class TrainingJobs:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def create(self, wish: JobWish, *, start: str | None = None) -> Job:
+    async def create(
+        self, wish: JobWish, *, start: str | None = None, owner: JobOwner = SHARED
+    ) -> Job:
         """Acknowledge a job and begin with it; ``start`` is the stored version to go on from.
 
         Raises ``RequestRejected`` for what cannot become a job, and ``AdapterRejected`` if training
         cannot go on from ``start``.
         """
-        job = await asyncio.to_thread(self._create, wish, start)
+        job = await asyncio.to_thread(self._create, wish, start, owner)
         self._run(job)
         return job
 
@@ -131,8 +145,8 @@ class TrainingJobs:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def _create(self, wish: JobWish, start: str | None) -> Job:
-        self._check_files(wish)
+    def _create(self, wish: JobWish, start: str | None, owner: JobOwner) -> Job:
+        self._check_files(wish, owner)
         lora = None
         if start is not None:
             lora = lora_settings_of(self._shop.store.open(start))
@@ -146,7 +160,11 @@ class TrainingJobs:
         if wish.validation_file is not None:
             notes.append(f"Validating validation file: {wish.validation_file}")
         return self.rows.create(
-            wish, name=lambda job_id: self._name(wish, job_id), start=start, notes=notes
+            wish,
+            name=lambda job_id: self._name(wish, job_id),
+            start=start,
+            notes=notes,
+            tenant=owner.tenant,
         )
 
     def _name(self, wish: JobWish, job_id: str) -> str:
@@ -167,10 +185,10 @@ class TrainingJobs:
         if len(suffix) > longest:
             raise RequestRejected(f"suffix has up to {longest} characters", param="suffix")
 
-    def _check_files(self, wish: JobWish) -> None:
-        self._check_file(wish.training_file, "training_file")
+    def _check_files(self, wish: JobWish, owner: JobOwner) -> None:
+        self._check_file(wish.training_file, "training_file", owner)
         if wish.validation_file is not None:
-            self._check_file(wish.validation_file, "validation_file")
+            self._check_file(wish.validation_file, "validation_file", owner)
             if wish.validation_file == wish.training_file:
                 raise InvalidTrainingFile(
                     "a validation file with the rows that are trained on measures nothing; leave "
@@ -178,9 +196,9 @@ class TrainingJobs:
                     param="validation_file",
                 )
 
-    def _check_file(self, file_id: str, param: str) -> StoredFile:
+    def _check_file(self, file_id: str, param: str, owner: JobOwner) -> StoredFile:
         try:
-            file = self._shop.files.get(file_id)
+            file = self._shop.files.get(file_id, view=owner.view)
         except UnknownFile as error:
             raise RequestRejected(str(error), param=param) from None
         if file.purpose != _PURPOSE:
