@@ -16,9 +16,11 @@ import multiflora
 from multiflora.engine.errors import InvalidToken, PromptTooLong, RequestRejected
 from multiflora.engine.request import EngineInfo, GenerationRequest
 
-from .access.caller import caller_of
+from .access.caller import Caller, caller_of
+from .admission import Order
 from .answer_shape import AnswerShape
 from .catalog import Parent, ServedModel
+from .deadline import timeout_of, until_deadline
 from .disconnect import until_disconnect
 from .generation import Delta, SequenceJob, generate
 from .metrics import RequestRecord
@@ -59,6 +61,8 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
     body, caller = question.body, caller_of(request)
     async with AsyncExitStack() as resources:
         resources.enter_context(service.drain.running())
+        service.admission.check_room()
+        timeout_seconds = timeout_of(request.headers, default=service.request_timeout_seconds)
         model = resources.enter_context(lease_selected(service.catalog, body, view=caller.view))
         record = resources.enter_context(service.metrics.request(model.name))
         info = service.client.info
@@ -66,20 +70,21 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
             question.is_large, question.tokenize, max_model_len=info.max_model_len
         )
         answer_id = f"{question.shape.id_prefix}-{uuid.uuid4().hex}"
-        jobs = [
-            replace(job, request=replace(job.request, tenant=caller.tenant))
-            for job in _jobs(
-                service, question, prompts, info=info, model=model, answer_id=answer_id
-            )
-        ]
+        jobs = _jobs(service, question, prompts, info=info, model=model, answer_id=answer_id)
+        jobs = [_for_tenant(job, caller.tenant) for job in jobs]
+        order = _order(caller, model, jobs, timeout_seconds)
+        ticket = resources.enter_context(service.admission.admitted(order))
         deltas = generate(service.client, service.tokenizer, jobs)
+        deltas = until_deadline(deltas, timeout_seconds)
         resources.push_async_callback(deltas.aclose)
+        record.on_first_token = ticket.begin
         making = _Answer(
             envelope=_envelope(answer_id, model, info),
             headers=_headers(model),
             usage=UsageCount([len(prompt) for prompt in prompts], num_choices=body.n),
             record=record,
         )
+        ticket.num_answered = lambda: making.usage.num_generated
         if not body.stream:
             return await until_disconnect(request, _whole(making, question.shape, deltas))
         # The first delta comes before the status line, so that a refusal has its own status.
@@ -87,6 +92,24 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
         record.first_token()
         events = _writer(making, question).events(first, deltas)
         return EventStream(events, resources=resources.pop_all(), headers=making.headers)
+
+
+def _for_tenant(job: SequenceJob, tenant: str) -> SequenceJob:
+    return replace(job, request=replace(job.request, tenant=tenant)) if tenant else job
+
+
+def _order(
+    caller: Caller, model: ServedModel, jobs: Sequence[SequenceJob], timeout_seconds: float | None
+) -> Order:
+    num_prompt_tokens = sum(len(job.request.prompt) for job in jobs)
+    return Order(
+        caller=caller,
+        adapter=model.name if model.parents else None,
+        num_sequences=len(jobs),
+        num_prompt_tokens=num_prompt_tokens,
+        num_tokens=num_prompt_tokens + sum(job.request.sampling.max_tokens for job in jobs),
+        timeout_seconds=timeout_seconds,
+    )
 
 
 async def _whole(making: _Answer, shape: AnswerShape, deltas: AsyncGenerator[Delta]) -> Response:
@@ -157,10 +180,6 @@ def _jobs(
                 )
             )
     return jobs
-
-
-def _for_tenant(job: SequenceJob, tenant: str) -> SequenceJob:
-    return replace(job, request=replace(job.request, tenant=tenant)) if tenant else job
 
 
 def _check_number(num_sequences: int, *, limit: int) -> None:

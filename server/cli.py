@@ -15,6 +15,7 @@ from multiflora.engine.config import Device, Kernels
 from multiflora.engine.errors import EngineError, StartupError
 
 from .commands import estimate, export, extract, keys, merge, soup, train
+from .rate_limit import RateLimits
 from .settings import ServeSettings
 from .settings_source import PREFIX, convert, read_settings
 
@@ -171,7 +172,7 @@ def _add_adapters(parser: argparse.ArgumentParser, about: str, metavar: str) -> 
 
 def _with_default(setting: "Field[Any]") -> str:
     about = setting.metadata["help"].replace("%", "%%")
-    has_default = setting.default is not MISSING and setting.default is not None
+    has_default = setting.default not in (MISSING, None, RateLimits())
     return f"{about} (default: {setting.default})" if has_default else about
 
 

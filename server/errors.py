@@ -1,6 +1,7 @@
 """The one place where errors become HTTP: OpenAI's envelope with string codes."""
 
 import errno
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ from multiflora.engine.training.data.file_registry import FileInUse, UnknownFile
 from multiflora.engine.training.jobs.error import JobNotFound, JobOver, JobRuns
 
 from .access.error import AccessDenied, InvalidKey
+from .refusal import DeadlineExceeded, Refused
 
 INTERNAL_ERROR: Final = "internal_error"
 _MAX_MESSAGE_CHARS: Final = 1000
@@ -163,7 +165,7 @@ class HttpError:
     code: str
     message: str
     param: str | None = None
-    retry_after_seconds: int | None = None
+    retry_after_seconds: float | None = None
     should_retry: bool | None = None
 
     def body(self) -> dict[str, Any]:
@@ -179,7 +181,10 @@ class HttpError:
     def headers(self) -> dict[str, str]:
         headers: dict[str, str] = {}
         if self.retry_after_seconds is not None:
-            headers["retry-after"] = str(self.retry_after_seconds)
+            headers["retry-after"] = str(math.ceil(self.retry_after_seconds))
+            headers["retry-after-ms"] = str(math.ceil(1000 * self.retry_after_seconds))
+        if self.code == Draining.code:
+            headers["connection"] = "close"
         if self.status == InvalidKey.status:
             headers["www-authenticate"] = "Bearer"
         if self.should_retry is not None:
@@ -262,6 +267,11 @@ def http_error(error: Exception) -> HttpError:
             )
         case RegistryError():
             return _registry_error(error)
+        case Refused():
+            seconds = error.retry_after_seconds
+            return _retryable(429, "rate_limit_error", error.code, str(error), seconds=seconds)
+        case DeadlineExceeded():
+            return HttpError(status=504, type="server_error", code=error.code, message=str(error))
         case EngineOverloaded():
             return _retryable(429, "rate_limit_error", error.code, str(error), seconds=1)
         case EngineUnavailable():
@@ -337,7 +347,7 @@ def _registry_error(error: RegistryError) -> HttpError:
     )
 
 
-def _retryable(status: int, kind: str, code: str, message: str, *, seconds: int) -> HttpError:
+def _retryable(status: int, kind: str, code: str, message: str, *, seconds: float) -> HttpError:
     return HttpError(
         status=status, type=kind, code=code, message=message, retry_after_seconds=seconds
     )

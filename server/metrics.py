@@ -1,7 +1,7 @@
 """Prometheus metrics of one server, in a registry of its own."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -71,11 +71,14 @@ class RequestRecord:
     started: float
     outcome: str = "disconnected"
     has_first_token: bool = False
+    on_first_token: Callable[[], None] | None = None
 
     def first_token(self) -> None:
         """Note the time, the first time only."""
         if not self.has_first_token:
             self.has_first_token = True
+            if self.on_first_token is not None:
+                self.on_first_token()
             elapsed = time.perf_counter() - self.started
             self.first_token_seconds.labels(self.adapter).observe(elapsed)
 
@@ -110,6 +113,12 @@ class Metrics:
             ["action"],
             registry=self._registry,
         )
+        self._refusals = Counter(
+            "multiflora_admission_refusals",
+            "Inference requests that were turned away, by reason.",
+            ["reason"],
+            registry=self._registry,
+        )
         self._first_token = self._histogram("time_to_first_token", "Time to the first token.")
         self._end_to_end = self._histogram("request", "Time from the request to its last token.")
 
@@ -130,6 +139,9 @@ class Metrics:
 
     def adapter_change(self, action: str) -> None:
         self._changes.labels(action).inc()
+
+    def refusal(self, reason: str) -> None:
+        self._refusals.labels(reason).inc()
 
     async def render(self) -> bytes:
         """The classic text format."""

@@ -114,8 +114,11 @@ class Meter:
         if self._tokens:
             self._tokens.take(num_tokens, now=now)
 
-    def end(self) -> None:
+    def end(self, num_unused_tokens: int = 0, *, now: float) -> None:
+        """Give back what the answer turned out not to need."""
         self.num_running -= 1
+        if self._tokens:
+            self._tokens.take(-num_unused_tokens, now=now)
 
     def is_idle(self, *, now: float) -> bool:
         """Whether forgetting the meter would change nothing."""

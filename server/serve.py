@@ -23,6 +23,7 @@ from .access.key_file import KeyFile
 from .access.key_registry import KeyRegistry
 from .access.keyring import Keyring
 from .access.origin import OriginCheck, is_loopback
+from .admission import Admission
 from .announcement import Announcement, loading_progress
 from .app import create_app
 from .base_match import BaseMatch
@@ -240,6 +241,8 @@ def _service(
             max_upload_bytes=settings.max_upload_size, max_file_bytes=settings.max_file_size
         ),
         end_tokens=end_tokens,
+        admission=Admission(settings.admission_limits(), on_refusal=metrics.refusal),
+        request_timeout_seconds=settings.request_timeout,
     )
 
 

@@ -17,6 +17,7 @@ from multiflora.engine.training.jobs.training_jobs import TrainingJobs
 
 from .access.keyring import Keyring
 from .access.origin import OriginCheck
+from .admission import Admission
 from .catalog import Catalog
 from .drain import Drain
 from .file_checker import FileChecker
@@ -48,6 +49,9 @@ class Service:
     pinning: Pinning
     merger: Merger
     keyring: Keyring
+    admission: Admission = field(default_factory=Admission)
+    # How long any answer may take; None is for ever.
+    request_timeout_seconds: float | None = None
     origin: OriginCheck = field(default_factory=OriginCheck)
     merge_jobs: MergeJobs = field(default_factory=MergeJobs)
     # Where paths that clients name may lie; None closes the routes that take such paths.

@@ -23,7 +23,10 @@ from multiflora.engine.config import (
     TrainingPace,
 )
 
+from .admission import AdmissionLimits
 from .hub_door import check_pattern
+from .limits import Limits
+from .rate_limit import RateLimits, parse_limits
 from .size import parse_size
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -231,6 +234,27 @@ class ServeSettings:
     max_batched_tokens: int = field(
         default=512, metadata=_about("most tokens in one step", parse_int)
     )
+    max_queued_requests: int = field(
+        default=256, metadata=_about("most sequences that wait for their first token", parse_int)
+    )
+    max_queued_tokens: int = field(
+        default=500_000, metadata=_about("most prompt tokens that wait", parse_int)
+    )
+    key_limits: RateLimits = field(
+        default=RateLimits(),
+        metadata=_about(
+            "limits of API keys without their own, such as requests=60,tokens=100000,concurrent=8",
+            parse_limits,
+        ),
+    )
+    adapter_limits: RateLimits = field(
+        default=RateLimits(),
+        metadata=_about("limits of each adapter, as --key-limits", parse_limits),
+    )
+    request_timeout: float | None = field(
+        default=None,
+        metadata=_about("longest time of an answer; default: none", parse_float, metavar="SECONDS"),
+    )
     threads: int | None = field(
         default=None, metadata=_about("CPU threads of the engine", parse_int)
     )
@@ -264,7 +288,19 @@ class ServeSettings:
         ):
             if folder is not None and not folder.is_dir():
                 raise ValueError(f"{flag} is {folder}; it must be an existing folder")
+        if self.request_timeout is not None and not 0 < self.request_timeout < float("inf"):
+            raise ValueError(f"--request-timeout is {self.request_timeout}; it must be above 0")
+        self.admission_limits()
         _check_names([adapter.name for adapter in self.adapters])
+
+    def admission_limits(self) -> AdmissionLimits:
+        """Raises ``ValueError``."""
+        return AdmissionLimits(
+            max_queued_requests=self.max_queued_requests,
+            max_queued_tokens=self.max_queued_tokens,
+            key=self.key_limits,
+            adapter=self.adapter_limits,
+        )
 
     def engine_config(self, model: Path) -> EngineConfig:
         """Settings of the engine for the base in the folder ``model``. Raises ``ValueError``."""
@@ -286,6 +322,11 @@ class ServeSettings:
             scheduler=SchedulerConfig(
                 max_num_requests=self.max_num_requests,
                 max_batched_tokens=self.max_batched_tokens,
+                max_queued_requests=max(
+                    # The API process refuses first; one request may exceed its bound.
+                    self.max_queued_requests + Limits().max_sequences,
+                    SchedulerConfig().max_queued_requests,
+                ),
             ),
             adapter=AdapterConfig(
                 memory_bytes=self.adapter_memory,
