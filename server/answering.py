@@ -3,7 +3,7 @@
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -26,7 +26,7 @@ from .generation import Delta, SequenceJob, generate
 from .metrics import RequestRecord
 from .schemas.sampling import SamplingBody
 from .selection import lease_selected
-from .service import Service, off_loop
+from .service import Service
 from .streaming import ChunkWriter, EventStream
 from .usage import UsageCount
 
@@ -40,8 +40,7 @@ class Question:
 
     body: SamplingBody
     shape: AnswerShape
-    tokenize: Callable[..., Sequence[Sequence[int]]]
-    is_large: bool
+    tokenize: Callable[..., Awaitable[Sequence[Sequence[int]]]]
     max_tokens: int | None
     default_max_tokens: int | None = None
 
@@ -66,9 +65,7 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
         model = resources.enter_context(lease_selected(service.catalog, body, view=caller.view))
         record = resources.enter_context(service.metrics.request(model.name))
         info = service.client.info
-        prompts = await off_loop(
-            question.is_large, question.tokenize, max_model_len=info.max_model_len
-        )
+        prompts = await question.tokenize(max_model_len=info.max_model_len)
         answer_id = f"{question.shape.id_prefix}-{uuid.uuid4().hex}"
         jobs = _jobs(service, question, prompts, info=info, model=model, answer_id=answer_id)
         jobs = [_for_tenant(job, caller.tenant) for job in jobs]

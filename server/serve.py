@@ -17,6 +17,7 @@ from multiflora.engine.client import EngineClient
 from multiflora.engine.config import EngineConfig
 from multiflora.engine.errors import StartupError
 from multiflora.engine.memory_plan import plan_memory
+from multiflora.engine.text.template_renderer import TemplateRenderer
 from multiflora.engine.training.data.file_registry import FileRegistry
 
 from .access.key_file import KeyFile
@@ -144,11 +145,14 @@ async def _run(
     listener: socket.socket,
 ) -> None:
     client = EngineClient.in_process_of_its_own(config)
+    renderer = TemplateRenderer(base.chat_template)
     watched = None
     if settings.adapters_dir:
         watched = WatchedFolder(settings.adapters_dir, registry, publisher)
         await publisher.run(watched.scan)
-    service = _service(settings, client, base, config, registry, publisher, checker, keyring)
+    service = _service(
+        settings, client, base, config, registry, publisher, checker, keyring, renderer
+    )
     _warn_of_unserved(service.catalog)
     housekeeping = Housekeeping(registry, publisher, client, service.pinning, watched=watched)
     keeping = asyncio.create_task(housekeeping.run())
@@ -166,6 +170,7 @@ async def _run(
         has_chat_template=base.chat_template.is_available,
         needs_key=not keyring.is_open,
     )
+    await renderer.start()
     starting = asyncio.create_task(_start(service, server, announcement))
     try:
         await server.serve(sockets=[listener])
@@ -175,6 +180,7 @@ async def _run(
         await asyncio.gather(starting, keeping, return_exceptions=True)
         await service.jobs.stop()
         await client.stop()
+        await renderer.stop()
         service.merger.close()
     if not starting.cancelled():
         starting.result()
@@ -208,13 +214,14 @@ def _service(
     publisher: Publisher,
     checker: FileChecker,
     keyring: Keyring,
+    renderer: TemplateRenderer,
 ) -> Service:
     metrics, pinning = Metrics(client), Pinning(registry, client, publisher.match)
     end_tokens = frozenset(base.config.eos_token_ids)
     return Service(
         client=client,
         tokenizer=base.tokenizer,
-        chat_template=base.chat_template,
+        chat_template=renderer,
         catalog=Catalog(base.name, registry, created=int(time.time()), match=publisher.match),
         metrics=metrics,
         registry=registry,

@@ -10,7 +10,7 @@ from fastapi import Request
 
 from multiflora.adapters.registry import Registry
 from multiflora.engine.client import EngineClient
-from multiflora.engine.text.chat_template import ChatTemplate
+from multiflora.engine.text.template_renderer import Renderer
 from multiflora.engine.text.tokenizer import Tokenizer
 from multiflora.engine.training.data.file_registry import FileRegistry
 from multiflora.engine.training.jobs.training_jobs import TrainingJobs
@@ -39,7 +39,7 @@ class Service:
 
     client: EngineClient
     tokenizer: Tokenizer
-    chat_template: ChatTemplate
+    chat_template: Renderer
     catalog: Catalog
     metrics: Metrics
     registry: Registry

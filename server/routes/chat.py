@@ -25,8 +25,9 @@ async def create_chat_completion(request: Request) -> Response:
     question = Question(
         body=body,
         shape=ChatShape(),
-        tokenize=partial(tokenize_chat, service.tokenizer, service.chat_template, body),
-        is_large=is_large,
+        tokenize=partial(
+            tokenize_chat, service.tokenizer, service.chat_template, body, is_large=is_large
+        ),
         max_tokens=body.max_completion_tokens or body.max_tokens,
     )
     return await answer(request, service, question)

@@ -27,8 +27,7 @@ async def create_completion(request: Request) -> Response:
     question = Question(
         body=body,
         shape=CompletionShape(),
-        tokenize=partial(tokenize_prompts, service.tokenizer, body.prompt),
-        is_large=is_large,
+        tokenize=partial(tokenize_prompts, service.tokenizer, body.prompt, is_large=is_large),
         max_tokens=body.max_tokens,
         default_max_tokens=_DEFAULT_MAX_TOKENS,
     )

@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -129,9 +130,19 @@ def write_adapter(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+@dataclass
+class LocalRenderer:
+    """Renders here and now what servers render in a process of its own."""
+
+    template: ChatTemplate
+
+    async def render(self, messages: Any, **options: Any) -> str:
+        return self.template.render(messages, **options)
+
+
 @pytest.fixture
-def chat_template(tokenizer: Tokenizer) -> ChatTemplate:
-    return chat_template_of(tokenizer.folder)
+def chat_template(tokenizer: Tokenizer) -> LocalRenderer:
+    return LocalRenderer(chat_template_of(tokenizer.folder))
 
 
 @pytest.fixture
@@ -215,7 +226,7 @@ def jobs(
 def service(
     engine: FakeEngine,
     tokenizer: Tokenizer,
-    chat_template: ChatTemplate,
+    chat_template: LocalRenderer,
     registry: Registry,
     publisher: Publisher,
     merger: Merger,

@@ -69,7 +69,7 @@ def test_the_wait_is_the_queue_over_the_throughput() -> None:
     with admission.admitted(order(num_tokens=150)), admission.admitted(order(num_tokens=100)):
         assert admission.wait_seconds() == pytest.approx(250 / 50, rel=0.1)
         impatient = order(timeout_seconds=4.0)
-        with pytest.raises(QueueFull, match="about 4.5"), admission.admitted(impatient):
+        with pytest.raises(QueueFull, match="about 4"), admission.admitted(impatient):
             pass
         with admission.admitted(order(timeout_seconds=6.0)):
             with pytest.raises(QueueFull) as refusal:
