@@ -1,5 +1,6 @@
 """Prometheus metrics of one server, in a registry of its own."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -151,6 +152,8 @@ class Metrics:
         except EngineError:
             # A restarting engine keeps the last values; multiflora_engine_up says that it is down.
             self._engine.is_ready = False
+        self._engine.num_tasks = len(asyncio.all_tasks())
+        self._engine.num_streams = self._client.num_streams
         return generate_latest(self._registry)
 
     def _histogram(self, name: str, text: str) -> Histogram:
@@ -175,10 +178,18 @@ class _EngineCollector(Collector):
     def __init__(self) -> None:
         self.stats = EngineStats()
         self.is_ready = False
+        self.num_tasks = 0
+        self.num_streams = 0
 
     def collect(self) -> Iterable[Metric]:
         yield GaugeMetricFamily(
             "multiflora_engine_up", "Whether the engine is ready.", float(self.is_ready)
+        )
+        yield GaugeMetricFamily(
+            "multiflora_event_loop_tasks", "Tasks of the API process.", self.num_tasks
+        )
+        yield GaugeMetricFamily(
+            "multiflora_open_streams", "Sequences that the API process waits for.", self.num_streams
         )
         for name, (attribute, text) in _GAUGES.items():
             yield GaugeMetricFamily(f"multiflora_{name}", text, getattr(self.stats, attribute))

@@ -19,6 +19,7 @@ from multiflora.engine.errors import StartupError
 from multiflora.engine.memory_plan import plan_memory
 from multiflora.engine.text.template_renderer import TemplateRenderer
 from multiflora.engine.training.data.file_registry import FileRegistry
+from multiflora.engine.watchdog import watch
 
 from .access.key_file import KeyFile
 from .access.key_registry import KeyRegistry
@@ -41,6 +42,7 @@ from .merging import Merger
 from .metrics import Metrics
 from .pinning import Pinning
 from .publishing import Publisher
+from .request_log import configure_logging
 from .service import Service
 from .settings import ServeSettings
 from .start_adapters import publish_at_start
@@ -172,12 +174,15 @@ async def _run(
     )
     await renderer.start()
     starting = asyncio.create_task(_start(service, server, announcement))
+    watching = asyncio.create_task(
+        watch(client.stats, client.transport.kill, patience_seconds=settings.step_timeout)
+    )
     try:
         await server.serve(sockets=[listener])
     finally:
-        for task in (starting, keeping):
+        for task in (starting, keeping, watching):
             task.cancel()
-        await asyncio.gather(starting, keeping, return_exceptions=True)
+        await asyncio.gather(starting, keeping, watching, return_exceptions=True)
         await service.jobs.stop()
         await client.stop()
         await renderer.stop()
@@ -254,8 +259,6 @@ def _service(
 
 
 def _configure_logging(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure_logging(level)
     # The engine process reads its level from the environment that it inherits.
     os.environ["MULTIFLORA_LOG_LEVEL"] = level

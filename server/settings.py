@@ -258,6 +258,14 @@ class ServeSettings:
     threads: int | None = field(
         default=None, metadata=_about("CPU threads of the engine", parse_int)
     )
+    step_timeout: float = field(
+        default=120.0,
+        metadata=_about(
+            "an engine that is silent for so long is ended and started again",
+            parse_float,
+            metavar="SECONDS",
+        ),
+    )
     drain_timeout: float = field(
         default=30.0,
         metadata=_about(
@@ -290,6 +298,8 @@ class ServeSettings:
                 raise ValueError(f"{flag} is {folder}; it must be an existing folder")
         if self.request_timeout is not None and not 0 < self.request_timeout < float("inf"):
             raise ValueError(f"--request-timeout is {self.request_timeout}; it must be above 0")
+        if not 1 <= self.step_timeout < float("inf"):
+            raise ValueError(f"--step-timeout is {self.step_timeout}; it must be 1 or more")
         self.admission_limits()
         _check_names([adapter.name for adapter in self.adapters])
 

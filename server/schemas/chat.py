@@ -1,7 +1,7 @@
 """``POST /v1/chat/completions``."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -16,6 +16,8 @@ from pydantic import (
 from multiflora.engine.text.message import read_content, template_message
 
 from .sampling import SamplingBody
+
+MAX_MESSAGES: Final = 4096
 
 
 class ChatMessage(BaseModel):
@@ -73,7 +75,7 @@ class ChatBody(SamplingBody):
         "chat_template": (),
     }
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     add_generation_prompt: bool = True
     continue_final_message: bool = False

@@ -59,6 +59,10 @@ class FakeEngine:
             load_seconds=0.0,
         )
 
+    @property
+    def num_streams(self) -> int:
+        return len(self.running)
+
     async def start(self) -> EngineInfo:
         self.state = EngineState.READY
         return self.info
