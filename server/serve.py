@@ -175,7 +175,7 @@ async def _run(
     await renderer.start()
     starting = asyncio.create_task(_start(service, server, announcement))
     watching = asyncio.create_task(
-        watch(client.stats, client.transport.kill, patience_seconds=settings.step_timeout)
+        watch(client.stats, client.kill, patience_seconds=settings.step_timeout)
     )
     try:
         await server.serve(sockets=[listener])

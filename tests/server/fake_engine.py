@@ -71,6 +71,9 @@ class FakeEngine:
         self.num_stops += 1
         self.state = EngineState.STOPPED
 
+    def kill(self) -> None:
+        self.state = EngineState.RESTARTING
+
     async def load_version(self, digest: str) -> None:
         self.tiers.setdefault(digest, Tier.HOST)
 
