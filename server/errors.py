@@ -183,7 +183,8 @@ class HttpError:
         if self.retry_after_seconds is not None:
             headers["retry-after"] = str(math.ceil(self.retry_after_seconds))
             headers["retry-after-ms"] = str(math.ceil(1000 * self.retry_after_seconds))
-        if self.code == Draining.code:
+        # The rest of a body that was given up would be read as the next request.
+        if self.code == Draining.code or self.status == _REJECTED_STATUS[UploadTimeout]:
             headers["connection"] = "close"
         if self.status == InvalidKey.status:
             headers["www-authenticate"] = "Bearer"

@@ -163,6 +163,7 @@ async def _run(
         drain=service.drain,
         drain_timeout_seconds=settings.drain_timeout,
         stop_engine=client.stop,
+        limits=service.limits,
     )
     announcement = Announcement(
         url=url_of(listener),
