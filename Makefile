@@ -37,11 +37,15 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Files side by side, each on one thread: most tests are too small to share out.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
+
 test: install
-	$(BIN)/pytest -m "not full and not gpu"
+	$(PYTEST) -m "not full and not gpu"
 
 test-full: install
-	$(BIN)/pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 # Needs a CUDA device; torch for CUDA is installed with `make install TORCH=torch`.
 test-gpu: install
@@ -53,6 +57,7 @@ bench: install
 bench-gpu: install
 	$(BIN)/python -m benchmarks.kernels.bench_gpu
 	$(BIN)/python -m benchmarks.serving.bench_adapter_mix --device cuda --shape llama-3.2-1b
+	$(BIN)/python -m benchmarks.training.bench_gpu_training
 
 demo: install
 	$(BIN)/python -m demo.grow

@@ -1,8 +1,9 @@
 """One transaction on the registry: the rules of what may follow what. Knows no lock, no lease."""
 
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
 from .canary import Canary, check_weight
 from .entry import AdapterEntry
@@ -22,7 +23,8 @@ class Change:
     """Made inside a transaction; whatever raises here undoes all of it.
 
     ``now`` is a Unix time in seconds. ``if_match``, where it is not None, is the digest that the
-    name must point at: ``PreconditionFailed`` otherwise.
+    name must point at, ``if_canary`` that of its canary: ``PreconditionFailed`` otherwise.
+    ``evidence`` is kept in the history.
     """
 
     def __init__(self, connection: sqlite3.Connection, *, now: int, keep_last: int) -> None:
@@ -62,7 +64,7 @@ class Change:
         _check_match(name, entry, if_match)
         self._require_version(digest)
         if entry is None or entry.digest != digest:
-            self._activate(entry, name, digest, "point", tenant or "")
+            self._activate(entry, name, digest, "point", tenant=tenant or "")
 
     def keep(
         self, name: str, digest: str, *, if_match: str | None = None, tenant: str | None = None
@@ -91,11 +93,19 @@ class Change:
         if target != entry.digest:
             self._activate(entry, name, target, "rollback")
 
-    def promote(self, name: str, *, if_match: str | None = None) -> None:
+    def promote(
+        self,
+        name: str,
+        *,
+        if_match: str | None = None,
+        if_canary: str | None = None,
+        evidence: Mapping[str, Any] | None = None,
+    ) -> None:
         entry = self.require(name, if_match)
         if entry.canary is None:
             raise InvalidCanary(f"{name!r} has no canary to promote; point the name at a version")
-        self._activate(entry, name, entry.canary.digest, "promote")
+        _check_canary(entry, if_canary)
+        self._activate(entry, name, entry.canary.digest, "promote", evidence=evidence)
 
     def delete(self, name: str, *, if_match: str | None = None) -> None:
         entry = self.require(name, if_match)
@@ -126,10 +136,18 @@ class Change:
         self._tables.set_canary(name, Canary(old.id if old and is_same else event, digest, weight))
         self._trim(name, digest)
 
-    def clear_canary(self, name: str) -> None:
-        canary = self.require(name).canary
+    def clear_canary(
+        self,
+        name: str,
+        *,
+        if_canary: str | None = None,
+        evidence: Mapping[str, Any] | None = None,
+    ) -> None:
+        entry = self.require(name)
+        _check_canary(entry, if_canary)
+        canary = entry.canary
         if canary is not None:
-            self._record(name, "clear_canary", start=canary.digest)
+            self._record(name, "clear_canary", start=canary.digest, evidence=evidence)
             self._tables.clear_canary(name)
             self._trim(name, canary.digest)
 
@@ -154,12 +172,18 @@ class Change:
         return digests
 
     def _activate(
-        self, entry: AdapterEntry | None, name: str, digest: str, action: str, tenant: str = ""
+        self,
+        entry: AdapterEntry | None,
+        name: str,
+        digest: str,
+        action: str,
+        *,
+        evidence: Mapping[str, Any] | None = None,
+        tenant: str = "",
     ) -> None:
-        if entry is None:
-            event = self._record(name, action, end=digest, tenant=tenant)
-        else:
-            event = self._record(name, action, start=entry.digest, end=digest)
+        start = entry.digest if entry else None
+        owner = None if entry else tenant
+        event = self._record(name, action, start=start, end=digest, evidence=evidence, tenant=owner)
         self._tables.set_active(name, digest, self._now, tenant)
         self._tables.keep(name, digest, event)
         if action != "rollback" or not self._tables.pop_to(name, digest):
@@ -190,13 +214,19 @@ class Change:
         end: str | None = None,
         weight: float | None = None,
         tenant: str | None = None,
+        evidence: Mapping[str, Any] | None = None,
     ) -> int:
         """``tenant`` None is the name's own."""
         self._touched.add(name)
         if tenant is None:
             tenant = self.require(name).tenant
         return self._tables.record(
-            name, action, self._now, start=start, end=end, weight=weight, tenant=tenant
+            *(name, action, self._now),
+            start=start,
+            end=end,
+            weight=weight,
+            evidence=evidence,
+            tenant=tenant,
         )
 
 
@@ -212,3 +242,12 @@ def _check_match(name: str, entry: AdapterEntry | None, if_match: str | None) ->
     raise PreconditionFailed(
         f"{name!r} {found}, not at {if_match[:12]} as expected; read it again, then decide"
     )
+
+
+def _check_canary(entry: AdapterEntry, if_canary: str | None) -> None:
+    found = entry.canary.digest if entry.canary else None
+    if if_canary not in (None, found):
+        raise PreconditionFailed(
+            f"the canary of {entry.name!r} is {found[:12] if found else 'over'}, not "
+            f"{if_canary[:12]} as expected; read the adapter again, then decide"
+        )

@@ -85,6 +85,34 @@ class Database:
         with self.lock:
             yield self._connection
 
+    def scrub(self) -> None:
+        """Leave nothing of what was deleted in any file: neither in the log nor in older copies.
+
+        Raises ``RegistryUnavailable`` if another program reads the file, or the disk fails.
+        """
+        with self.lock:
+            try:
+                (is_busy, *_) = self._connection.execute(
+                    "PRAGMA wal_checkpoint(TRUNCATE)"
+                ).fetchone()
+            except sqlite3.Error as error:
+                raise self._unavailable(error) from error
+            if is_busy:
+                raise RegistryUnavailable(
+                    f"{self._path} is read by another program, so that its log still has what was "
+                    "deleted; close that program, then delete again"
+                )
+            self._remove_copies()
+
+    def _remove_copies(self) -> None:
+        if self._path is None:
+            return
+        copies = list(self._path.parent.glob(f"{self._path.name}.schema-*"))
+        for copy in copies:
+            copy.unlink()
+        if copies:
+            durable.sync(self._path.parent)
+
     def _configure(self) -> None:
         (mode,) = self._connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if self._path is not None and mode != "wal":
@@ -95,6 +123,8 @@ class Database:
         # NORMAL would lose the last commits when the power fails.
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.execute("PRAGMA foreign_keys = ON")
+        # What is deleted is overwritten: see `scrub`.
+        self._connection.execute("PRAGMA secure_delete = ON")
         (verdict,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(" ".join(verdict.split()))

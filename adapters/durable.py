@@ -58,6 +58,20 @@ def new_folder(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+def remove_folder(path: Path) -> None:
+    """Delete a folder so that it is whole or gone under its name, whatever happens meanwhile.
+
+    A process that is killed leaves a hidden folder beside it, as ``new_folder`` does. Without
+    effect if there is none. Raises ``OSError``.
+    """
+    if not path.is_dir():
+        return
+    outgoing = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    os.rename(path, outgoing / path.name)
+    sync(path.parent)
+    shutil.rmtree(outgoing)
+
+
 def _refuse_existing(path: Path) -> None:
     if os.path.lexists(path):
         raise FileExistsError(f"{path} exists; choose another folder, or remove it first")

@@ -1,6 +1,8 @@
 """A name of the registry and the events in its life, as plain records."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .canary import Canary
 
@@ -38,7 +40,8 @@ class HistoryEvent:
     """Something that happened to a name; ``time`` is a Unix time in seconds.
 
     ``action`` is ``point``, ``keep``, ``rollback``, ``retire``, ``delete``, ``pin``, ``unpin``,
-    ``set_canary``, ``clear_canary`` or ``promote``; ``weight`` is that of a canary.
+    ``set_canary``, ``clear_canary`` or ``promote``; ``weight`` is that of a canary. ``evidence`` is
+    what a change that nobody asked for rests on.
     """
 
     id: int
@@ -48,3 +51,4 @@ class HistoryEvent:
     from_digest: str | None = None
     to_digest: str | None = None
     weight: float | None = None
+    evidence: Mapping[str, Any] | None = None

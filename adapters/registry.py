@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 from .canary import Canary
 from .change import Change
@@ -26,6 +26,7 @@ from .version import Version, check_digest
 logger = logging.getLogger(__name__)
 
 DATABASE_NAME: Final = "multiflora.db"
+Evidence: TypeAlias = Mapping[str, Any] | None
 
 
 class Registry:
@@ -299,19 +300,32 @@ class Registry:
             change.set_canary(name, digest, weight)
             return change.require(name)
 
-    def clear_canary(self, name: str) -> AdapterEntry:
-        """End the canary, if there is one; the name keeps its version. Raises ``UnknownName``."""
+    def clear_canary(
+        self, name: str, *, if_canary: str | None = None, evidence: Evidence = None
+    ) -> AdapterEntry:
+        """End the canary, if there is one; the name keeps its version.
+
+        ``if_canary`` is the digest that the canary must have. Raises ``UnknownName``,
+        ``PreconditionFailed``.
+        """
         with self._change("clear_canary") as change:
-            change.clear_canary(name)
+            change.clear_canary(name, if_canary=if_canary, evidence=evidence)
             return change.require(name)
 
-    def promote(self, name: str, *, if_match: str | None = None) -> AdapterEntry:
-        """Make the canary the active version.
+    def promote(
+        self,
+        name: str,
+        *,
+        if_match: str | None = None,
+        if_canary: str | None = None,
+        evidence: Evidence = None,
+    ) -> AdapterEntry:
+        """Make the canary the active version; ``evidence`` is kept in the history.
 
         Raises ``UnknownName``, ``InvalidCanary`` if there is none, ``PreconditionFailed``.
         """
         with self._change("promote") as change:
-            change.promote(name, if_match=if_match)
+            change.promote(name, if_match=if_match, if_canary=if_canary, evidence=evidence)
             return change.require(name)
 
     def history(

@@ -140,6 +140,79 @@ CREATE TABLE job_checkpoint (
 """
 
 _SIXTH: Final = """
+-- How an adapter learns from its users; `policy` is JSON. It goes with the name, and takes all that
+-- was kept for it along.
+CREATE TABLE learning (
+  adapter TEXT PRIMARY KEY REFERENCES name (name) ON DELETE CASCADE,
+  policy TEXT NOT NULL,
+  is_keeping INTEGER NOT NULL,
+  updated INTEGER NOT NULL
+) STRICT;
+
+-- Answers of adapters that opted in; `prompt` is JSON, a text or a list of messages. `id` is that
+-- of the HTTP answer, which may have several choices.
+CREATE TABLE completion (
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  id TEXT NOT NULL,
+  choice INTEGER NOT NULL,
+  adapter TEXT NOT NULL REFERENCES learning ON DELETE CASCADE,
+  digest TEXT NOT NULL,
+  tenant TEXT NOT NULL,
+  user TEXT,
+  prompt TEXT NOT NULL,
+  answer TEXT NOT NULL,
+  is_cut INTEGER NOT NULL,
+  created INTEGER NOT NULL,
+  UNIQUE (id, choice)
+) STRICT;
+CREATE INDEX completion_by_adapter ON completion (adapter, number);
+CREATE INDEX completion_by_user ON completion (user);
+
+-- A run of the loop: the job that learns from `feedback.run`, and what became of its version.
+-- `traffic` and `verdict` are JSON.
+CREATE TABLE learning_run (
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  id TEXT NOT NULL UNIQUE,
+  adapter TEXT NOT NULL REFERENCES learning ON DELETE CASCADE,
+  status TEXT NOT NULL CHECK (status IN (
+    'collecting', 'training', 'canary',
+    'promoted', 'rolled_back', 'refused', 'failed', 'cancelled', 'superseded'
+  )),
+  num_rows INTEGER NOT NULL,
+  file TEXT,
+  job TEXT,
+  start TEXT,
+  digest TEXT,
+  traffic TEXT,
+  verdict TEXT,
+  reason TEXT,
+  created INTEGER NOT NULL,
+  watched INTEGER,
+  finished INTEGER
+) STRICT;
+CREATE UNIQUE INDEX learning_run_open ON learning_run (adapter) WHERE finished IS NULL;
+
+-- `value` is up, down, or the text that should have been served. A run takes a row once.
+CREATE TABLE feedback (
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  id TEXT NOT NULL UNIQUE,
+  completion INTEGER NOT NULL REFERENCES completion (number) ON DELETE CASCADE,
+  kind TEXT NOT NULL CHECK (kind IN ('rating', 'edit', 'preferred')),
+  value TEXT NOT NULL,
+  run TEXT REFERENCES learning_run (id) ON DELETE SET NULL,
+  created INTEGER NOT NULL,
+  UNIQUE (completion, kind)
+) STRICT;
+CREATE INDEX feedback_by_run ON feedback (run);
+
+-- What an automatic change rests on, as JSON.
+ALTER TABLE history ADD COLUMN evidence TEXT;
+
+-- Files that the server made for itself are not listed.
+ALTER TABLE file ADD COLUMN is_internal INTEGER NOT NULL DEFAULT 0
+"""
+
+_SEVENTH: Final = """
 -- API keys: `hash` is SHA-256 of the whole key, `scopes` and `limits` are JSON. A revoked key
 -- stays, so that a server whose keys are all revoked does not turn into one without keys.
 CREATE TABLE api_key (
@@ -155,7 +228,7 @@ CREATE TABLE api_key (
 ) STRICT
 """
 
-_SEVENTH: Final = """
+_EIGHTH: Final = """
 -- Whose it is; empty is shared, as everything was before.
 ALTER TABLE name ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
 ALTER TABLE history ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
@@ -163,4 +236,7 @@ ALTER TABLE file ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
 ALTER TABLE job ADD COLUMN tenant TEXT NOT NULL DEFAULT ''
 """
 
-MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH)
+MIGRATIONS: Final = (
+    *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH),
+    *(_SIXTH, _SEVENTH, _EIGHTH),
+)

@@ -2,7 +2,8 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from .canary import Canary
 from .database import first
@@ -10,7 +11,7 @@ from .entry import AdapterEntry, HistoryEvent
 from .version import Version
 
 _VERSION = "digest, source, parents, metrics, num_bytes, rank, features, base, created"
-_EVENT = "id, name, action, time, from_digest, to_digest, weight"
+_EVENT = "id, name, action, time, from_digest, to_digest, weight, evidence"
 
 
 class RegistryTables:
@@ -176,12 +177,15 @@ class RegistryTables:
         end: str | None = None,
         weight: float | None = None,
         tenant: str = "",
+        evidence: Mapping[str, Any] | None = None,
     ) -> int:
         """Append to the history; returns the event's id, above all earlier ones."""
+        shown = None if evidence is None else json.dumps(evidence)
         cursor = self._run(
-            "INSERT INTO history (name, action, time, from_digest, to_digest, weight, tenant) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (name, action, now, start, end, weight, tenant),
+            "INSERT INTO history "
+            "(name, action, time, from_digest, to_digest, weight, evidence, tenant) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (name, action, now, start, end, weight, shown, tenant),
         )
         assert cursor.lastrowid is not None
         return cursor.lastrowid
@@ -192,7 +196,10 @@ class RegistryTables:
             "ORDER BY id DESC LIMIT ?",
             (name, view, limit),
         )
-        return [HistoryEvent(*row) for row in rows]
+        return [
+            HistoryEvent(*row, evidence=None if evidence is None else json.loads(evidence))
+            for *row, evidence in rows
+        ]
 
     def unkept(self) -> list[str]:
         """Published versions that no name keeps and no job goes on from, the oldest first."""

@@ -2,12 +2,14 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
+from .constraint import Constraint
 from .kv_blocks import block_key, root_key
-from .request import GenerationRequest
+from .request import FinishReason, GenerationRequest
 
-# A tenant, or "", and the digests of a blend.
-QueueKey = tuple[str, tuple[str, ...]]
+# A tenant, or "", the digests of a blend, and the priority.
+QueueKey = tuple[str, tuple[str, ...], int]
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +31,12 @@ class ActiveRequest:
     num_cached: int | None = None
     # Prompt tokens counted so far: a recomputed one is not a new one.
     num_counted: int = 0
+    # Prompt positions whose following token was scored, if that is asked for.
+    num_scored: int = 0
     waiting_since: int = 0
+    # The allowed tokens as bits, once they were needed.
+    allowed_words: Any = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt)
@@ -50,8 +57,8 @@ class ActiveRequest:
 
     @property
     def queue_key(self) -> QueueKey:
-        """Requests with the same tenant and versions share one queue; the base has its own."""
-        return self.request.tenant, self.digests
+        """Requests with the same tenant, versions and priority share one queue."""
+        return self.request.tenant, self.digests, self.request.priority
 
     @property
     def client(self) -> Hashable:
@@ -70,6 +77,28 @@ class ActiveRequest:
     def num_pending(self) -> int:
         """Tokens whose keys and values are not in the cache yet."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def scores_prompt(self) -> bool:
+        return self.request.sampling.prompt_logprobs is not None
+
+    @property
+    def num_reusable(self) -> int:
+        """Tokens that need not be computed again if their blocks are cached."""
+        return min(
+            self.num_scored if self.scores_prompt else len(self.tokens), len(self.tokens) - 1
+        )
+
+    def unscored(self, start: int, stop: int) -> range:
+        """Positions from ``start`` to ``stop`` whose following prompt token is to be scored."""
+        if not self.scores_prompt:
+            return range(0)
+        return range(max(start, self.num_scored), min(stop, self.num_prompt - 1))
+
+    def advance(self, count: int) -> None:
+        """So many more tokens are in the KV cache, and scored."""
+        self.num_computed += count
+        self.num_scored = max(self.num_scored, min(self.num_computed, self.num_prompt - 1))
 
     def hold(self, blocks: list[int]) -> None:
         """Replace what the request holds."""
@@ -92,3 +121,13 @@ class ActiveRequest:
 
     def _root(self) -> bytes:
         return root_key(self.request.adapters, self.request.cache_salt, self.request.tenant)
+
+
+def finish_reason(request: ActiveRequest, token: int | None) -> FinishReason | None:
+    """Whether ``token``, just appended, or the end of the prompt ends the request."""
+    sampling = request.request.sampling
+    if request.num_pending > 0 and token is None:
+        return None
+    if request.num_generated >= sampling.min_tokens and token in sampling.stop_token_ids:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if request.num_generated >= sampling.max_tokens else None

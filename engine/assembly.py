@@ -19,6 +19,7 @@ from multiflora.kernels.staging import DirectStaging, PackedStaging
 
 from .background import Background, NoTraining
 from .config import EngineConfig
+from .constraint_desk import ConstraintDesk
 from .errors import NotEnoughMemory, StartupError
 from .forward_batch import BatchBuilder
 from .graphs import CudaCapture, StepGraphs, eager_capacity, uncaptured_row_counts
@@ -40,6 +41,7 @@ from .request import EngineInfo
 from .runner import Runner
 from .scheduler import Scheduler
 from .training.desk import TrainingDesk
+from .training.heap import keep_freed_memory
 from .training.job_run import Workplace
 from .training.memory_budget import MemoryBudget
 from .training.network import TrainingNetwork
@@ -73,7 +75,7 @@ def build_engine(config: EngineConfig, report: Callable[[Report], None]) -> Engi
         cache_dir=Path(config.data_dir) / "prepared",
         progress=lambda stage, fraction: report(Progress(stage, fraction)),
     )
-    return _connect(config, model, place, plan, weights, report, started)
+    return _connect(config, model, place, plan, weights, folder, report, started)
 
 
 def _choose_place(config: EngineConfig, model: ModelConfig) -> _Place:
@@ -114,6 +116,7 @@ def _connect(
     place: _Place,
     plan: MemoryPlan,
     weights: BaseWeights,
+    folder: Path,
     report: Callable[[Report], None],
     started: float,
 ) -> EngineLoop:
@@ -151,6 +154,9 @@ def _connect(
         residency=residency,
         runner=_build_runner(config, model, place, plan, arena, weights, residency, rope),
         background=_build_background(config, model, place, plan, weights, rope, report),
+        constraints=ConstraintDesk(
+            folder, vocab_size=model.vocab_size, eos_token_ids=model.eos_token_ids
+        ),
         report=report,
     )
 
@@ -179,6 +185,8 @@ def _build_background(
             "no memory is set aside for training; give --training-memory a size such as 4GiB",
             report,
         )
+    if place.device.type == "cpu":
+        keep_freed_memory()
     workplace = Workplace(
         network=TrainingNetwork(model, weights, place.ops, rope),
         store=AdapterStore(Path(config.data_dir)),

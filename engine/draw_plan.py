@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .active_request import ActiveRequest
 from .penalties import EditList, Edits, changes_logits
+from .token_mask import mask_of
 
 # A row's top-k decides how many candidates are looked at, never its neighbours'.
 NARROW_TOP_K = 64
@@ -77,12 +78,13 @@ def plan_draws(
     runs = [array("d", rows), _filters(requests, vocab_size=like.shape[1])]
     if any(changes_logits(request) for request in requests):
         runs += EditList(requests).runs
+    mask = mask_of(requests, like)
     indices, filters, *edits = _copy(runs, like.device)
     return DrawPlan(
         rows=indices.long(),
         spans=_spans(groups),
         filters=filters.view(_NUM_FILTERS, len(rows), 1),
-        edits=Edits(*edits) if edits else None,
+        edits=Edits(*edits, mask=mask) if edits else None,
     )
 
 

@@ -4,11 +4,13 @@ Virtual token counters (Sheng et al., "Fairness in Serving Large Language Models
 request's prompt is charged when it is admitted and each generated token when it comes, to its
 versions and to its tenant, if it names one. The request whose larger counter is lowest goes next,
 so neither one adapter of many tenants nor one tenant with many adapters takes more than a share.
-Whoever becomes busy again starts no lower than the busiest minimum: idling earns no credit.
+Whoever becomes busy again starts no lower than the busiest minimum: idling earns no credit. Among
+all that, a lower priority number goes first.
 """
 
+import heapq
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Final
 
 from .active_request import ActiveRequest, QueueKey
@@ -84,16 +86,18 @@ class FairQueue:
         return queue[0] if queue else None
 
     def charge(self, request: ActiveRequest, num_tokens: int) -> None:
-        tenant, digests = request.queue_key
+        tenant, digests, _ = request.queue_key
         self._by_versions.charge(digests, num_tokens)
         if tenant:
             self._by_tenant.charge(tenant, num_tokens)
 
-    def priority(self, request: ActiveRequest) -> tuple[float, int]:
+    def priority(self, request: ActiveRequest) -> tuple[int, float, int]:
         """Whose turn it is: the lowest goes next."""
-        tenant, digests = request.queue_key
+        tenant, digests, priority = request.queue_key
         charged = self._by_versions.of(digests)
-        return max(charged, self._by_tenant.of(tenant)) if tenant else charged, request.arrival
+        if tenant:
+            charged = max(charged, self._by_tenant.of(tenant))
+        return priority, charged, request.arrival
 
     def candidates(self) -> list[ActiveRequest]:
         """The head of every queue in the order of their turns."""
@@ -114,7 +118,38 @@ class FairQueue:
         return max(request.waiting_since, self._last_turns.get(request.client, 0))
 
     def _lift(self, key: QueueKey) -> None:
-        tenant, digests = key
-        self._by_versions.lift(digests, {d for _, d in self._queues})
+        tenant, digests, _ = key
+        self._by_versions.lift(digests, {d for _, d, _ in self._queues})
         if tenant:
-            self._by_tenant.lift(tenant, {t for t, _ in self._queues if t})
+            self._by_tenant.lift(tenant, {t for t, _, _ in self._queues if t})
+
+
+class Turns:
+    """Waiting requests in the order of their turns, while admissions change the counters."""
+
+    def __init__(
+        self, queue: FairQueue, heads: Sequence[ActiveRequest], *, first: ActiveRequest | None
+    ) -> None:
+        self._queue = queue
+        self._first = first
+        self._heap = [(queue.priority(head), head) for head in heads if head is not first]
+
+    def next(self) -> ActiveRequest | None:
+        """Take the next one; it is not looked at again in this step."""
+        if self._first:
+            first, self._first = self._first, None
+            return first
+        while self._heap:
+            noted, request = self._heap[0]
+            current = self._queue.priority(request)
+            if current == noted:
+                return heapq.heappop(self._heap)[1]
+            # Counters only rise: what was noted is never too high.
+            heapq.heapreplace(self._heap, (current, request))
+        return None
+
+    def put_next(self, admitted: ActiveRequest) -> None:
+        """Let the queue of ``admitted`` have another turn."""
+        following = self._queue.next_of(admitted.queue_key)
+        if following:
+            heapq.heappush(self._heap, (self._queue.priority(following), following))

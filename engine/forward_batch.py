@@ -23,7 +23,7 @@ class ForwardBatch:
     ids: Tensor  # [T]
     positions: Tensor  # [T]
     cache_rows: Tensor  # [T], where each row's key and value go
-    sample_rows: Tensor  # [B], rows whose logits are wanted
+    sample_rows: Tensor  # [B], rows whose logits are wanted, item by item
     rope: RopeTable
     lora: Any | None  # the backend's plan; None in a step without adapters
     attention: Mapping[int | None, Any]  # by window, the backend's plan
@@ -114,13 +114,14 @@ class BatchBuilder:
         adjusted = self._adjusted(segments)
         if not adjusted:
             return {}
-        sampling = [item for item in items if item.samples]
-        samples = make_segments((1, self._blend(item)) for item in sampling)
+        counts = [item.num_logits for item in items]
+        pairs = [(n, self._blend(item)) for n, item in zip(counts, items, strict=True) if n]
+        samples = make_segments(pairs)
         has_head = any(self._adjustments.touches(s.slot, self._head) for s in samples)
         return {
             "adjusted": adjusted,
             "adjusted_samples": self._adjusted(samples),
-            "head_lora": self._plan_lora(samples, len(sampling), staging) if has_head else None,
+            "head_lora": self._plan_lora(samples, sum(counts), staging) if has_head else None,
         }
 
     def _adjusted(self, segments: Sequence[Segment]) -> tuple[Segment, ...]:
@@ -184,10 +185,11 @@ def _tokens(item: ScheduledRequest) -> list[int]:
 
 
 def _sample_rows(items: Sequence[ScheduledRequest]) -> list[int]:
-    rows = []
-    stop = 0
+    rows: list[int] = []
+    start = 0
     for item in items:
-        stop += item.count
+        rows += [start + position - item.start for position in item.scored]
+        start += item.count
         if item.samples:
-            rows.append(stop - 1)
+            rows.append(start - 1)
     return rows

@@ -9,7 +9,10 @@ from dataclasses import replace
 
 from multiflora.adapters.residency import LoadResult, Residency
 
+from .active_request import ActiveRequest
 from .background import NO_WORK, Background, ServingLoad
+from .constraint import Constraint, GrammarFailed
+from .constraint_desk import ConstraintDesk
 from .kv_blocks import BlockPool
 from .messages import (
     Abort,
@@ -35,8 +38,10 @@ from .messages import (
     VersionLoaded,
     VersionPinned,
 )
+from .outcome import Outcome
 from .request import EngineInfo, EngineStats, FinishReason, GenerationRequest, TokenEvent
-from .runner import Draw, Runner
+from .runner import Runner
+from .sampler import Draw
 from .scheduler import ScheduledRequest, Scheduler, StepPlan
 
 logger = logging.getLogger(__name__)
@@ -58,6 +63,7 @@ class EngineLoop:
         residency: Residency,
         runner: Runner,
         background: Background,
+        constraints: ConstraintDesk,
         report: Callable[[Report], None],
     ) -> None:
         self.inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
@@ -68,6 +74,7 @@ class EngineLoop:
         self._residency = residency
         self._runner = runner
         self._background = background
+        self._constraints = constraints
         self._background_seconds = NO_WORK
         self._report = report
         self._events: list[TokenEvent] = []
@@ -88,12 +95,14 @@ class EngineLoop:
     def close(self) -> None:
         """Stop all threads; requests and jobs are left where they are."""
         self._background.close()
+        self._constraints.close()
         self._residency.close()
 
     def turn(self) -> None:
         """Take all waiting commands, then run one step, then one quantum of training, if any."""
         self._take_commands()
         self._take_loads()
+        self._take_constraints()
         step_seconds = 0.0
         if self._scheduler.has_requests:
             step_seconds = self._step()
@@ -119,7 +128,8 @@ class EngineLoop:
     def _patience(self) -> float:
         if self._scheduler.num_running:
             return 0
-        is_loading = self._residency.is_loading or self._scheduler.has_requests
+        is_loading = self._residency.is_loading or self._constraints.is_busy
+        is_loading = is_loading or self._scheduler.has_requests
         return min(_LOADING_SECONDS if is_loading else _IDLE_SECONDS, self._background_seconds)
 
     def _handle(self, command: Command) -> None:
@@ -161,25 +171,30 @@ class EngineLoop:
             sampling = replace(request.sampling, stop_token_ids=tuple(stops))
             request = replace(request, sampling=sampling)
         self._residency.count_arrival(share.digest for share in request.adapters)
-        self._scheduler.submit(request)
+        if request.sampling.grammar:
+            self._constraints.start(request)
+        else:
+            self._scheduler.submit(request)
 
     def _problem(self, request: GenerationRequest) -> tuple[str, str] | None:
         """Why a request cannot be taken. The API checks it all first; the engine trusts nobody."""
         total = len(request.prompt) + request.sampling.max_tokens
         if not request.prompt:
             return "invalid_request", "the prompt is empty"
+        if request.wants_embedding and request.sampling.max_tokens:
+            return "invalid_request", "an embedding comes without an answer: max_tokens must be 0"
         if total > self.info.max_model_len:
             return (
                 "context_length_exceeded",
                 f"{len(request.prompt)} prompt tokens and {request.sampling.max_tokens} new ones "
                 f"exceed the context window of {self.info.max_model_len}",
             )
-        stops = request.sampling.stop_token_ids
-        if not all(0 <= token < self.info.vocab_size for token in (*request.prompt, *stops)):
+        named = request.sampling.named_tokens
+        if not all(0 <= token < self.info.vocab_size for token in (*request.prompt, *named)):
             return "invalid_token", f"token ids must lie in [0, {self.info.vocab_size})"
-        if self._scheduler.get(request.id):
+        if self._scheduler.get(request.id) or request.id in self._constraints:
             return "invalid_request", f"request id {request.id} is in use"
-        if self._scheduler.is_full:
+        if self._scheduler.is_full or self._constraints.is_full:
             return "queue_full", "the queue is full; try again later"
         return None
 
@@ -187,6 +202,7 @@ class EngineLoop:
         request = self._scheduler.get(request_id)
         if request:
             self._scheduler.finish(request)
+        if request or self._constraints.cancel(request_id):
             self._counts["aborts"] += 1
             self._end(request_id, FinishReason.ABORT)
 
@@ -199,6 +215,13 @@ class EngineLoop:
         for result in self._residency.poll():
             self._report(_outcome(result))
         self._unloads = {digest for digest in self._unloads if not self._residency.unload(digest)}
+
+    def _take_constraints(self) -> None:
+        for request, outcome in self._constraints.poll():
+            if isinstance(outcome, Exception):
+                self._fail(request.id, *_public_failure(outcome))
+            else:
+                self._scheduler.submit(request).constraint = outcome
 
     def _step(self) -> float:
         """Run one step; returns its seconds, 0 if there was nothing to run."""
@@ -214,41 +237,51 @@ class EngineLoop:
         self._step_seconds += seconds
         return seconds
 
-    def _run(self, plan: StepPlan) -> list[Draw | None]:
-        """Draws by plan item; None for items that do not sample. Never raises."""
+    def _run(self, plan: StepPlan) -> list[Outcome]:
+        """What each item brings. Never raises."""
         try:
-            return _spread(plan.items, self._runner.run(plan))
+            return self._runner.run(plan)
         except Exception:  # the step's outer edge: find the request that breaks it
             logger.exception("step failed; running its %d requests one by one", len(plan.items))
         return [self._run_alone(item, plan.fresh_blocks) for item in plan.items]
 
-    def _run_alone(self, item: ScheduledRequest, fresh_blocks: tuple[int, ...]) -> Draw | None:
+    def _run_alone(self, item: ScheduledRequest, fresh_blocks: tuple[int, ...]) -> Outcome:
         own = tuple(block for block in fresh_blocks if block in item.request.blocks)
         try:
-            draws = self._runner.run(StepPlan((item,), own))
+            return self._runner.run(StepPlan((item,), own))[0]
         except Exception as error:  # the request's outer edge
             logger.exception("request %s fails alone too", item.request.id)
-            return Draw(None, error)
-        return _spread((item,), draws)[0]
+            return Outcome(Draw(None, error))
 
-    def _commit(self, plan: StepPlan, draws: list[Draw | None]) -> None:
-        for item, draw in zip(plan.items, draws, strict=True):
-            request = item.request
+    def _commit(self, plan: StepPlan, outcomes: list[Outcome]) -> None:
+        for item, outcome in zip(plan.items, outcomes, strict=True):
+            request, draw = item.request, outcome.draw
             if draw is not None and draw.error is not None:
-                if not isinstance(draw.error, ArithmeticError):
-                    logger.error("request %s failed", request.id, exc_info=draw.error)
-                self._scheduler.finish(request)
-                self._fail(request.id, "engine_error", _public_message(draw.error))
+                self._drop(request, draw.error)
                 continue
             token = draw.token if draw else None
             is_first = request.num_generated == 0
             reason = self._scheduler.commit(item, token)
             self._count(item, token)
-            if token is not None:
+            if token is not None or reason or outcome.prompt_scores:
                 cached = (request.num_cached or 0) if is_first else 0
-                self._emit(request.id, token, reason, cached)
+                self._emit(request.id, outcome, reason, cached)
             if reason:
                 self._scheduler.finish(request)
+            elif token is not None and request.constraint:
+                self._follow(request, request.constraint, token)
+
+    def _follow(self, request: ActiveRequest, constraint: Constraint, token: int) -> None:
+        try:
+            constraint.advance(token)
+        except GrammarFailed as error:
+            self._drop(request, error)
+
+    def _drop(self, request: ActiveRequest, error: Exception) -> None:
+        if not isinstance(error, ArithmeticError):
+            logger.error("request %s failed", request.id, exc_info=error)
+        self._scheduler.finish(request)
+        self._fail(request.id, *_public_failure(error))
 
     def _count(self, item: ScheduledRequest, token: int | None) -> None:
         request = item.request
@@ -260,9 +293,18 @@ class EngineLoop:
         self._counts["prompt_tokens"] += max(0, reached - request.num_counted)
         request.num_counted = max(reached, request.num_counted)
 
-    def _emit(self, request_id: str, token: int, reason: FinishReason | None, cached: int) -> None:
+    def _emit(
+        self, request_id: str, outcome: Outcome, reason: FinishReason | None, cached: int
+    ) -> None:
+        token = outcome.draw.token if outcome.draw else None
         event = TokenEvent(
-            request_id=request_id, tokens=(token,), finish_reason=reason, cached_tokens=cached
+            request_id=request_id,
+            tokens=() if token is None else (token,),
+            finish_reason=reason,
+            cached_tokens=cached,
+            scores=() if outcome.score is None else (outcome.score,),
+            prompt_scores=outcome.prompt_scores,
+            embedding=outcome.embedding,
         )
         self._events.append(event)
         if reason:
@@ -328,12 +370,8 @@ def _outcome(result: LoadResult) -> Report:
     return VersionPinned(result.digest) if result.is_pin else VersionLoaded(result.digest)
 
 
-def _spread(items: Sequence[ScheduledRequest], draws: Sequence[Draw]) -> list[Draw | None]:
-    """Line up the draws, which exist only for sampling items, with all items."""
-    following = iter(draws)
-    return [next(following) if item.samples else None for item in items]
-
-
-def _public_message(error: Exception) -> str:
-    """Arithmetic problems are explained; anything else may hold paths or addresses."""
-    return str(error) if isinstance(error, ArithmeticError) else "the engine failed on this request"
+def _public_failure(error: Exception) -> tuple[str, str]:
+    """Code and message. Arithmetic is explained; anything else may hold paths or addresses."""
+    if isinstance(error, ArithmeticError):
+        return getattr(error, "code", "engine_error"), str(error)
+    return "engine_error", "the engine failed on this request"

@@ -12,12 +12,19 @@ import torch
 from torch import Tensor
 
 from .active_request import ActiveRequest
+from .token_mask import TokenMask, is_masked
 
 
 def changes_logits(request: ActiveRequest) -> bool:
     """Whether anything of ``request`` changes its logits before temperature and filters."""
     sampling = request.request.sampling
-    return sampling.repetition_penalty != 1 or _counts_answer(request) or _bans_stops(request)
+    return (
+        sampling.repetition_penalty != 1
+        or _counts_answer(request)
+        or _bans_stops(request)
+        or bool(sampling.logit_bias or sampling.bad_words)
+        or is_masked(request)
+    )
 
 
 def _counts_answer(request: ActiveRequest) -> bool:
@@ -31,6 +38,13 @@ def _bans_stops(request: ActiveRequest) -> bool:
     return bool(sampling.stop_token_ids) and request.num_generated < sampling.min_tokens
 
 
+def _completed_bad_words(request: ActiveRequest) -> set[int]:
+    """Tokens that would end a bad word whose other tokens the answer ends with."""
+    answer = request.tokens[request.num_prompt :]
+    words = request.request.sampling.bad_words
+    return {w[-1] for w in words if len(w) == 1 or tuple(answer[1 - len(w) :]) == w[:-1]}
+
+
 class EditList:
     """(row, token) pairs to change, as runs of float64, which holds every index exactly."""
 
@@ -39,6 +53,8 @@ class EditList:
         self._seen = _Pairs()
         self._counted = _Pairs()
         self._banned = _Pairs()
+        self._biased = _Pairs()
+        self._amounts = array("d")
         self._times = array("d")
         self._penalties = (
             array("d", [sampling.repetition_penalty for sampling in samplings]),
@@ -56,15 +72,20 @@ class EditList:
             counts = Counter(request.tokens[request.num_prompt :])
             self._counted.add(row, counts.keys())
             self._times.extend(counts.values())
-        if _bans_stops(request):
-            self._banned.add(row, set(sampling.stop_token_ids))
+        banned = set(sampling.stop_token_ids) if _bans_stops(request) else set()
+        if sampling.bad_words:
+            banned |= _completed_bad_words(request)
+        self._banned.add(row, banned)
+        self._biased.add(row, [token for token, _ in sampling.logit_bias])
+        self._amounts.extend([amount for _, amount in sampling.logit_bias])
 
     @property
     def runs(self) -> "list[array[float]]":
         """In the order of the fields of ``Edits``."""
-        seen, counted, banned = self._seen, self._counted, self._banned
+        seen, counted, banned, biased = self._seen, self._counted, self._banned, self._biased
         lists = (seen.rows, seen.ids, counted.rows, counted.ids, self._times)
-        return [*self._penalties, *lists, banned.rows, banned.ids]
+        bans = (banned.rows, banned.ids)
+        return [*self._penalties, *lists, *bans, biased.rows, biased.ids, self._amounts]
 
 
 class _Pairs:
@@ -81,7 +102,10 @@ class _Pairs:
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """The runs of an ``EditList`` on the device, all float64; the first three are [B]."""
+    """The runs of an ``EditList`` on the device, all float64; the first three are [B].
+
+    ``mask`` rules tokens out in the rows that it names.
+    """
 
     repetition: Tensor
     frequency: Tensor
@@ -93,6 +117,21 @@ class Edits:
     times: Tensor
     banned_rows: Tensor
     banned_ids: Tensor
+    biased_rows: Tensor
+    biased_ids: Tensor
+    amounts: Tensor
+    mask: TokenMask | None = None
+
+    @property
+    def can_empty(self) -> bool:
+        """Whether a row may be left without any token."""
+        return self.mask is not None or bool(len(self.banned_rows))
+
+    def bias(self, logits: Tensor) -> None:
+        """Add what was asked for to float32 ``logits`` [B, V], in place."""
+        if len(self.biased_rows):
+            place = (self.biased_rows.long(), self.biased_ids.long())
+            logits.index_put_(place, logits[place] + self.amounts.float())
 
     def penalize(self, logits: Tensor) -> None:
         """Change float32 ``logits`` [B, V] in place.
@@ -119,3 +158,5 @@ class Edits:
         if len(self.banned_rows):
             place = (self.banned_rows.long(), self.banned_ids.long())
             logits.index_put_(place, logits.new_full((), -torch.inf))
+        if self.mask:
+            self.mask.apply(logits)

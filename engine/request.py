@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
+
+MAX_TOP_LOGPROBS: Final = 20
 
 
 class FinishReason(StrEnum):
@@ -20,6 +23,13 @@ class SamplingParams:
     ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 switch those filters off. ``seed`` and
     the position alone determine each draw. The end-of-turn tokens of the model always stop a
     request unless ``ignore_eos``; neither they nor ``stop_token_ids`` count before ``min_tokens``.
+    With ``max_tokens`` 0 the prompt is read and nothing drawn.
+
+    ``logit_bias`` holds tokens with what is added to their logits. ``allowed_token_ids``, unless
+    empty, rule every other token out, ``bad_words`` the last of their tokens after the others.
+    ``logprobs`` asks for the score of every drawn token and so many of the likeliest,
+    ``prompt_logprobs`` for those of the prompt; None asks for nothing. ``grammar``, if any, is
+    what the whole answer follows, in llguidance's form (see ``text.grammar``).
     """
 
     max_tokens: int
@@ -34,9 +44,15 @@ class SamplingParams:
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    grammar: str = ""
 
     def __post_init__(self) -> None:
-        _check("max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1")
+        _check("max_tokens", self.max_tokens, self.max_tokens >= 0, "at least 0")
         _check("min_tokens", self.min_tokens, self.min_tokens >= 0, "at least 0")
         _check("temperature", self.temperature, 0 <= self.temperature <= 2, "between 0 and 2")
         _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
@@ -47,10 +63,22 @@ class SamplingParams:
         for name in ("frequency_penalty", "presence_penalty"):
             _check(name, getattr(self, name), -2 <= getattr(self, name) <= 2, "between -2 and 2")
         _check("seed", self.seed, -(2**63) <= self.seed < 2**63, "a 64-bit integer")
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(self, name) or 0
+            _check(name, count, 0 <= count <= MAX_TOP_LOGPROBS, f"0 to {MAX_TOP_LOGPROBS}")
+        if self.grammar and (self.ignore_eos or self.min_tokens):
+            raise ValueError("a grammar says where an answer ends: no ignore_eos, no min_tokens")
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0
+
+    @property
+    def named_tokens(self) -> tuple[int, ...]:
+        """Every token id that the settings mention."""
+        biased = (token for token, _ in self.logit_bias)
+        bad = (token for word in self.bad_words for token in word)
+        return (*self.stop_token_ids, *self.allowed_token_ids, *biased, *bad)
 
 
 def _check(name: str, value: float, is_valid: bool, rule: str) -> None:
@@ -76,7 +104,9 @@ class GenerationRequest:
 
     ``adapters`` is empty for the base; several shares are a blend. ``tenant`` is whom the server
     takes the client for: it shares the engine fairly with the other tenants, and the prefix cache
-    not at all. ``cache_salt`` comes from the client and separates its own clients there.
+    not at all. ``cache_salt`` comes from the client and separates its own clients there. Requests
+    of a lower ``priority`` number go first, whoever waits behind them. With ``wants_embedding`` the
+    last hidden state of the prompt's last token comes with the last event.
     """
 
     id: str
@@ -85,20 +115,39 @@ class GenerationRequest:
     adapters: tuple[AdapterShare, ...] = ()
     cache_salt: str = ""
     tenant: str = ""
+    priority: int = 0
+    wants_embedding: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """How likely the model itself thought a token, whatever the request's settings made of that.
+
+    Natural logarithms. ``top`` are the likeliest tokens, falling, with their ``top_logprobs``.
+    """
+
+    logprob: float
+    top: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenEvent:
     """New tokens of one request, in order; the last event carries ``finish_reason``.
 
-    ``cached_tokens`` counts prompt tokens taken from the prefix cache. ``error`` and ``error_code``
-    are set when the reason is ``error``.
+    ``cached_tokens`` counts prompt tokens taken from the prefix cache. ``scores`` belong to
+    ``tokens`` where they were asked for, ``prompt_scores`` to prompt tokens: the first event has
+    that of the second token of the prompt. ``embedding`` holds little-endian float32. ``error`` and
+    ``error_code`` are set when the reason is ``error``.
     """
 
     request_id: str
     tokens: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    scores: tuple[TokenScore, ...] = ()
+    prompt_scores: tuple[TokenScore, ...] = ()
+    embedding: bytes = b""
     error: str | None = None
     error_code: str | None = None
 

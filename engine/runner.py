@@ -11,12 +11,12 @@ from .forward_batch import BatchBuilder, ForwardBatch
 from .graphs import StepGraphs, stand_ins
 from .kv_arena import KvArena
 from .models.decoder import Decoder
-from .sampler import Draw, sample
+from .outcome import Outcome, outcomes, with_embeddings
 from .scheduler import StepPlan
 
 
 class Runner:
-    """One forward pass and one draw per sampling request."""
+    """One forward pass, one draw per sampling request, and the scores that are asked for."""
 
     def __init__(
         self,
@@ -37,19 +37,22 @@ class Runner:
         self.graphs = graphs
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> list[Draw]:
-        """Draws of the plan's sampling items, in plan order."""
-        return sample(self.logits(plan), [item.request for item in plan.items if item.samples])
+    def run(self, plan: StepPlan) -> list[Outcome]:
+        """What the plan's items bring, in plan order."""
+        if not any(item.pools for item in plan.items):
+            return outcomes(plan.items, self.logits(plan))
+        self._zero_blocks(plan)
+        batch = self._batch(plan)
+        hidden = self._decoder.forward(batch, self._caches)
+        found = outcomes(plan.items, self._logits_of(hidden, batch))
+        return with_embeddings(plan.items, found, hidden)
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan) -> Tensor:
-        """float32 [B, V], one row per sampling item; valid until the next step."""
-        if self._zeroes_blocks:
-            # A masked key contributes exactly zero only if it is finite: a reused block may hold
-            # whatever another tenant's adapter left there.
-            self._arena.clear(plan.fresh_blocks)
+        """float32 [B, V], ``num_logits`` rows per item; valid until the next step."""
+        self._zero_blocks(plan)
         captured = self.graphs.logits(plan) if self.graphs else None
-        return self._uncaptured(plan) if captured is None else captured
+        return self.forward(self._batch(plan)) if captured is None else captured
 
     @torch.inference_mode()
     def warm_up(self, row_counts: Sequence[int]) -> None:
@@ -66,13 +69,21 @@ class Runner:
                 self._staging.commit()
                 self.forward(batch)
 
-    def _uncaptured(self, plan: StepPlan) -> Tensor:
+    def _zero_blocks(self, plan: StepPlan) -> None:
+        if self._zeroes_blocks:
+            # A masked key contributes exactly zero only if it is finite: a reused block may hold
+            # whatever another tenant's adapter left there.
+            self._arena.clear(plan.fresh_blocks)
+
+    def _batch(self, plan: StepPlan) -> ForwardBatch:
         self._staging.begin()
         batch = self._builder.build(plan, staging=self._staging)
         self._staging.commit()
-        return self.forward(batch)
+        return batch
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """float32 [B, V] of the batch's sample rows."""
-        hidden = self._decoder.forward(batch, self._caches)
+        return self._logits_of(self._decoder.forward(batch, self._caches), batch)
+
+    def _logits_of(self, hidden: Tensor, batch: ForwardBatch) -> Tensor:
         return self._decoder.logits(hidden.index_select(0, batch.sample_rows), batch)

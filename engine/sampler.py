@@ -1,8 +1,8 @@
 """Logits to tokens, all rows at once; a row's draw never depends on its neighbours.
 
-Order of the filters as in transformers and vLLM: penalties, temperature, top-k, top-p, min-p. Of
-equal logits, the lower token id comes first. The random number of a token comes from a hash of
-(seed, position), which is a counter-based stream: it needs no state and is the same after a
+Order of the filters as in transformers and vLLM: bias, penalties, bans, temperature, top-k, top-p,
+min-p. Of equal logits, the lower token id comes first. The random number of a token comes from a
+hash of (seed, position), which is a counter-based stream: it needs no state and is the same after a
 preemption or a restart.
 
 The host waits for the device once, for the tokens. Rows that need more than the usual candidates
@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from .active_request import ActiveRequest
+from .constraint import GrammarFailed
 from .draw_plan import NARROW_TOP_K, WIDE_TOP_K, DrawPlan, Group, Span, group_of, plan_draws
 from .penalties import Edits
 
 # What stands where a token should: a row that cannot be drawn, or not from so few candidates.
 _NOT_FINITE = -1
 _UNDECIDED = -2
+_NOTHING_LEFT = -3
 # Rows are drawn so many logits at a time. Their float64 copy takes 16 MiB, which suits a CPU's
 # caches; a GPU wants few launches instead.
 _CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 25}
@@ -29,6 +31,12 @@ _CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 25}
 
 class NonFiniteLogits(ArithmeticError):
     """A row of logits holds NaN or infinity; only its own request may suffer for it."""
+
+
+class NothingLeft(ArithmeticError):
+    """The request's own settings rule every token out."""
+
+    code = "no_token_left"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +50,8 @@ class Draw:
 def sample(logits: Tensor, requests: Sequence[ActiveRequest]) -> list[Draw]:
     """Draw the next token of each request from its row of float32 ``logits`` [B, V].
 
-    A row that is not finite gives a ``Draw`` whose error is ``NonFiniteLogits``.
+    A row that is not finite gives a ``Draw`` whose error is ``NonFiniteLogits``, one whose settings
+    rule everything out ``NothingLeft``.
     """
     assert len(logits) == len(requests), f"{len(logits)} rows for {len(requests)} requests"
     if not requests:
@@ -60,7 +69,17 @@ def _draw(code: int, request: ActiveRequest) -> Draw:
         return Draw(
             None, NonFiniteLogits(f"request {request.id}: the model's output is not finite")
         )
+    if code == _NOTHING_LEFT:
+        return Draw(None, _why_nothing_is_left(request))
     return Draw(code)
+
+
+def _why_nothing_is_left(request: ActiveRequest) -> Exception:
+    if request.constraint and (problem := request.constraint.problem):
+        return GrammarFailed(problem)
+    return NothingLeft(
+        "the grammar, allowed_token_ids, bad_words and min_tokens together leave no token to draw"
+    )
 
 
 def _codes(
@@ -88,11 +107,17 @@ def _planned_codes(logits: Tensor, plan: DrawPlan) -> Tensor:
     """int64 [B] of the plan's ``logits`` [B, V], which are used up."""
     is_broken = ~_is_finite(logits)
     _prepare(logits, plan.edits)
-    codes = [
-        _span_codes(logits[span.start : span.stop], plan.filters[:, span.start : span.stop], span)
-        for span in plan.spans
-    ]
-    return torch.cat(codes).masked_fill_(is_broken, _NOT_FINITE)
+    codes = torch.cat(
+        [
+            _span_codes(
+                logits[span.start : span.stop], plan.filters[:, span.start : span.stop], span
+            )
+            for span in plan.spans
+        ]
+    )
+    if plan.edits and plan.edits.can_empty:
+        codes.masked_fill_(logits.amax(1) == -torch.inf, _NOTHING_LEFT)
+    return codes.masked_fill_(is_broken, _NOT_FINITE)
 
 
 def _is_finite(logits: Tensor) -> Tensor:
@@ -102,8 +127,9 @@ def _is_finite(logits: Tensor) -> Tensor:
 
 
 def _prepare(logits: Tensor, edits: Edits | None) -> None:
-    """Change ``logits`` [B, V] in place: penalties, shift, bans."""
+    """Change ``logits`` [B, V] in place: bias, penalties, shift, bans."""
     if edits:
+        edits.bias(logits)
         edits.penalize(logits)
     # With the best logit at zero, no difference overflows but to -inf.
     logits.sub_(logits.amax(1, keepdim=True)).clamp_(min=torch.finfo(logits.dtype).min)

@@ -3,14 +3,15 @@
 Running requests come first, in the order of their admission: one token each for those that decode,
 then prefill chunks within the token budget. When blocks run out, the request admitted last gives
 its blocks back and is recomputed later; the one admitted first always advances, so nobody is
-starved by preemption.
+starved by preemption. Requests with a higher priority number stand behind all others throughout:
+they are admitted when nobody else waits, and set back for whoever needs their place.
 
 A client that has got no turn for ``starvation_steps`` goes before everybody else. If there is no
 room, one request per step of the client that has most of them running is set back for it, as long
 as that client keeps more than the waiting one has.
 """
 
-import heapq
+from bisect import insort
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ from typing import Protocol
 from multiflora.adapters.error import AdapterRejected
 from multiflora.adapters.slots import Readiness
 
-from .active_request import ActiveRequest
+from .active_request import ActiveRequest, finish_reason
 from .config import SchedulerConfig
-from .fairness import FairQueue
+from .fairness import FairQueue, Turns
 from .kv_blocks import BlockPool
 from .request import FinishReason, GenerationRequest
+from .step_budget import StepBudget
 
 
 class AdapterMemory(Protocol):
@@ -51,12 +53,32 @@ class AdapterMemory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRequest:
-    """Tokens ``[start, start + count)`` of one request; ``samples`` if its last is among them."""
+    """Tokens ``[start, start + count)`` of one request.
+
+    ``samples`` if its last is among them and another is wanted.
+    """
 
     request: ActiveRequest
     start: int
     count: int
     samples: bool
+
+    @property
+    def scored(self) -> range:
+        """Positions whose logits tell how likely the prompt's next token was."""
+        return self.request.unscored(self.start, self.start + self.count)
+
+    @property
+    def pools(self) -> bool:
+        """Whether the hidden state of its last token is wanted."""
+        request = self.request
+        is_last = self.start + self.count == request.num_prompt
+        return request.request.wants_embedding and is_last
+
+    @property
+    def num_logits(self) -> int:
+        """Rows of logits: those of scored positions, then that of the drawn token."""
+        return len(self.scored) + self.samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +174,13 @@ class Scheduler:
         self._step += 1
         self._fresh_blocks = []
         self._make_room()
-        budget = self._config.max_batched_tokens
+        budget = StepBudget(self._config.max_batched_tokens, self._config.max_num_requests)
         counts: dict[str, int] = {}
         for request in self._by_phase():
-            count = min(request.num_pending, budget)
+            count = budget.offer(request)
             if count and request in self._running and self._reserve(request, count, counts):
                 counts[request.id] = count
-                budget -= count
+                budget.take(request, count)
         heads = self._by_turn()
         self._memory.prefetch([request.digests for request in heads if request.digests])
         if self._step != self._last_preemption:
@@ -166,15 +188,22 @@ class Scheduler:
         return self._plan(counts)
 
     def _make_room(self) -> None:
-        """Set back one request of the largest client for one that starves."""
+        """Set back a less important request, or one of the largest client for one that starves."""
         starving, self._lacks_room = self._lacks_room, None
         if starving is None or starving.id not in self._requests or not self._running:
             return
-        running = self._num_running_by_client()
-        client, num_running = running.most_common(1)[0]
+        if self._outranks_last(starving):
+            self._set_back(self._running[-1])
+            return
+        equals = [r for r in self._running if r.request.priority >= starving.request.priority]
+        running = Counter(request.client for request in equals)
+        client, num_running = max(running.items(), key=lambda item: item[1], default=("", 0))
         # With less than two more, they would take the room from each other in turn.
         if num_running >= running[starving.client] + 2:
-            self._set_back(next(r for r in reversed(self._running) if r.client == client))
+            self._set_back(next(r for r in reversed(equals) if r.client == client))
+
+    def _outranks_last(self, request: ActiveRequest) -> bool:
+        return request.request.priority < self._running[-1].request.priority
 
     def _by_phase(self) -> Iterator[ActiveRequest]:
         """Decoding requests before prefilling ones; each in the order of admission."""
@@ -236,7 +265,8 @@ class Scheduler:
     def _by_turn(self) -> list[ActiveRequest]:
         """The head of every queue in the order of admission; a starving one goes first."""
         heads = self._waiting.candidates()
-        starving = [request for request in heads if self._is_starving(request)]
+        first = min((request.request.priority for request in heads), default=0)
+        starving = [r for r in heads if r.request.priority == first and self._is_starving(r)]
         if starving:
             # A client with requests running is being served, however long its others wait.
             running = self._num_running_by_client()
@@ -253,13 +283,21 @@ class Scheduler:
         age = self._step - self._waiting.passed_over_since(request)
         return age > self._config.starvation_steps
 
-    def _admit(self, heads: list[ActiveRequest], budget: int, counts: dict[str, int]) -> None:
+    def _may_press(self, request: ActiveRequest, starving: ActiveRequest | None) -> bool:
+        """Whether somebody is set back for a request that finds no room."""
+        return request is starving or (bool(self._running) and self._outranks_last(request))
+
+    def _admit(
+        self, heads: list[ActiveRequest], budget: StepBudget, counts: dict[str, int]
+    ) -> None:
         starving = heads[0] if heads and self._is_starving(heads[0]) else None
         blocked: dict[tuple[tuple[str, ...], bool], Readiness] = {}
-        turns = _Turns(self._waiting, heads, first=starving)
-        while budget > 0 and (request := turns.next()):
+        turns = Turns(self._waiting, heads, first=starving)
+        while budget.num_tokens > 0 and (request := turns.next()):
+            if not budget.has_room(request):
+                continue
             if len(self._running) >= self._config.max_num_requests:
-                self._lacks_room = request if request is starving else None
+                self._lacks_room = request if self._may_press(request, starving) else None
                 return
             key = request.digests, request.is_blend
             readiness = blocked.get(key) or self._prepare(request)
@@ -270,12 +308,12 @@ class Scheduler:
                     return
                 continue
             if not self._place(request):
-                self._lacks_room = request if request is starving else None
+                self._lacks_room = request if self._may_press(request, starving) else None
                 return
-            count = min(request.num_pending, budget)
+            count = budget.offer(request)
             self._grow(request, self._missing_blocks(request, count))
             counts[request.id] = count
-            budget -= count
+            budget.take(request, count)
             turns.put_next(request)
 
     def _prepare(self, request: ActiveRequest) -> Readiness:
@@ -307,13 +345,13 @@ class Scheduler:
         self._memory.lease(request.digests)
         self._waiting.remove(request)
         self._waiting.note_turn(request, self._step)
-        self._running.append(request)
+        insort(self._running, request, key=lambda running: running.request.priority)
         return True
 
     def _cached_blocks(self, request: ActiveRequest) -> list[int]:
         """Blocks of the longest cached prefix that leaves at least one token to compute."""
         block_size = self._pool.block_size
-        usable = (len(request.tokens) - 1) // block_size
+        usable = request.num_reusable // block_size
         return self._pool.match(request.full_block_keys(block_size)[:usable])
 
     def _plan(self, counts: dict[str, int]) -> StepPlan:
@@ -322,7 +360,8 @@ class Scheduler:
                 request,
                 request.num_computed,
                 counts[request.id],
-                samples=counts[request.id] == request.num_pending,
+                samples=counts[request.id] == request.num_pending
+                and request.request.sampling.max_tokens > 0,
             )
             for request in self._running
             if request.id in counts
@@ -334,57 +373,18 @@ class Scheduler:
     def commit(self, item: ScheduledRequest, token: int | None) -> FinishReason | None:
         """Take in the result of one planned item; returns why the request ends, if it does."""
         request = item.request
-        request.num_computed += item.count
+        request.advance(item.count)
         if token is not None:
             request.tokens.append(token)
             self._waiting.charge(request, 1)
         self._register_blocks(request, item.start)
-        return None if token is None else finish_reason(request, token)
+        return finish_reason(request, token)
 
     def _register_blocks(self, request: ActiveRequest, start: int) -> None:
         block_size = self._pool.block_size
         keys = request.full_block_keys(block_size)
         for index in range(start // block_size, request.num_computed // block_size):
             self._pool.register(request.blocks[index], keys[index])
-
-
-class _Turns:
-    """Waiting requests in the order of their turns, while admissions change the counters."""
-
-    def __init__(
-        self, queue: FairQueue, heads: Sequence[ActiveRequest], *, first: ActiveRequest | None
-    ) -> None:
-        self._queue = queue
-        self._first = first
-        self._heap = [(queue.priority(head), head) for head in heads if head is not first]
-
-    def next(self) -> ActiveRequest | None:
-        """Take the next one; it is not looked at again in this step."""
-        if self._first:
-            first, self._first = self._first, None
-            return first
-        while self._heap:
-            noted, request = self._heap[0]
-            current = self._queue.priority(request)
-            if current == noted:
-                return heapq.heappop(self._heap)[1]
-            # Counters only rise: what was noted is never too high.
-            heapq.heapreplace(self._heap, (current, request))
-        return None
-
-    def put_next(self, admitted: ActiveRequest) -> None:
-        """Let the queue of ``admitted`` have another turn."""
-        following = self._queue.next_of(admitted.queue_key)
-        if following:
-            heapq.heappush(self._heap, (self._queue.priority(following), following))
-
-
-def finish_reason(request: ActiveRequest, token: int) -> FinishReason | None:
-    """Whether ``token``, just appended, ends the request."""
-    sampling = request.request.sampling
-    if request.num_generated >= sampling.min_tokens and token in sampling.stop_token_ids:
-        return FinishReason.STOP
-    return FinishReason.LENGTH if request.num_generated >= sampling.max_tokens else None
 
 
 def _segment_key(request: ActiveRequest) -> tuple[bool, tuple[tuple[str, float], ...]]:

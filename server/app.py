@@ -19,25 +19,40 @@ from .routes import (
     adapters,
     chat,
     completions,
+    datasets,
+    embeddings,
+    feedback,
     files,
     fine_tuning,
     health,
     keys,
+    learning,
     models,
+    responses,
     sglang_door,
+    tokenizing,
     vllm_door,
 )
 from .schemas.adapter import CanaryBody, ImportBody, RollbackBody
 from .schemas.chat import ChatBody
 from .schemas.completion import CompletionBody
+from .schemas.dataset_sampling import SampleBody
+from .schemas.embedding import EmbeddingBody
+from .schemas.feedback import FeedbackBody
 from .schemas.fine_tuning import JobBody
 from .schemas.key import KeyBody
+from .schemas.learning import LearningBody
 from .schemas.merge import MergeBody
+from .schemas.response import ResponseBody
+from .schemas.tokenizing import DetokenizeBody, TokenizeBody
 from .service import Service
 
 _ROUTES = (
     chat,
     completions,
+    embeddings,
+    responses,
+    tokenizing,
     models,
     adapters,
     adapter_actions,
@@ -45,6 +60,9 @@ _ROUTES = (
     adapter_merge,
     files,
     fine_tuning,
+    feedback,
+    learning,
+    datasets,
     vllm_door,
     sglang_door,
     keys,
@@ -54,10 +72,17 @@ _BODIES = (
     JobBody,
     ChatBody,
     CompletionBody,
+    EmbeddingBody,
+    ResponseBody,
+    TokenizeBody,
+    DetokenizeBody,
     RollbackBody,
     CanaryBody,
     ImportBody,
     MergeBody,
+    FeedbackBody,
+    LearningBody,
+    SampleBody,
     KeyBody,
 )
 
@@ -99,5 +124,5 @@ def _ownership(service: Service) -> Ownership:
         catalog=service.catalog,
         files=service.files,
         jobs=service.jobs.rows,
-        merges=service.merge_jobs,
+        merges=service.background,
     )

@@ -31,13 +31,17 @@ from multiflora.engine.errors import (
     RequestRejected,
 )
 from multiflora.engine.training.data.file_registry import FileInUse, UnknownFile
+from multiflora.engine.training.feedback.error import CompletionNotFound, FeedbackNotFound
 from multiflora.engine.training.jobs.error import JobNotFound, JobOver, JobRuns
+from multiflora.engine.training.learning.error import LearningOff, LearningRuns, RunNotFound
 
 from .access.error import AccessDenied, InvalidKey
 from .refusal import DeadlineExceeded, Refused
 
 INTERNAL_ERROR: Final = "internal_error"
 _MAX_MESSAGE_CHARS: Final = 1000
+# Codes of RequestFailed that only the request's own settings can cause, though they show late.
+_REQUEST_CODES: Final = frozenset({"no_token_left", "invalid_grammar"})
 # Codes of RequestFailed that a retry can cure: the engine, not the request, went wrong.
 _TRANSIENT_CODES: Final = frozenset({"engine_unavailable", "engine_died", "adapter_unavailable"})
 
@@ -212,6 +216,11 @@ _REGISTRY_STATUS: Final[dict[type[RegistryError], int]] = {
     JobNotFound: 404,
     JobOver: 409,
     JobRuns: 409,
+    CompletionNotFound: 404,
+    FeedbackNotFound: 404,
+    RunNotFound: 404,
+    LearningOff: 409,
+    LearningRuns: 409,
     NameTaken: 409,
     VersionInUse: 409,
     KeyReused: 409,
@@ -232,6 +241,11 @@ _REGISTRY_PARAMS: Final[dict[type[RegistryError], str]] = {
     JobNotFound: "fine_tuning_job_id",
     JobOver: "fine_tuning_job_id",
     JobRuns: "fine_tuning_job_id",
+    CompletionNotFound: "completion_id",
+    FeedbackNotFound: "feedback_id",
+    RunNotFound: "run_id",
+    LearningOff: "name",
+    LearningRuns: "name",
     NameTaken: "name",
     ForeignName: "name",
     VersionInUse: "version",
@@ -279,6 +293,10 @@ def http_error(error: Exception) -> HttpError:
             return _retryable(503, "server_error", error.code, str(error), seconds=2)
         case RequestFailed() if error.code in _TRANSIENT_CODES:
             return _retryable(503, "server_error", error.code, str(error), seconds=2)
+        case RequestFailed() if error.code in _REQUEST_CODES:
+            return HttpError(
+                status=400, type="invalid_request_error", code=error.code, message=str(error)
+            )
         case EngineError():
             return HttpError(status=500, type="server_error", code=error.code, message=str(error))
         case HTTPException():

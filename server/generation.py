@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from multiflora.engine.client import EngineClient
 from multiflora.engine.errors import RequestFailed
-from multiflora.engine.request import FinishReason, GenerationRequest, TokenEvent
-from multiflora.engine.text.answer_text import AnswerText
+from multiflora.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenScore
+from multiflora.engine.text.answer_text import AnswerText, TextRules
 from multiflora.engine.text.tokenizer import Tokenizer
 
 _QUEUE_SIZE: Final = 64
@@ -17,23 +17,49 @@ _QUEUE_SIZE: Final = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceJob:
-    """One sequence to generate, and how its text ends."""
+    """One sequence to generate; ``echo`` is the prompt's text if the answer begins with it."""
 
     index: int
     request: GenerationRequest
-    stops: tuple[str, ...] = ()
-    end_tokens: frozenset[int] = frozenset()
+    rules: TextRules
+    echo: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Echo:
+    """An answer's prompt; the first of ``scores``, if there are any, is None."""
+
+    tokens: tuple[int, ...] = ()
+    scores: tuple[TokenScore | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """New text of one sequence; ``num_tokens`` and ``cached_tokens`` are totals so far."""
+    """What is new of one sequence; ``num_tokens`` and ``cached_tokens`` are totals so far.
+
+    ``tokens`` may run ahead of ``text``, which waits for whole characters and stop strings.
+    ``scores`` are as many, or none. ``echo`` comes with the first delta, ``text`` begins with it.
+    """
 
     index: int
     text: str
     num_tokens: int
     cached_tokens: int
     finish_reason: FinishReason | None = None
+    tokens: tuple[int, ...] = ()
+    scores: tuple[TokenScore, ...] = ()
+    echo: Echo | None = None
+
+
+def joined(deltas: Sequence[Delta]) -> Delta:
+    """All deltas of one finished sequence as one."""
+    return replace(
+        deltas[-1],
+        text="".join(delta.text for delta in deltas),
+        tokens=tuple(token for delta in deltas for token in delta.tokens),
+        scores=tuple(score for delta in deltas for score in delta.scores),
+        echo=deltas[0].echo,
+    )
 
 
 def generate(
@@ -50,17 +76,20 @@ def generate(
 async def _deltas(
     client: EngineClient, tokenizer: Tokenizer, job: SequenceJob
 ) -> AsyncGenerator[Delta]:
-    text = AnswerText(
-        tokenizer,
-        stops=job.stops,
-        min_tokens=job.request.sampling.min_tokens,
-        end_tokens=job.end_tokens,
-    )
+    text = AnswerText(tokenizer, job.rules)
+    prompt_scores: list[TokenScore] = []
+    awaits_echo = job.echo is not None
     events = client.generate(job.request)
     async with aclosing(events):
         async for event in events:
             _check(event)
+            prompt_scores += event.prompt_scores
+            if not event.tokens and event.finish_reason is None:
+                continue
             delta = _delta(job.index, text, event)
+            if awaits_echo:
+                delta = _with_echo(job, delta, prompt_scores)
+                awaits_echo = False
             yield delta
             if delta.finish_reason is not None:
                 return
@@ -77,14 +106,25 @@ def _check(event: TokenEvent) -> None:
 
 
 def _delta(index: int, text: AnswerText, event: TokenEvent) -> Delta:
+    num_before = text.num_tokens
     new_text = text.push(event.tokens, event.finish_reason)
+    # What follows a stop string is no part of the answer.
+    count = text.num_tokens - num_before
     return Delta(
         index=index,
         text=new_text,
         num_tokens=text.num_tokens,
         cached_tokens=event.cached_tokens,
         finish_reason=FinishReason.STOP if text.is_stopped else event.finish_reason,
+        tokens=event.tokens[:count],
+        scores=event.scores[:count],
     )
+
+
+def _with_echo(job: SequenceJob, delta: Delta, scores: Sequence[TokenScore]) -> Delta:
+    has_scores = job.request.sampling.prompt_logprobs is not None
+    echo = Echo(tokens=job.request.prompt, scores=(None, *scores) if has_scores else ())
+    return replace(delta, text=(job.echo or "") + delta.text, echo=echo)
 
 
 async def _merged(streams: Sequence[AsyncGenerator[Delta]]) -> AsyncGenerator[Delta]:

@@ -40,6 +40,13 @@ class JobPublishing:
         self._metrics.adapter_change("publish")
         await self._pinning.reconcile()
 
+    async def set_canary(self, name: str, digest: str, weight: float, *, live: str) -> bool:
+        is_set = await asyncio.to_thread(self._set_canary, name, digest, weight, live)
+        if is_set:
+            self._metrics.adapter_change("canary")
+            await self._pinning.reconcile()
+        return is_set
+
     async def discard(self, digest: str) -> None:
         await asyncio.to_thread(self._discard, digest)
 
@@ -63,6 +70,18 @@ class JobPublishing:
             raise
         self._publisher.match.accept(version.digest)
         return version.digest
+
+    def _set_canary(self, name: str, digest: str, weight: float, live: str) -> bool:
+        with self._registry.database.lock:
+            try:
+                entry = self._registry.entry(name)
+            except UnknownName:
+                return False
+            canary = entry.canary.digest if entry.canary else digest
+            if entry.digest != live or canary != digest or digest == live:
+                return False
+            self._registry.set_canary(name, digest, weight)
+        return True
 
     def _discard(self, digest: str) -> None:
         with self._registry.database.lock:

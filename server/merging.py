@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from multiflora.adapters.error import (
@@ -19,6 +19,7 @@ from multiflora.adapters.merging.recipe import Recipe
 from multiflora.adapters.registry import Registry
 from multiflora.engine.errors import EngineOverloaded, EngineUnavailable
 
+from .cancellation import Cancellation
 from .errors import NameTaken, StorageFull, WrongBase, is_disk_full
 from .publishing import Origin, Publication, Publisher, Terms
 
@@ -34,6 +35,7 @@ class MergeOrder:
     sources: Sequence[tuple[str, str]]
     recipe: Recipe
     terms: Terms
+    cancellation: Cancellation = field(default_factory=Cancellation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +107,8 @@ class Merger:
         """Merge and publish. ``on_progress`` is called from another thread, first with 0.
 
         Raises ``AdapterRejected``, ``EngineOverloaded`` where too many wait,
-        ``EngineUnavailable`` once it is closed, and as ``Publisher.publish`` does; nothing was
-        published then.
+        ``EngineUnavailable`` once it is closed, ``Cancelled``, and as ``Publisher.publish`` does;
+        nothing was published then.
         """
         if self._is_closed:
             raise EngineUnavailable("the server is shutting down")
@@ -122,8 +124,9 @@ class Merger:
     def _merge(self, order: MergeOrder, on_progress: Progress) -> MergeAnswer:
         store = self._registry.store
         assert store is not None, "nothing can be merged without a store"
-        on_progress(0.0)
         try:
+            order.cancellation.check()
+            on_progress(0.0)
             with store.staging() as folder:
                 request = MergeRequest(
                     tuple(str(store.open(digest).path.absolute()) for _, digest in order.sources),
@@ -132,7 +135,8 @@ class Merger:
                     str((folder / "merged").absolute()),
                     self._limits,
                 )
-                done = self._run(MergeChild(request), on_progress)
+                done = self._run(MergeChild(request), order.cancellation, on_progress)
+                order.cancellation.seal()
                 origin = Origin(
                     source=f"merge:{order.recipe.method}",
                     parents=tuple(digest for _, digest in order.sources),
@@ -146,12 +150,14 @@ class Merger:
                 raise StorageFull("the disk is full; nothing was published") from error
             raise
         except AdapterRejected as error:
+            order.cancellation.check()
             if error.code == "rank_too_large":
                 raise _too_many_ranks(order) from error
             raise
         return MergeAnswer(publication, done.report)
 
-    def _run(self, child: MergeChild, on_progress: Progress) -> Any:
+    def _run(self, child: MergeChild, cancellation: Cancellation, on_progress: Progress) -> Any:
+        cancellation.watch(child)
         self._children.add(child)
         try:
             if self._is_closed:

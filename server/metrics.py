@@ -15,8 +15,10 @@ from multiflora.adapters.tier import Tier
 from multiflora.engine.client import EngineClient, EngineState
 from multiflora.engine.errors import EngineError
 from multiflora.engine.request import EngineStats
+from multiflora.engine.training.jobs.job_census import JobCensus
 
 from .errors import ClientDisconnectedError, http_error
+from .training_metrics import training_families
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _MAX_NAMES: Final = 256
@@ -120,6 +122,18 @@ class Metrics:
             ["reason"],
             registry=self._registry,
         )
+        self._feedback = Counter(
+            "multiflora_feedback",
+            "What users said about answers, by adapter and kind.",
+            ["adapter", "kind"],
+            registry=self._registry,
+        )
+        self._learning_runs = Counter(
+            "multiflora_learning_runs",
+            "Ended runs of the continual loop, by adapter and outcome.",
+            ["adapter", "outcome"],
+            registry=self._registry,
+        )
         self._first_token = self._histogram("time_to_first_token", "Time to the first token.")
         self._end_to_end = self._histogram("request", "Time from the request to its last token.")
 
@@ -144,8 +158,15 @@ class Metrics:
     def refusal(self, reason: str) -> None:
         self._refusals.labels(reason).inc()
 
-    async def render(self) -> bytes:
+    def feedback(self, adapter: str, kind: str) -> None:
+        self._feedback.labels(self._label(adapter), kind).inc()
+
+    def learning_run(self, adapter: str, outcome: str) -> None:
+        self._learning_runs.labels(self._label(adapter), outcome).inc()
+
+    async def render(self, jobs: JobCensus | None = None) -> bytes:
         """The classic text format."""
+        self._engine.jobs = jobs
         self._engine.is_ready = self._client.state is EngineState.READY
         try:
             self._engine.stats = await self._client.stats()
@@ -180,6 +201,7 @@ class _EngineCollector(Collector):
         self.is_ready = False
         self.num_tasks = 0
         self.num_streams = 0
+        self.jobs: JobCensus | None = None
 
     def collect(self) -> Iterable[Metric]:
         yield GaugeMetricFamily(
@@ -201,6 +223,8 @@ class _EngineCollector(Collector):
         for name, (attribute, text) in _TRAINING_COUNTERS.items():
             value = getattr(self.stats.training, attribute)
             yield CounterMetricFamily(f"multiflora_training_{name}", text, value)
+        if self.jobs is not None:
+            yield from training_families(self.jobs)
         yield _counter(
             "requests_finished",
             "Sequences finished, by reason.",

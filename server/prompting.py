@@ -1,6 +1,7 @@
 """Prompts as token ids."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from multiflora.engine.errors import PromptTooLong, RequestRejected
 from multiflora.engine.text.template_renderer import Renderer
@@ -9,32 +10,34 @@ from multiflora.engine.text.tokenizer import Tokenizer
 from .schemas.chat import ChatBody
 from .schemas.completion import Prompt
 from .service import off_loop
+from .tool_use import template_tools
 
 
-async def tokenize_prompts(
-    tokenizer: Tokenizer, prompts: Sequence[Prompt], *, is_large: bool, max_model_len: int
+def tokenize_prompts(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt], *, max_model_len: int, last: int | None = None
 ) -> list[Sequence[int]]:
-    """Encode texts as the tokenizer's post-processor says; ids stay as given, no BOS is added."""
-    return await off_loop(
-        is_large, _tokenize_prompts, tokenizer, prompts, max_model_len=max_model_len
-    )
+    """Encode texts as the tokenizer's post-processor says; ids stay as given, no BOS is added.
 
-
-def _tokenize_prompts(
-    tokenizer: Tokenizer, prompts: Sequence[Prompt], *, max_model_len: int
-) -> list[Sequence[int]]:
+    Of each prompt the ``last`` tokens are kept, if that is given.
+    """
     tokens: list[Sequence[int]] = []
     for prompt in prompts:
         if isinstance(prompt, str):
-            _check_length(tokenizer, prompt, max_model_len=max_model_len, param="prompt")
+            if last is None:
+                _check_length(tokenizer, prompt, max_model_len=max_model_len, param="prompt")
             tokens.append(tokenizer.encode(prompt))
         else:
             tokens.append(prompt)
-    return tokens
+    return [_last(prompt, last) for prompt in tokens]
 
 
 async def tokenize_chat(
-    tokenizer: Tokenizer, renderer: Renderer, body: ChatBody, *, is_large: bool, max_model_len: int
+    tokenizer: Tokenizer,
+    renderer: Renderer,
+    body: ChatBody,
+    *,
+    max_model_len: int,
+    is_large: bool = False,
 ) -> list[Sequence[int]]:
     """Render a conversation and encode it, a large one in a thread.
 
@@ -43,7 +46,8 @@ async def tokenize_chat(
     """
     try:
         text = await renderer.render(
-            tokenizer.quote([message.for_template() for message in body.messages]),
+            tokenizer.quote(_messages(body)),
+            tools=tokenizer.quote(template_tools(body)),
             documents=tokenizer.quote(body.documents),
             add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message,
@@ -51,8 +55,24 @@ async def tokenize_chat(
         )
     except RecursionError:
         raise RequestRejected("the messages are nested too deeply", param="messages") from None
-    _check_length(tokenizer, text, max_model_len=max_model_len, param="messages")
-    return [await off_loop(is_large, tokenizer.encode_chat, text)]
+    if body.truncate_prompt_tokens is None:
+        _check_length(tokenizer, text, max_model_len=max_model_len, param="messages")
+    tokens = await off_loop(is_large, tokenizer.encode_chat, text)
+    return [_last(tokens, body.truncate_prompt_tokens)]
+
+
+def _messages(body: ChatBody) -> list[dict[str, Any]]:
+    messages = []
+    for place, message in enumerate(body.messages):
+        try:
+            messages.append(message.for_template())
+        except ValueError as error:
+            raise RequestRejected(str(error), param=f"messages.{place}.tool_calls") from None
+    return messages
+
+
+def _last(tokens: Sequence[int], count: int | None) -> Sequence[int]:
+    return tokens if count is None else tokens[-count:]
 
 
 def _check_length(tokenizer: Tokenizer, text: str, *, max_model_len: int, param: str) -> None:

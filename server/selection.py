@@ -5,14 +5,14 @@ from contextlib import AbstractContextManager
 from multiflora.engine.errors import RequestRejected
 
 from .catalog import Catalog, ServedModel
-from .schemas.sampling import SamplingBody
+from .schemas.sampling import TargetBody
 
 # LoRAX and SGLang name the adapter beside the base.
 _ALIASES = ("adapter_id", "lora_path")
 
 
 def lease_selected(
-    catalog: Catalog, body: SamplingBody, *, view: str | None = None
+    catalog: Catalog, body: TargetBody, *, view: str | None = None
 ) -> AbstractContextManager[ServedModel]:
     """Resolve and hold what ``body`` asks for, among what a tenant's ``view`` holds.
 
@@ -30,7 +30,7 @@ def lease_selected(
     return catalog.lease_blend(_weights(body), user=body.user, view=view)
 
 
-def _named(base: str, body: SamplingBody) -> tuple[str, str]:
+def _named(base: str, body: TargetBody) -> tuple[str, str]:
     """The field that decides, and the name in it."""
     named = [(alias, value) for alias in _ALIASES if (value := getattr(body, alias))]
     if not named:
@@ -45,7 +45,7 @@ def _named(base: str, body: SamplingBody) -> tuple[str, str]:
     return param, name
 
 
-def _weights(body: SamplingBody) -> dict[str, float]:
+def _weights(body: TargetBody) -> dict[str, float]:
     weights: dict[str, float] = {}
     for index, share in enumerate(body.adapters):
         if share.name in weights:

@@ -36,6 +36,7 @@ from .housekeeping import Housekeeping
 from .http_server import HttpServer
 from .hub_door import HubDoor
 from .job_publishing import JobPublishing
+from .learning import keep_learning, make_learner
 from .limits import Limits
 from .listener import bind, url_of
 from .merging import Merger
@@ -193,7 +194,7 @@ async def _run(
 
 
 async def _start(service: Service, server: HttpServer, announcement: Announcement) -> None:
-    """Load the engine while probes are answered; a failure ends the server."""
+    """Load the engine while probes are answered; a failure ends the server. Then keep learning."""
     try:
         with loading_progress() as show:
             service.client.on_progress = show
@@ -204,6 +205,7 @@ async def _start(service: Service, server: HttpServer, announcement: Announcemen
     print(announcement.text(info), flush=True)
     await service.jobs.start()
     await service.pinning.reconcile()
+    await keep_learning(service.learner)
 
 
 def _warn_of_unserved(catalog: Catalog) -> None:
@@ -224,6 +226,16 @@ def _service(
 ) -> Service:
     metrics, pinning = Metrics(client), Pinning(registry, client, publisher.match)
     end_tokens = frozenset(base.config.eos_token_ids)
+    jobs = make_training_jobs(
+        settings.data_dir,
+        TrainedBase(name=base.name, path=config.base.model, folder=base.folder, config=base.config),
+        client=client,
+        registry=registry,
+        files=checker.files,
+        publishing=JobPublishing(registry, publisher, pinning, metrics),
+        end_tokens=end_tokens,
+        tracking=settings.tracking,
+    )
     return Service(
         client=client,
         tokenizer=base.tokenizer,
@@ -237,16 +249,9 @@ def _service(
         file_checker=checker,
         keyring=keyring,
         origin=OriginCheck(None if settings.insecure else {settings.host.lower()}),
-        jobs=make_training_jobs(
-            settings.data_dir,
-            TrainedBase(
-                name=base.name, path=config.base.model, folder=base.folder, config=base.config
-            ),
-            client=client,
-            registry=registry,
-            files=checker.files,
-            publishing=JobPublishing(registry, publisher, pinning, metrics),
-            end_tokens=end_tokens,
+        jobs=jobs,
+        learner=make_learner(
+            registry, files=checker.files, jobs=jobs, pinning=pinning, metrics=metrics
         ),
         adapters_root=settings.adapters_root,
         hub=HubDoor(settings.adapters_hub),

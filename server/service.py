@@ -14,16 +14,18 @@ from multiflora.engine.text.template_renderer import Renderer
 from multiflora.engine.text.tokenizer import Tokenizer
 from multiflora.engine.training.data.file_registry import FileRegistry
 from multiflora.engine.training.jobs.training_jobs import TrainingJobs
+from multiflora.engine.training.learning.learner import Learner
 
 from .access.keyring import Keyring
 from .access.origin import OriginCheck
 from .admission import Admission
+from .background_job import BackgroundJobs
 from .catalog import Catalog
 from .drain import Drain
 from .file_checker import FileChecker
+from .grammar_check import GrammarCheck
 from .hub_door import HubDoor
 from .limits import Limits
-from .merge_job import MergeJobs
 from .merging import Merger
 from .metrics import Metrics
 from .pinning import Pinning
@@ -46,6 +48,7 @@ class Service:
     publisher: Publisher
     file_checker: FileChecker
     jobs: TrainingJobs
+    learner: Learner
     pinning: Pinning
     merger: Merger
     keyring: Keyring
@@ -53,13 +56,14 @@ class Service:
     # How long any answer may take; None is for ever.
     request_timeout_seconds: float | None = None
     origin: OriginCheck = field(default_factory=OriginCheck)
-    merge_jobs: MergeJobs = field(default_factory=MergeJobs)
+    background: BackgroundJobs = field(default_factory=BackgroundJobs)
     # Where paths that clients name may lie; None closes the routes that take such paths.
     adapters_root: Path | None = None
     hub: HubDoor = field(default_factory=HubDoor)
     end_tokens: frozenset[int] = frozenset()
     limits: Limits = field(default_factory=Limits)
     drain: Drain = field(default_factory=Drain)
+    grammar_check: GrammarCheck = field(default_factory=GrammarCheck)
     # Idempotency keys of running requests.
     keys_in_use: set[str] = field(default_factory=set)
 

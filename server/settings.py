@@ -22,6 +22,8 @@ from multiflora.engine.config import (
     TrainingConfig,
     TrainingPace,
 )
+from multiflora.engine.training.jobs.tracking.library import read_sinks
+from multiflora.engine.training.jobs.tracking.message import SinkName
 
 from .admission import AdmissionLimits
 from .hub_door import check_pattern
@@ -87,6 +89,10 @@ def parse_path(text: str) -> Path:
 
 def parse_patterns(text: str) -> tuple[str, ...]:
     return tuple(check_pattern(item.strip()) for item in text.split(",") if item.strip())
+
+
+def parse_sinks(text: str) -> tuple[SinkName, ...]:
+    return read_sinks([item.strip() for item in text.split(",") if item.strip()])
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
@@ -227,6 +233,15 @@ class ServeSettings:
     training_pace: TrainingPace = field(
         default="balanced",
         metadata=_choice(TrainingPace, "how much training may take from requests"),
+    )
+    tracking: tuple[SinkName, ...] = field(
+        default=("tensorboard",),
+        metadata=_about(
+            "where jobs may send metrics: tensorboard, wandb, trackio or none, with commas; the "
+            "last two may leave this machine, under the server's own account",
+            parse_sinks,
+            metavar="SINKS",
+        ),
     )
     max_num_requests: int = field(
         default=64, metadata=_about("most requests in one step", parse_int)

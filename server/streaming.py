@@ -49,9 +49,13 @@ class EventStream(StreamingResponse):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkWriter:
-    """Writes the deltas of one answer; ``envelope`` holds the fields that all chunks share."""
+    """Writes the deltas of one answer.
+
+    ``envelope`` holds the fields that all chunks share, ``opening`` those of the first alone.
+    """
 
     envelope: Mapping[str, Any]
+    opening: Mapping[str, Any]
     shape: AnswerShape
     options: StreamOptions
     usage: UsageCount
@@ -61,7 +65,8 @@ class ChunkWriter:
         """All events of the stream; an error becomes the last of them."""
         opened: set[int] = set()
         try:
-            yield self._chunks(first, opened)
+            if chunks := self._chunks(first, opened):
+                yield chunks
             async for delta in rest:
                 if chunks := self._chunks(delta, opened):
                     yield chunks
@@ -77,15 +82,20 @@ class ChunkWriter:
     def _chunks(self, delta: Delta, opened: set[int]) -> bytes:
         self.usage.add(delta)
         choices = []
+        extra = {} if opened else self.opening
         if delta.index not in opened:
             opened.add(delta.index)
             choices.append(self.shape.opening(delta.index))
-        if delta.text or delta.finish_reason is not None:
-            choices.append(self.shape.delta(delta.index, delta.text, delta.finish_reason))
-        return b"".join(self._chunk([choice]) for choice in choices if choice is not None)
+        choices.append(self.shape.delta(delta))
+        chunks = []
+        for choice in choices:
+            if choice is not None:
+                chunks.append(self._chunk([choice], extra))
+                extra = {}
+        return b"".join(chunks)
 
-    def _chunk(self, choices: list[dict[str, Any]]) -> bytes:
-        chunk = {**self.envelope, "choices": choices}
+    def _chunk(self, choices: list[dict[str, Any]], extra: Mapping[str, Any]) -> bytes:
+        chunk = {**self.envelope, **extra, "choices": choices}
         if self.options.continuous_usage_stats:
             chunk["usage"] = self.usage.as_json()
         elif self.options.include_usage:

@@ -11,6 +11,7 @@ from multiflora.engine.training.data.file_registry import FileRegistry
 from multiflora.engine.training.jobs.job_folder import JobFolders
 from multiflora.engine.training.jobs.job_registry import JobRegistry
 from multiflora.engine.training.jobs.preparation import Preparation
+from multiflora.engine.training.jobs.tracking.message import SinkName
 from multiflora.engine.training.jobs.training_jobs import TrainingJobs
 from multiflora.engine.training.jobs.workshop import Workshop
 
@@ -36,8 +37,12 @@ def make_training_jobs(
     files: FileRegistry,
     publishing: JobPublishing,
     end_tokens: frozenset[int],
+    tracking: tuple[SinkName, ...] = (),
 ) -> TrainingJobs:
-    """All jobs of ``data_dir``; none runs before ``TrainingJobs.start``."""
+    """All jobs of ``data_dir``; none runs before ``TrainingJobs.start``.
+
+    ``tracking`` are the sinks that they may send metrics to.
+    """
     shop = Workshop(
         jobs=JobRegistry(registry.database),
         folders=JobFolders(data_dir),
@@ -49,5 +54,6 @@ def make_training_jobs(
         model=base.config,
         base_name=base.path,
         end_tokens=end_tokens,
+        tracking=tracking,
     )
     return TrainingJobs(shop, reserved=[base.name])

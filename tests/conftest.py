@@ -11,7 +11,8 @@ if not os.path.exists("/dev/nvidiactl"):
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,17 @@ def adapter_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         return made[family]
 
     return make
+
+
+@pytest.fixture
+def memory_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one.
+
+    For thousands of syncs whose time is the disk's and whose effect a living kernel hides.
+    """
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)

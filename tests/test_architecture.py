@@ -18,6 +18,8 @@ MAX_TRITON_KERNEL_LINES = 120
 # A process that reads untrusted bytes must not be able to run them.
 BANNED_MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "kernels"}
 BANNED_CALLS = {"eval", "exec", "torch.load", "yaml.load", "__import__"}
+# Of the trainer, what knows no tensors.
+TRAINING_STATE = ("data", "jobs", "feedback", "learning", "sampling")
 TORCH_FREE = (
     "server.app",
     "server.cli",
@@ -98,12 +100,12 @@ def test_the_server_sees_the_engine_only_through_its_public_modules() -> None:
     public = ("client", "text", "errors", "request", "config", "memory_plan", "doctor", "watchdog")
     offline = ("export.export", "extraction.extraction")
     start_up = ("models.source", "models.registry", "models.config", "models.named_folder")
-    jobs = ("training.job", "training.config", "training.estimate")
+    jobs = ("training.job", "training.config", "training.estimate", "training.rule_of_thumb")
     for path in sources("server"):
         for module, line in imports(path):
             if module.startswith("multiflora.engine."):
                 rest = module.removeprefix("multiflora.engine.")
-                is_known = rest.startswith(("training.data.", "training.jobs."))
+                is_known = rest.startswith(tuple(f"training.{part}." for part in TRAINING_STATE))
                 known = start_up + offline + jobs
                 is_public = rest.split(".")[0] in public or rest in known or is_known
                 assert is_public, f"{path}:{line} imports {module}"
@@ -111,11 +113,13 @@ def test_the_server_sees_the_engine_only_through_its_public_modules() -> None:
 
 def test_only_the_assembly_imports_the_trainer() -> None:
     """Others know its files and jobs, with their settings and events: these know no tensors."""
-    public = ("engine.training.job", "engine.training.config", "engine.training.estimate")
+    public = tuple(
+        f"engine.training.{name}" for name in ("job", "config", "estimate", "rule_of_thumb")
+    )
     for path in sources(*FOLDERS):
         inside = "engine/training" in path.as_posix() or path.name == "assembly.py"
         for module, line in imports(path):
-            is_known = re.search(r"engine\.training\.(data|jobs)(\.|$)", module)
+            is_known = re.search(rf"engine\.training\.({'|'.join(TRAINING_STATE)})(\.|$)", module)
             is_trainer = "engine.training." in module and not module.endswith(public)
             assert inside or is_known or not is_trainer, f"{path}:{line}"
 

@@ -7,8 +7,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 from ..error import AdapterRejected
 from .delta import Delta, combine, zero_delta
@@ -18,6 +21,7 @@ from .gram import Gram
 from .knots import align
 from .method import COMPAT
 from .model_stock import model_stock
+from .module_pool import one_by_one, side_by_side
 from .parent import Parent, widest
 from .peft_rule import Factors, merge_as_peft
 from .rank_policy import RankPolicy
@@ -86,15 +90,14 @@ def merge(
     bound = _BoundRecipe(parents, recipe, shapes)
     stored: dict[str, StoredDelta] = {}
     reports: list[ModuleReport] = []
-    for index, path in enumerate(shapes):
-        try:
-            result = bound.merge_module(path)
-            stored[path] = round_delta(result.delta, dtype)
-        except AdapterRejected as error:
-            raise AdapterRejected(error.code, f"{path}: {error}") from None
-        reports.append(_module_report(path, result, stored[path].rounding_error))
-        if on_progress:
-            on_progress((index + 1) / len(shapes))
+    # Dense matrices are held one at a time.
+    run = side_by_side if recipe.rule.family == "scalar" else one_by_one
+    with run(partial(bound.finish_module, dtype=dtype), shapes) as finished:
+        for path, (delta, report) in zip(shapes, finished, strict=True):
+            stored[path] = delta
+            reports.append(report)
+            if on_progress:
+                on_progress(len(reports) / len(shapes))
     _refuse_nothing(recipe, reports)
     return Merged(
         stored,
@@ -127,6 +130,15 @@ class _BoundRecipe:
         self._t = {}
         if recipe.uses_t:
             self._t = values_of_t(list(shapes), recipe.setting("t"), recipe.setting("filters"))
+
+    def finish_module(self, path: str, *, dtype: torch.dtype) -> tuple[StoredDelta, ModuleReport]:
+        """The module as it is stored, and what there is to say of it."""
+        try:
+            outcome = self.merge_module(path)
+            stored = round_delta(outcome.delta, dtype)
+        except AdapterRejected as error:
+            raise AdapterRejected(error.code, f"{path}: {error}") from None
+        return stored, _module_report(path, outcome, stored.rounding_error)
 
     def merge_module(self, path: str) -> _Outcome:
         deltas = [

@@ -13,10 +13,10 @@ from torch import Tensor
 from ..error import AdapterRejected
 from ..folder import WEIGHTS_NAME, AdapterFolder, TensorEntry
 from ..peft_format import PREFIX, LoraSettings, parse_settings
+from ..tensor_file import DTYPES
 from .delta import Delta, is_finite
 
 _A_ENDING, _B_ENDING = ".lora_A.weight", ".lora_B.weight"
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # What is no product of two factors, or not on the shared base, and why it cannot be merged.
 _NOT_A_DELTA: Mapping[str, str] = {
     "use_dora": "DoRA rescales whole rows of the base, which no sum of deltas can express",
@@ -58,7 +58,7 @@ class Parent:
         self.modules: Mapping[str, ParentModule] = _find_modules(
             entries, parse_settings(folder.config)
         )
-        self.dtype = widest(_DTYPES[entry.dtype] for entry in entries.values())
+        self.dtype = widest(DTYPES[entry.dtype] for entry in entries.values())
         self._tensors = safe_open(path / WEIGHTS_NAME, framework="pt")
 
     def factors(self, path: str) -> tuple[Tensor, Tensor]:

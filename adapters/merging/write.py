@@ -1,6 +1,7 @@
 """Deltas as an ordinary PEFT folder with scaling 1, whole or absent at every moment."""
 
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -10,13 +11,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from .. import durable
 from ..error import AdapterRejected
 from ..folder import CONFIG_NAME, WEIGHTS_NAME
 from ..peft_format import PREFIX
+from ..tensor_file import write_tensors
 from .delta import Delta, is_finite
 
 REPORT_NAME: Final = "merge_report.json"
@@ -52,7 +53,8 @@ def round_delta(delta: Delta, dtype: torch.dtype) -> StoredDelta:
     if delta.rank == 0:
         n, k = delta.shape
         return StoredDelta(torch.zeros(n, 1, dtype=dtype), torch.zeros(1, k, dtype=dtype), 0.0)
-    delta = delta.balanced()
+    if dtype == torch.float16:
+        delta = delta.balanced()
     b, a = delta.b.to(dtype), delta.a.to(dtype)
     if not (is_finite(b) and is_finite(a)):
         raise AdapterRejected(
@@ -65,15 +67,19 @@ def round_delta(delta: Delta, dtype: torch.dtype) -> StoredDelta:
 
 def _rounding_error(delta: Delta, b: Tensor, a: Tensor) -> float:
     # b' a' - b a = (b' - b) a' + b (a' - a), which cancels nowhere.
-    error_b = torch.cat([b.float() - delta.b, delta.b], dim=1)
-    error_a = torch.cat([a.float(), a.float() - delta.a])
-    norm = _norm(delta.b, delta.a)
-    return _norm(error_b, error_a) / norm if norm else 0.0
+    rounded_b, rounded_a = b.float(), a.float()
+    error_b, error_a = rounded_b - delta.b, rounded_a - delta.a
+    squared = (
+        _inner(error_b.T @ error_b, rounded_a @ rounded_a.T)
+        + 2 * _inner(error_b.T @ delta.b, rounded_a @ error_a.T)
+        + _inner(outputs := delta.b.T @ delta.b, error_a @ error_a.T)
+    )
+    whole = _inner(outputs, delta.a @ delta.a.T)
+    return math.sqrt(max(0.0, squared) / whole) if whole > 0 else 0.0
 
 
-def _norm(b: Tensor, a: Tensor) -> float:
-    squared = ((b.T @ b).double() * (a @ a.T).double()).sum()
-    return float(squared.clamp(min=0).sqrt())
+def _inner(left: Tensor, right: Tensor) -> float:
+    return float((left.double() * right.double()).sum())
 
 
 def write_adapter(
@@ -96,7 +102,7 @@ def write_adapter(
     config = _config(modules, base_name=base_name, task_type=task_type, targets=targets)
     try:
         with durable.new_folder(out) as staged:
-            durable.write(staged / WEIGHTS_NAME, save(_tensors(modules), metadata={"format": "pt"}))
+            write_tensors(staged / WEIGHTS_NAME, _tensors(modules), {"format": "pt"})
             durable.write(staged / CONFIG_NAME, _json(config))
             if report is not None:
                 durable.write(staged / REPORT_NAME, _json(report))

@@ -53,6 +53,11 @@ class Latencies:
     first: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
 
+    @property
+    def p99(self) -> float:
+        """Milliseconds between tokens, of which one gap in a hundred is longer."""
+        return _spread(self.gaps)["p99"]
+
     def figures(self) -> dict[str, Any]:
         return {
             "requests": len(self.first),
@@ -130,7 +135,8 @@ async def measure(config: EngineConfig, job: TrainingJob, arguments: Any) -> dic
     try:
         traffic = Traffic(client, info.vocab_size, arguments.tokens)
         await traffic.saturate(2)
-        rate = arguments.load * await traffic.saturate(2 * MAX_REQUESTS)
+        num_requests = 2 * config.scheduler.max_num_requests
+        rate = arguments.load * await traffic.saturate(num_requests)
         alone = await traffic.flow(rate, arguments.seconds)
         async with Training(client, job) as started:
             before = (await client.stats()).training
@@ -140,6 +146,8 @@ async def measure(config: EngineConfig, job: TrainingJob, arguments: Any) -> dic
             beside = await traffic.flow(rate, arguments.seconds)
             spent = time.perf_counter() - began
             after = (await client.stats()).training
+        tokens_alone = (between.tokens - before.tokens) / arguments.seconds
+        tokens_beside = (after.tokens - between.tokens) / spent
         trained_alone = (between.seconds - before.seconds) / arguments.seconds
         trained_beside = (after.seconds - between.seconds) / spent
         return {
@@ -147,8 +155,10 @@ async def measure(config: EngineConfig, job: TrainingJob, arguments: Any) -> dic
             "micro_batch_tokens": started.micro_batch_tokens,
             "serving_alone": alone.figures(),
             "serving_beside_training": beside.figures(),
-            "trained_tokens_per_second_alone": (between.tokens - before.tokens) / arguments.seconds,
-            "trained_tokens_per_second_beside": (after.tokens - between.tokens) / spent,
+            "inter_token_p99_over_alone": round(beside.p99 / alone.p99, 3),
+            "trained_tokens_per_second_alone": round(tokens_alone, 1),
+            "trained_tokens_per_second_beside": round(tokens_beside, 1),
+            "training_kept": round(tokens_beside / tokens_alone, 3) if tokens_alone else None,
             "training_time_share_alone": round(trained_alone, 3),
             "training_time_share_beside": round(trained_beside, 3),
             "share_at_end": after.share,
@@ -191,7 +201,8 @@ def main() -> None:
             scheduler=SchedulerConfig(max_num_requests=MAX_REQUESTS),
             training=TrainingConfig(pace=arguments.pace),
         )
-        batch = BatchSettings(batch_size=4, num_epochs=1_000_000, micro_batch_tokens=512)
+        # Tokens count when their step is taken: few rows a step make the count exact.
+        batch = BatchSettings(batch_size=1, num_epochs=1_000_000, micro_batch_tokens=512)
         job = TrainingJob(
             id="job",
             data=str(write_rows(folder / "rows", shape["vocab_size"])),

@@ -13,12 +13,12 @@ from multiflora.adapters import durable
 from multiflora.adapters.folder import AdapterFolder
 from multiflora.adapters.inspection import inspect_adapter
 from multiflora.adapters.merging.parent import Parent
+from multiflora.adapters.tensor_file import stream_tensors
 
 from ..errors import ExportRefused, NotEnoughMemory
 from ..models.named_folder import NamedFolder
 from ..models.plain_base import PlainBase
 from ..models.shard import INDEX_NAME
-from ..models.tensor_file import stream_tensors
 from .comparison import compare
 from .merged_base import MergedBase
 from .model_folder import copy_text_files, nf4_settings, write_config, write_json

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from multiflora.adapters.merging.parent import Parent
 from multiflora.adapters.target import TargetModule
+from multiflora.adapters.tensor_file import TensorSpec
 from multiflora.kernels import nf4
 from multiflora.kernels.quantize import nest
 
@@ -15,7 +16,6 @@ from ..errors import ExportRefused
 from ..models.bnb_format import encode_linear, stored_specs, stored_tensors
 from ..models.config import EMBEDDING, HEAD
 from ..models.plain_base import PlainBase
-from ..models.tensor_file import TensorSpec
 from .module_record import ModuleRecord, measure, norm
 
 _HEAD_PATH = HEAD.removesuffix(".weight")

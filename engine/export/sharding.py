@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..models.tensor_file import TensorSpec
+from multiflora.adapters.tensor_file import TensorSpec
 
 SINGLE_NAME = "model.safetensors"
 

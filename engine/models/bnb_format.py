@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiflora.adapters.tensor_file import TensorSpec
 from multiflora.kernels.nf4 import BLOCK_SIZE, CODEBOOK, Nf4Tensor, expand_absmax
 from multiflora.kernels.quantize import NESTED_BLOCK_SIZE, NestedAbsmax, encode
 
 from ..errors import InvalidCheckpoint, UnsupportedModel
 from .checkpoint import Checkpoint
-from .tensor_file import TensorSpec
 
 STATE_PREFIX = "quant_state.bitsandbytes__"
 # JSON ends in blanks as well as anywhere: with one length for all, files are planned ahead.

@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from multiflora.adapters.tensor_file import DTYPES, TensorSpec
+
 from ..errors import InvalidCheckpoint
 from .shard import Shard, find_shards, read_shard
-from .tensor_file import DTYPES, TensorSpec, read_tensor
+from .tensor_file import read_tensor
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 # Buffers that old exports contain and every model recomputes.

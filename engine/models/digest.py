@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .tensor_file import byte_view
+from multiflora.adapters.tensor_file import byte_view
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from multiflora.adapters.target import TargetModule
+from multiflora.adapters.tensor_file import TensorSpec
 from multiflora.kernels import nf4
 from multiflora.kernels.quantize import double_quantize, nest
 
@@ -21,7 +22,6 @@ from .bnb_format import (
 from .checkpoint import Checkpoint
 from .config import EMBEDDING, HEAD
 from .registry import load_model_config
-from .tensor_file import TensorSpec
 
 
 class PlainBase:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from multiflora.adapters import durable
+from multiflora.adapters.tensor_file import DTYPE_NAMES, DTYPES, write_tensors
 from multiflora.kernels.ops import DenseWeight, Nf4Weight, Weight
 
 from ..errors import InvalidCheckpoint
 from .digest import FileDigests, replace_text
 from .shard import read_shard
-from .tensor_file import DTYPE_NAMES, DTYPES, map_tensors, write_tensors
+from .tensor_file import map_tensors
 from .weights import BaseWeights, LayerWeights
 
 logger = logging.getLogger(__name__)

@@ -7,14 +7,16 @@ class StopStringMatcher:
     """Lets text through up to the first stop string, and never a part of one.
 
     The stop string that is complete first wins, so the result does not depend on how the text was
-    cut into pieces; of several that end together, the longest counts.
+    cut into pieces; of several that end together, the longest counts. With ``includes`` it is let
+    through too.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, includes: bool = False) -> None:
         assert all(stops), "an empty stop string matches everywhere"
         self._stops = tuple(stops)
         self._first_chars = frozenset(stop[0] for stop in stops)
         self._longest = max(map(len, stops), default=0)
+        self._includes = includes
         self._held = ""
         self.matched: str | None = None
 
@@ -27,7 +29,7 @@ class StopStringMatcher:
         self._held += text
         if (match := self._first_match()) is not None:
             end, self.matched = match
-            return self._release(end - len(self.matched), rest="")
+            return self._release(end if self._includes else end - len(self.matched), rest="")
         start = self._start_of_partial_match()
         return self._release(start, rest=self._held[start:])
 

@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import Metaspace
 
 from ..errors import InvalidCheckpoint
 from .quotation import Quotation
+from .token_bytes import TokenBytes
 from .tokenizer_folder import LlamaPrefix, SpecialToken, TokenizerFolder, read_tokenizer_folder
 
 _SPACE: Final = "\u2581"
@@ -53,6 +54,11 @@ class Tokenizer:
     def longest_token_chars(self) -> int:
         """No token stands for more characters than this, so length bounds the number of tokens."""
         return max(map(len, self._fast.get_vocab(with_added_tokens=True)), default=1)
+
+    @cached_property
+    def token_bytes(self) -> TokenBytes:
+        """What each id stands for."""
+        return TokenBytes(self._fast)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Encode as transformers' fast tokenizer does.
@@ -112,6 +118,10 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self._fast.decode(tokens, skip_special_tokens=skip_special_tokens)
+
+    def token_name(self, token: int) -> str:
+        """How the vocabulary spells a token; empty for an id that it does not know."""
+        return self._fast.id_to_token(token) or ""
 
     def token_id(self, token: str) -> int | None:
         return self._fast.token_to_id(token)

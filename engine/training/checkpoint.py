@@ -1,6 +1,6 @@
 """A run's whole state on disk: factors, moments and where it is; written all or nothing.
 
-    <folder>/step-00000012/state.safetensors    values, first_moment, second_moment; float32
+    <folder>/step-00000012/state.safetensors    VALUES, float32, and what the optimizer keeps
                            state.json           RunState, and what the run was made of
 
 Random streams and the order of the data are functions of the step, so they need no place here.
@@ -16,18 +16,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from multiflora.adapters import durable
+from multiflora.adapters.tensor_file import write_tensors
 
-from ..models.tensor_file import write_tensors
 from .error import CheckpointMismatch
 
 STATE_NAME = "state.json"
 TENSORS_NAME = "state.safetensors"
+VALUES = "values"
 _INCOMING = ".incoming-"
 _STEP_NAME = re.compile(r"step-(\d{8,})")
 
@@ -45,12 +45,11 @@ class RunState:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything a run needs to go on; the tensors are float32 [num_elements] on the CPU."""
+    """Everything a run needs to go on: the factors under ``VALUES``, float32 [num_elements], and
+    the optimizer's tensors by their names, all on the CPU."""
 
     state: RunState
-    values: Tensor
-    first_moment: Tensor
-    second_moment: Tensor
+    tensors: Mapping[str, Tensor]
 
 
 class CheckpointFolder:
@@ -62,7 +61,7 @@ class CheckpointFolder:
         # As it will be read back: tuples become lists, keys become strings.
         self._identity: Mapping[str, Any] = json.loads(json.dumps(identity))
         self._keep = keep
-        for leftover in path.glob(f"{_INCOMING}*"):
+        for leftover in path.glob(".*"):
             shutil.rmtree(leftover)
 
     def folder(self, step: int) -> Path:
@@ -79,12 +78,7 @@ class CheckpointFolder:
         step = snapshot.state.step
         staged = self.path / f"{_INCOMING}{step}"
         staged.mkdir()
-        tensors = {
-            "values": snapshot.values,
-            "first_moment": snapshot.first_moment,
-            "second_moment": snapshot.second_moment,
-        }
-        write_tensors(staged / TENSORS_NAME, tensors, {"format": "pt"})
+        write_tensors(staged / TENSORS_NAME, dict(snapshot.tensors), {"format": "pt"})
         document = {"state": asdict(snapshot.state), "identity": self._identity}
         durable.write(staged / STATE_NAME, json.dumps(document, indent=1).encode())
         durable.sync(staged)
@@ -102,13 +96,12 @@ class CheckpointFolder:
             document = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))
             state, identity = RunState(**document["state"]), document["identity"]
             tensors = load_file(folder / TENSORS_NAME)
-            parts = [tensors[name] for name in ("values", "first_moment", "second_moment")]
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointMismatch(
                 f"{folder} is damaged ({error}); remove it to go on from an earlier one"
             ) from error
         self._compare(folder, identity)
-        return Snapshot(state, *parts)
+        return Snapshot(state, tensors)
 
     def _compare(self, folder: Path, identity: Mapping[str, Any]) -> None:
         for name in sorted({*identity, *self._identity}):
@@ -121,7 +114,7 @@ class CheckpointFolder:
     def _prune(self, state: RunState) -> None:
         steps = self.steps()
         for step in set(steps) - {*steps[-self._keep :], state.best_step}:
-            shutil.rmtree(self.folder(step))
+            durable.remove_folder(self.folder(step))
 
 
 class CheckpointWriter:
@@ -158,4 +151,4 @@ class CheckpointWriter:
 
 def to_host(tensor: Tensor) -> Tensor:
     """A copy on the CPU that later steps do not change."""
-    return tensor.detach().to("cpu", torch.float32, copy=True)
+    return tensor.detach().to("cpu", copy=True)

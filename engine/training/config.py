@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from multiflora.adapters.error import AdapterRejected
-from multiflora.adapters.peft_format import PREFIX, ModuleSpec, parse_settings
+from multiflora.adapters.peft_format import PREFIX, ModuleSpec, parse_lora
 
 from ..models.config import ModelConfig
 
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MAX_RANK = 1024
+# The name under which PEFT saves DoRA's vector.
+MAGNITUDE = "lora_magnitude_vector"
 
+OptimizerKind = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+OPTIMIZERS: tuple[OptimizerKind, ...] = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 PreferenceLossKind = Literal[
     "sigmoid", "ipo", "hinge", "robust", "sigmoid_norm", "apo_zero", "apo_down"
 ]
@@ -37,11 +41,13 @@ class LoraSettings:
     """Which linears get factors, and of what rank; names and meaning are PEFT's.
 
     ``target_modules`` are module names, ``"all-linear"``, or a regular expression over paths.
+    ``use_dora`` trains the length of every output's row of the base too (arXiv 2402.09353).
     """
 
     rank: int = 16
     alpha: float = 32.0
     use_rslora: bool = False
+    use_dora: bool = False
     dropout: float = 0.0
     target_modules: str | tuple[str, ...] = EVERY_LINEAR
     exclude_modules: tuple[str, ...] = ()
@@ -80,6 +86,7 @@ class LoraSettings:
             # Some loaders want a whole number where it is one.
             "lora_alpha": int(self.alpha) if self.alpha == int(self.alpha) else self.alpha,
             "use_rslora": self.use_rslora,
+            "use_dora": self.use_dora,
             "lora_dropout": self.dropout,
             "bias": "none",
             "target_modules": targets if isinstance(targets, str) else sorted(targets),
@@ -99,7 +106,7 @@ class LoraSettings:
         Raises ``ValueError`` if a setting is not served or matches no module.
         """
         try:
-            settings = parse_settings(self.adapter_config(""))
+            settings = parse_lora(self.adapter_config(""))
         except AdapterRejected as error:
             raise ValueError(str(error)) from error
         found = tuple(
@@ -109,6 +116,7 @@ class LoraSettings:
                 settings.scale_of(target.path),
                 f"{PREFIX}{target.path}.lora_A.weight",
                 f"{PREFIX}{target.path}.lora_B.weight",
+                magnitude=f"{PREFIX}{target.path}.{MAGNITUDE}" if self.use_dora else None,
             )
             for projection in model.projections()
             for target in projection.slices
@@ -120,8 +128,13 @@ class LoraSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW; ``lora_plus_ratio`` multiplies the rate of B (LoRA+, arXiv 2402.12354)."""
+    """AdamW; ``lora_plus_ratio`` multiplies the rate of B (LoRA+, arXiv 2402.12354).
 
+    ``kind`` says where its moments are: in float32 or in 8 bits (arXiv 2110.02861), on the device
+    or, paged, in pinned memory of the host. On a CPU these are one memory.
+    """
+
+    kind: OptimizerKind = "adamw"
     learning_rate: float = 2e-4
     beta1: float = 0.9
     beta2: float = 0.999
@@ -130,7 +143,16 @@ class OptimizerSettings:
     max_grad_norm: float = 1.0
     lora_plus_ratio: float = 1.0
 
+    @property
+    def is_8bit(self) -> bool:
+        return self.kind.endswith("8bit")
+
+    @property
+    def is_paged(self) -> bool:
+        return self.kind.startswith("paged")
+
     def __post_init__(self) -> None:
+        _need(self.kind in OPTIMIZERS, "kind", self.kind, ", ".join(OPTIMIZERS))
         _need(0 < self.learning_rate <= 1, "learning_rate", self.learning_rate, "above 0, up to 1")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)

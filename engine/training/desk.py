@@ -9,6 +9,7 @@ from typing import Final
 from ..background import NO_WORK, ServingLoad, TrainingCommand
 from ..messages import CancelTraining, PauseTraining, Report, ResumeTraining, StartTraining, Trained
 from ..request import TrainingStats
+from .heap import return_freed_memory
 from .job import JobFailed, JobPaused, JobQueued, JobResumed, TrainingJob
 from .job_run import JobRun, Workplace
 from .pace import Pace
@@ -57,6 +58,7 @@ class TrainingDesk:
             run.poll()
             if run.is_over:
                 del self._runs[run.job.id]
+                return_freed_memory()
         run = self._current()
         if run is None:
             return _POLL_SECONDS if self._runs else NO_WORK

@@ -7,13 +7,14 @@ a library keeps for itself inside one call is not.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from multiflora.adapters.layout import plan_layout
+from multiflora.adapters.layout import ProjectionLayout, plan_layout
 from multiflora.adapters.target import Projection
 
 from ..models.config import ModelConfig
 from ..models.size import ITEM_SIZES
 from .config import TrainingSettings
 from .head_size import chunk_rows
+from .optimizer_size import moment_bytes, scratch_bytes
 
 # What decoding an NF4 matrix allocates per weight on the way to the model's dtype.
 DECODE_BYTES_PER_WEIGHT = {"cpu": 6, "torch": 13, "triton": 0}
@@ -23,22 +24,26 @@ DECODE_BYTES_PER_WEIGHT = {"cpu": 6, "torch": 13, "triton": 0}
 class TrainingMemory:
     """Bytes by part. ``boundaries`` are the kept residual streams, ``layer`` is one layer on its
     way down, ``loss`` one chunk of logits and the gradients of all predictions; the last two never
-    exist together. ``host`` is the copy that a checkpoint is written from.
+    exist together, nor with ``optimizer``, what moving the factors takes. ``norms`` are those of
+    the base's rows, which DoRA keeps. ``host`` is the copy that a checkpoint is written from, and
+    moments that are paged.
     """
 
     factors: int
     moments: int
     gradients: int
+    norms: int
     boundaries: int
     layer: int
     loss: int
+    optimizer: int
     host: int
 
     @property
     def device_bytes(self) -> int:
         """The most that is alive at once beside the base."""
-        state = self.factors + self.moments + self.gradients
-        return state + self.boundaries + max(self.layer, self.loss)
+        state = self.factors + self.moments + self.gradients + self.norms
+        return state + max(self.boundaries + max(self.layer, self.loss), self.optimizer)
 
 
 def estimate_memory(
@@ -57,29 +62,40 @@ def estimate_memory(
     layout = plan_layout(projections, settings.lora.modules(model))
     per_layer = len(projections) // model.num_layers
     lowest = layout.projections[0].index // per_layer
-    ranks = [0] * model.num_layers
+    ranks, scaled = [0] * model.num_layers, [0] * model.num_layers
     for planned in layout.projections:
         ranks[planned.index // per_layer] += planned.num_ranks
+        if settings.lora.use_dora:
+            scaled[planned.index // per_layer] += planned.out_features
     tokens, item = settings.batch.micro_batch_tokens, ITEM_SIZES[dtype]
-    flat = 4 * layout.num_elements
+    flat, optimizer = 4 * layout.num_elements, settings.optimizer
+    moments = moment_bytes(optimizer, layout.num_elements)
     return TrainingMemory(
         factors=flat,
-        moments=2 * flat,
+        moments=0 if optimizer.is_paged else moments,
         gradients=flat,
+        norms=4 * sum(scaled),
         boundaries=(model.num_layers - lowest + 1) * tokens * model.hidden_size * item,
-        layer=_layer_bytes(model, settings, max(ranks), item=item)
+        layer=_layer_bytes(model, settings, max(ranks), max(scaled), item=item)
+        + 4 * max(map(_num_factors, layout.projections))
         + (_decoded_bytes(projections, item, kernels) if is_quantized else 0),
         loss=_loss_bytes(model, tokens, item),
-        host=3 * flat,
+        optimizer=scratch_bytes(optimizer, layout.num_elements),
+        host=flat + moments + (moments if optimizer.is_paged else 0),
     )
 
 
-def _layer_bytes(model: ModelConfig, settings: TrainingSettings, ranks: int, *, item: int) -> int:
-    """What one layer keeps for its backward, and the gradients in flight, per token row."""
+def _layer_bytes(
+    model: ModelConfig, settings: TrainingSettings, ranks: int, scaled: int, *, item: int
+) -> int:
+    """What one layer keeps for its backward, and the gradients in flight, per token row.
+
+    DoRA keeps ``scaled`` outputs as they were before they were scaled.
+    """
     hidden, inner = model.hidden_size, model.intermediate_size
     qkv, rotated = model.q_size + 2 * model.kv_size, model.q_size + model.kv_size
     normed_heads = rotated if model.qk_norm else 0
-    kept = 4 * hidden + qkv + normed_heads + rotated + 2 * model.q_size + 3 * inner + ranks
+    kept = 4 * hidden + qkv + normed_heads + rotated + 2 * model.q_size + 3 * inner + ranks + scaled
     # The gated activation holds dY, both halves of its gradient and a product.
     in_flight = 2 * hidden + 4 * inner
     widest_input = max(hidden, model.q_size, inner)
@@ -88,6 +104,12 @@ def _layer_bytes(model: ModelConfig, settings: TrainingSettings, ranks: int, *, 
     wide = 2 * model.head_dim + 2 * hidden + 2
     tokens = settings.batch.micro_batch_tokens
     return tokens * ((kept + in_flight + masks) * item + wide * 4)
+
+
+def _num_factors(projection: ProjectionLayout) -> int:
+    """Of one projection: their gradients exist a moment before they are added to the flat one."""
+    b = sum(part.module.rank * part.width for part in projection.parts)
+    return projection.num_ranks * projection.in_features + b
 
 
 def _decoded_bytes(projections: Sequence[Projection], item: int, kernels: str) -> int:

@@ -8,8 +8,8 @@ import torch
 
 from multiflora.adapters import durable
 from multiflora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
+from multiflora.adapters.tensor_file import write_tensors
 
-from ..models.tensor_file import write_tensors
 from .config import LoraSettings
 from .factors import TrainedFactors
 

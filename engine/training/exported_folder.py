@@ -4,13 +4,16 @@
       adapter/                  the result
 """
 
+import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
+from multiflora.adapters import durable
+
 from ..models.config import ModelConfig
-from .checkpoint import TENSORS_NAME
+from .checkpoint import TENSORS_NAME, VALUES
 from .config import LoraSettings
 from .export import export_adapter
 from .factors import TrainedFactors
@@ -31,7 +34,11 @@ def export_checkpoint(
     *,
     base_name: str,
 ) -> Path:
-    """The factors of a checkpoint's folder as the PEFT folder ``target``. Raises ``OSError``."""
+    """The factors of a checkpoint's folder as the PEFT folder ``target``. Raises ``OSError``.
+
+    Exports beside it whose checkpoints are gone are removed: a reader that is so far behind would
+    take them out of service at once.
+    """
     if not target.is_dir():
         factors = TrainedFactors(
             model.projections(),
@@ -39,9 +46,18 @@ def export_checkpoint(
             device=_CPU,
             trainable=False,
         )
-        factors.values.copy_(load_file(checkpoint / TENSORS_NAME)["values"])
+        factors.values.copy_(load_file(checkpoint / TENSORS_NAME)[VALUES])
         export_adapter(factors, settings, target, base_name=base_name)
+    for export in target.parent.glob("step-*"):
+        if export != target and not (checkpoint.parent / export.name).is_dir():
+            durable.remove_folder(export)
     return target
+
+
+def sweep_exports(job_folder: Path) -> None:
+    """Delete what a crash left half written or half removed. Raises ``OSError``."""
+    for leftover in (*job_folder.glob("exports/.*"), *job_folder.glob(".adapter-*")):
+        shutil.rmtree(leftover)
 
 
 def export_result(

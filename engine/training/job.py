@@ -74,13 +74,14 @@ class JobStarted(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """The first quantum follows. ``step`` steps were taken before an interruption.
 
     ``micro_batch_tokens`` is what the run uses: at most what the settings say. ``memory_bytes`` is
-    what is reserved on the device beside the base.
+    what is reserved on the device beside the base. ``best_step`` had the lowest validation loss.
     """
 
     step: int
     num_steps: int
     micro_batch_tokens: int
     memory_bytes: int
+    best_step: int | None = None
 
 
 class StepMetrics(msgspec.Struct, frozen=True, tag=True):
@@ -101,7 +102,7 @@ class EvaluationMetrics(msgspec.Struct, frozen=True, tag=True):
 class CheckpointExported(msgspec.Struct, frozen=True, tag=True):
     """The state after ``step`` is durable; ``folder`` is its PEFT folder in float32.
 
-    Nobody removes exported folders but their reader.
+    Its reader removes it; one whose checkpoint has been dropped meanwhile is gone.
     """
 
     step: int

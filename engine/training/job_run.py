@@ -23,7 +23,7 @@ from .config import TrainingSettings
 from .data.dataset import PreparedDataset
 from .error import NotEnoughTrainingMemory
 from .estimate import estimate_memory
-from .exported_folder import export_checkpoint, export_result, exported_folder
+from .exported_folder import export_checkpoint, export_result, exported_folder, sweep_exports
 from .job import (
     CheckpointExported,
     EvaluationMetrics,
@@ -294,6 +294,7 @@ class JobRun:
             start = read_start(place.store, job.start, self._settings.lora, place.network)
         if job.reference is not None:
             reference = read_reference(place.store, job.reference, place.network)
+        sweep_exports(Path(job.folder))
         return TrainingRun(
             place.network,
             rows.task,
@@ -313,6 +314,7 @@ class JobRun:
                 num_steps=run.num_steps,
                 micro_batch_tokens=tokens,
                 memory_bytes=self._place.needed_bytes(self._settings, tokens),
+                best_step=run.state.best_step,
             )
         )
         for step, folder in run.checkpoints():

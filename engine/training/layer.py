@@ -2,20 +2,22 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from multiflora.kernels.ops import HeadShape, LoraFactors, Ops
+from multiflora.kernels.ops import HeadShape, Ops
 from multiflora.kernels.torch_ops.rotary import rotate, split_heads
 
 from ..models.config import ModelConfig
 from ..models.decoder import PROJECTIONS_PER_LAYER
 from ..models.weights import LayerWeights
 from .activation import silu_mul
-from .attention import PlannedSpan, attend
+from .attention import AttentionPlan, attend
 from .dropout import Dropout
 from .factors import TrainedFactors
 from .linear import FrozenLinear
 from .norm import rms_norm
+from .projection_factors import ProjectionFactors
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +26,14 @@ class LayerContext:
 
     cos: Tensor  # float32 [T, D / 2]
     sin: Tensor
-    attention: dict[int | None, tuple[PlannedSpan, ...]]
+    attention: dict[int | None, AttentionPlan]
 
 
 @dataclass(frozen=True, slots=True)
 class _Factors:
     """The factors of one projection with the dropout of their input."""
 
-    factors: LoraFactors | None
+    factors: ProjectionFactors | None
     dropout: Dropout | None
 
 
@@ -48,6 +50,11 @@ class TrainingLayer:
         self._o = FrozenLinear(ops, weights.o, weights.o_bias)
         self._gate_up = FrozenLinear(ops, weights.gate_up, weights.gate_up_bias)
         self._down = FrozenLinear(ops, weights.down, weights.down_bias)
+
+    def row_norms(self, place: int, dtype: torch.dtype) -> Tensor:
+        """Of the base's matrix at one of the layer's projections: float32 [N]."""
+        linears = (self._qkv, self._o, self._gate_up, self._down)
+        return linears[place].weight.row_norms(dtype)
 
     def forward(
         self,

@@ -8,44 +8,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from multiflora.kernels.ops import DenseWeight, LoraFactors, LoraPart, Ops, Weight
+from multiflora.kernels.ops import LoraPart, Ops, Weight
 
+from .dora import dora_matmul
 from .dropout import Dropout
-
-# Up to here a backend's own NF4 matmul beats decoding the matrix (CPU core: 128 rows 1.1 to 2.5
-# times as fast as decode and GEMM, 512 rows equal, 2048 rows 0.5 to 0.9 times).
-FUSED_ROWS = 256
+from .frozen_weight import FrozenWeight
+from .projection_factors import ProjectionFactors, columns_of, ranks_of
 
 
 class FrozenLinear:
     """One stacked projection of the resident base."""
 
     def __init__(self, ops: Ops, weight: Weight, bias: Tensor | None) -> None:
-        self._ops = ops
-        self._weight = weight
-        self._bias = bias
+        self.weight = FrozenWeight(ops, weight, bias)
 
-    def __call__(self, x: Tensor, factors: LoraFactors | None, dropout: Dropout | None) -> Tensor:
-        """``x @ W.T + bias`` plus the factors' delta on dropped-out rows: x [T, K] -> [T, N]."""
+    def __call__(
+        self, x: Tensor, factors: ProjectionFactors | None, dropout: Dropout | None
+    ) -> Tensor:
+        """``x @ W.T + bias`` as the factors change it, on dropped-out rows: x [T, K] -> [T, N]."""
         if factors is None:
-            return _AdaptedMatmul.apply(x, self, None, (), None)
+            return _AdaptedMatmul.apply(x, self.weight, None, (), None)
         keep = dropout.mask(x) if dropout else None
+        if factors.magnitudes:
+            return dora_matmul(x, self.weight, factors, keep)
         bs = [part.b for part in factors.parts]
-        return _AdaptedMatmul.apply(x, self, factors.a, factors.parts, keep, *bs)
-
-    def multiply(self, x: Tensor) -> Tensor:
-        """``x @ W.T + bias``."""
-        if isinstance(self._weight, DenseWeight) or x.shape[0] > FUSED_ROWS:
-            return functional.linear(x, self.dense(x.dtype), self._bias)
-        return self._ops.linear(x, self._weight, self._bias, None)
-
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """The matrix [N, K]; decoded for this call if it is quantized."""
-        if isinstance(self._weight, DenseWeight):
-            return self._weight.data
-        return self._ops.unpack_nf4(self._weight, dtype)
+        return _AdaptedMatmul.apply(x, self.weight, factors.a, factors.parts, keep, *bs)
 
 
 class _AdaptedMatmul(torch.autograd.Function):
@@ -53,20 +41,21 @@ class _AdaptedMatmul(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        linear: FrozenLinear,
+        weight: FrozenWeight,
         a: Tensor | None,
         parts: tuple[LoraPart, ...],
         keep: Tensor | None,
         *bs: Tensor,
     ) -> Tensor:
-        ctx.linear, ctx.parts = linear, parts
-        y = linear.multiply(x)
+        ctx.weight, ctx.parts = weight, parts
+        y = weight.multiply(x)
         if a is None:
             ctx.save_for_backward(None, None, None, None)
             return y
         shrunk = (x if keep is None else x * keep) @ a.to(x.dtype).T  # [T, sum of R]
         for part, b in zip(parts, bs, strict=True):
-            y[:, _columns(part)].addmm_(shrunk[:, _ranks(part)], b.to(x.dtype), alpha=part.scale)
+            delta = shrunk[:, ranks_of(part)]
+            y[:, columns_of(part)].addmm_(delta, b.to(x.dtype), alpha=part.scale)
         ctx.save_for_backward(x, keep, shrunk, a, *bs)
         return y
 
@@ -74,15 +63,15 @@ class _AdaptedMatmul(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
         x, keep, shrunk, a, *bs = ctx.saved_tensors
-        dx = dy @ ctx.linear.dense(dy.dtype) if ctx.needs_input_grad[0] else None
+        dx = dy @ ctx.weight.dense(dy.dtype) if ctx.needs_input_grad[0] else None
         if a is None:
             return dx, None, None, None, None
         dshrunk = torch.empty_like(shrunk)
         dbs: list[Tensor | None] = []
         for part, b in zip(ctx.parts, bs, strict=True):
-            dy_part = dy[:, _columns(part)]
-            torch.mm(dy_part, b.to(dy.dtype).T, out=dshrunk[:, _ranks(part)]).mul_(part.scale)
-            dbs.append((shrunk[:, _ranks(part)].T @ dy_part).float().mul_(part.scale))
+            dy_part, ranks = dy[:, columns_of(part)], ranks_of(part)
+            torch.mm(dy_part, b.to(dy.dtype).T, out=dshrunk[:, ranks]).mul_(part.scale)
+            dbs.append((shrunk[:, ranks].T @ dy_part).float().mul_(part.scale))
         da = (dshrunk.T @ (x if keep is None else x * keep)).float()
         if dx is not None:
             if keep is None:
@@ -90,11 +79,3 @@ class _AdaptedMatmul(torch.autograd.Function):
             else:
                 dx.addcmul_(dshrunk @ a.to(dy.dtype), keep)
         return dx, None, da, None, None, *dbs
-
-
-def _ranks(part: LoraPart) -> slice:
-    return slice(part.first_rank, part.first_rank + part.b.shape[0])
-
-
-def _columns(part: LoraPart) -> slice:
-    return slice(part.first_column, part.first_column + part.b.shape[1])

@@ -6,6 +6,7 @@ from torch import Tensor
 from multiflora.kernels.ops import Ops, RopeTable
 
 from ..models.config import ModelConfig
+from ..models.decoder import PROJECTIONS_PER_LAYER
 from ..models.weights import BaseWeights
 from .attention import plan_attention
 from .head import TrainingHead
@@ -53,6 +54,11 @@ class TrainingNetwork:
                 for window in set(self.config.windows or (None,))
             },
         )
+
+    def row_norms(self, projection: int) -> Tensor:
+        """``|W|`` of the rows of a projection of the base, float32 [N]."""
+        layer, place = divmod(projection, PROJECTIONS_PER_LAYER)
+        return self.layers[layer].row_norms(place, self.dtype)
 
     def embed(self, batch: PackedBatch) -> Tensor:
         """The residual stream before the first layer, [T, H]."""

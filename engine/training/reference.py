@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from multiflora.adapters import durable
+from multiflora.adapters.tensor_file import write_tensors
 
-from ..models.tensor_file import write_tensors
 from .factors import TrainedFactors
 from .network import TrainingNetwork
 from .preference import PreferenceTask, sequence_sums

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import CheckpointFolder, CheckpointWriter, RunState, Snapshot, to_host
+from .checkpoint import VALUES, CheckpointFolder, CheckpointWriter, RunState, Snapshot, to_host
 from .config import PreferenceSettings, SupervisedSettings, TrainingSettings
 from .error import InvalidTrainingData, TrainingDiverged, TrainingError
 from .evaluation import evaluate
@@ -167,7 +167,7 @@ class TrainingRun:
             scores = yield from sweep.train(loss.of(batch))
             tally.merge(loss.tally(batch, scores))
             num_tokens += batch.num_tokens
-        metrics = self._move(dict(tally.means()))
+        metrics = yield from self._move(dict(tally.means()))
         self.state = replace(
             self.state, step=step + 1, num_tokens=self.state.num_tokens + num_tokens
         )
@@ -175,7 +175,7 @@ class TrainingRun:
         metrics["epoch"] = self.state.step / self._plan.steps_per_epoch
         yield QuantumReport(kind="optimizer", event=StepTaken(self.state.step, metrics))
 
-    def _move(self, metrics: dict[str, float]) -> dict[str, float]:
+    def _move(self, metrics: dict[str, float]) -> Quanta[dict[str, float]]:
         """Take the optimizer's step; returns ``metrics`` with the norm and the rate."""
         step = self.state.step
         if not math.isfinite(metrics["loss"]):
@@ -185,7 +185,7 @@ class TrainingRun:
             )
         factor = rate_factor(self._settings.schedule, step, self._plan.num_steps)
         rate = self._settings.optimizer.learning_rate * factor
-        metrics["grad_norm"] = self._optimizer.step(step + 1, rate)
+        metrics["grad_norm"] = yield from self._optimizer.step(step + 1, rate)
         metrics["learning_rate"] = rate
         return metrics
 
@@ -217,11 +217,11 @@ class TrainingRun:
                 f"the factors are not finite after step {self.state.step}; lower the learning rate "
                 f"({self._settings.optimizer.learning_rate})"
             )
-        copies = []
-        for tensor in self._tensors():
-            copies.append(to_host(tensor))
+        copies = {}
+        for name, tensor in self._tensors().items():
+            copies[name] = to_host(tensor)
             yield QuantumReport(kind="checkpoint")
-        self._writer.start(Snapshot(self.state, *copies))
+        self._writer.start(Snapshot(self.state, copies))
 
     def _end_write(self) -> Quanta[None]:
         """Report the write that was started last, after waiting for it."""
@@ -233,10 +233,9 @@ class TrainingRun:
             step = int(folder.name.rpartition("-")[2])
             yield QuantumReport(kind="checkpoint", event=CheckpointWritten(step, folder))
 
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What a snapshot holds, in its order."""
-        moments = (self._optimizer.first_moment, self._optimizer.second_moment)
-        return self.factors.values, *moments
+    def _tensors(self) -> Mapping[str, Tensor]:
+        """What a snapshot holds."""
+        return {VALUES: self.factors.values, **self._optimizer.tensors()}
 
     def _restore(self, start: Mapping[str, Tensor] | None) -> None:
         steps = self._checkpoints.steps()
@@ -247,20 +246,21 @@ class TrainingRun:
         else:
             seed = self._settings.seed
             self.factors.initialize(
-                self._settings.lora.init, lambda path: tensor_stream(seed, "init", path)
+                self._settings.lora.init,
+                lambda path: tensor_stream(seed, "init", path),
+                self._network.row_norms,
             )
 
     def _adopt(self, snapshot: Snapshot) -> None:
         self.state = snapshot.state
-        kept = (snapshot.values, snapshot.first_moment, snapshot.second_moment)
-        for tensor, copy in zip(self._tensors(), kept, strict=True):
-            tensor.data.copy_(copy)
+        for name, tensor in self._tensors().items():
+            tensor.data.copy_(snapshot.tensors[name])
 
     def _choose_result(self) -> None:
         """Leave the factors of the lowest validation loss, if that is wanted."""
         best = self.state.best_step
         if self._settings.evaluation.load_best and best not in (None, self.state.step):
-            self.factors.values.data.copy_(self._checkpoints.read(best).values)
+            self.factors.values.data.copy_(self._checkpoints.read(best).tensors[VALUES])
 
     def _is_over(self) -> bool:
         patience = self._settings.evaluation.patience

@@ -19,7 +19,7 @@ from .network import TrainingNetwork
 def read_start(
     store: AdapterStore, digest: str, settings: LoraSettings, network: TrainingNetwork
 ) -> Mapping[str, Tensor]:
-    """The version's A [R, K] and B [N, R] in float32 by PEFT's names, to go on from.
+    """The version's A [R, K], B [N, R] and magnitude [N] in float32 by PEFT's names, to go on from.
 
     Raises ``AdapterRejected`` and ``OSError``, and ``ValueError`` unless the settings describe the
     very modules, ranks and scales that the version has.
@@ -28,12 +28,16 @@ def read_start(
     wanted = {module.path: module for module in settings.modules(network.config)}
     found = {module.path: module for module in modules}
     for path in sorted(wanted.keys() | found.keys()):
-        if wanted.get(path) != found.get(path):
+        if _essence(wanted.get(path)) != _essence(found.get(path)):
             raise ValueError(
                 f"version {digest[:12]} has {_form(found.get(path))} at {path}, the settings say "
                 f"{_form(wanted.get(path))}; train with the settings of the version"
             )
-    return tensors
+    return {
+        own: tensors[stored]
+        for path, module in wanted.items()
+        for own, stored in zip(_names(module), _names(found[path]), strict=True)
+    }
 
 
 def read_reference(store: AdapterStore, digest: str, network: TrainingNetwork) -> TrainedFactors:
@@ -56,17 +60,32 @@ def _read(
     modules = inspect_adapter(folder, network.config.adapter_projections())
     linears = {target.path for p in network.config.projections() for target in p.slices}
     for module in modules:
-        plain = ModuleSpec(module.path, module.rank, module.scale, module.a_name, module.b_name)
+        plain = ModuleSpec(
+            *(module.path, module.rank, module.scale, module.a_name, module.b_name),
+            magnitude=module.magnitude,
+        )
         if module != plain or not module.has_lora or module.path not in linears:
             raise AdapterRejected(
                 "not_trainable",
-                f"version {digest[:12]} has more than LoRA at {module.path}; only LoRA on the "
-                "layers' linears can be trained further or be a reference",
+                f"version {digest[:12]} has more than LoRA or DoRA at {module.path}; only these on "
+                "the layers' linears can be trained further or be a reference",
             )
     with safe_open(folder.path / WEIGHTS_NAME, framework="pt") as file:
-        names = [name for module in modules for name in (module.a_name, module.b_name)]
+        names = [name for module in modules for name in _names(module)]
         return modules, {name: file.get_tensor(name).float() for name in names}
 
 
+def _names(module: ModuleSpec) -> tuple[str, ...]:
+    return (module.a_name, module.b_name, *([module.magnitude] if module.magnitude else []))
+
+
+def _essence(module: ModuleSpec | None) -> object:
+    """What must agree: tensors may have other names."""
+    return module and (module.rank, module.scale, bool(module.magnitude))
+
+
 def _form(module: ModuleSpec | None) -> str:
-    return f"rank {module.rank} and scale {module.scale:g}" if module else "nothing"
+    if module is None:
+        return "nothing"
+    kind = " with DoRA" if module.magnitude else ""
+    return f"rank {module.rank} and scale {module.scale:g}{kind}"

@@ -1,4 +1,5 @@
-// The CPU core: NF4 matmul, dense matmul and segmented LoRA in float32, with AVX2 and FMA.
+// The CPU core: NF4 matmul and decoding, dense matmul and segmented LoRA in float32, with AVX2 and
+// FMA.
 //
 // Batch invariance holds by construction: one output element is always the same chain of fused
 // multiply-adds over k, whatever the number of rows, threads or segments around it. Threads split
@@ -93,6 +94,36 @@ AVX2 void nf4_tile(const float* x, int64_t stride, const uint32_t* words, const 
     std::copy_n(total + r * kColumns, kColumns, y + r * y_stride);
 }
 
+// Eight vectors as the rows of a matrix; afterwards they are its columns.
+AVX2 INLINE void transpose(__m256* v) {
+  __m256 pairs[8], quads[8];
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      quads[i + 2 * j] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0x44);
+      quads[i + 2 * j + 1] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0xee);
+    }
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20);
+    v[i + 4] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31);
+  }
+}
+
+// One block of 64 columns of 8 features, scaled, into rows of the dense matrix.
+AVX2 INLINE void unpack_block(const uint32_t* words, __m256 scale, float* w, int64_t stride) {
+  const __m256 low = _mm256_loadu_ps(kCodebook), high = _mm256_loadu_ps(kCodebook + 8);
+  for (int64_t k = 0; k < kBlock; k += 8) {
+    __m256 v[8];
+    for (int i = 0; i < 8; ++i)
+      v[i] = _mm256_mul_ps(look_up(words[2 * (k + i)], low, high), scale);
+    transpose(v);
+    for (int i = 0; i < 8; ++i) _mm256_storeu_ps(w + i * stride + k, v[i]);
+  }
+}
+
 AVX2 INLINE float horizontal_sum(__m256 v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -175,6 +206,21 @@ AVX2 void multiflora_nf4_matmul(const float* x, const uint32_t* words, const flo
                y + row * num_features + tile * kColumns, num_features,
                std::min(kRowBlock, num_rows - row), num_blocks);
   }
+}
+
+// w[N][K] = W, decoded.
+AVX2 void multiflora_nf4_unpack(const uint32_t* words, const float* absmax, float* w,
+                                int64_t num_features, int64_t num_columns) {
+  const int64_t num_tiles = num_features / kColumns, num_blocks = num_columns / kBlock;
+#pragma omp parallel for schedule(static) if (num_features * num_columns > kSerial)
+  for (int64_t tile = 0; tile < num_tiles; ++tile)
+    for (int64_t block = 0; block < num_blocks; ++block)
+      for (int64_t half = 0; half < 2; ++half) {
+        const int64_t place = tile * num_blocks + block;
+        unpack_block(words + place * kBlock * 2 + half,
+                     _mm256_loadu_ps(absmax + place * kColumns + 8 * half),
+                     w + (tile * kColumns + 8 * half) * num_columns + block * kBlock, num_columns);
+      }
 }
 
 // y[M][N] = x[M][K] @ w[N][K].T

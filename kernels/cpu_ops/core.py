@@ -17,6 +17,7 @@ class Core:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._nf4_matmul = _declare(library, "nf4_matmul", [_POINTER] * 4 + [_INT] * 3)
+        self._nf4_unpack = _declare(library, "nf4_unpack", [_POINTER] * 3 + [_INT] * 2)
         self._dense_matmul = _declare(library, "dense_matmul", [_POINTER] * 3 + [_INT] * 3)
         self._shrink = _declare(library, "lora_shrink", [_POINTER] * 3 + [_INT] * 3)
         self._expand = _declare(
@@ -39,6 +40,12 @@ class Core:
             num_columns,
         )
         return y
+
+    def nf4_unpack(self, words: Tensor, absmax: Tensor) -> Tensor:
+        """words int32 [N / 16, K, 2], absmax [N / 16, K / 64, 16] -> [N, K]."""
+        w = absmax.new_empty(words.shape[0] * 16, words.shape[1])
+        self._nf4_unpack(words.data_ptr(), absmax.data_ptr(), w.data_ptr(), *w.shape)
+        return w
 
     def dense_matmul(self, x: Tensor, weight: Tensor) -> Tensor:
         """x [M, K], weight [N, K] -> [M, N]."""

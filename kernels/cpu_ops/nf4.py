@@ -48,10 +48,12 @@ def pack_nf4(weight: Nf4Tensor, dtype: torch.dtype) -> Nf4Weight:
 
 def unpack_nf4(weight: Nf4Weight, dtype: torch.dtype) -> Tensor:
     """Decode to [N, K]; bit-exact but for the packed layout, which holds its scales in bf16."""
+    if weight.layout == WORDS_LAYOUT:
+        core = load_core()
+        assert core is not None
+        return core.nf4_unpack(weight.tensors["words"], weight.tensors["absmax"]).to(dtype)
     if weight.layout == PACKED_LAYOUT:
         weight = _from_packed(weight)
-    elif weight.layout == WORDS_LAYOUT:
-        weight = _from_words(weight)
     from bitsandbytes import functional as _registers_the_op  # noqa: F401
 
     dense = torch.ops.bitsandbytes.dequantize_4bit(
@@ -131,15 +133,6 @@ def _to_words(weight: Nf4Tensor) -> dict[str, Tensor]:
     words = octets.permute(0, 3, 1, 2).contiguous().view(torch.int32).view(num_tiles, -1, 2)
     absmax = weight.absmax.view(num_tiles, _ROWS_PER_TILE, num_columns // BLOCK_SIZE)
     return {"words": words, "absmax": absmax.transpose(1, 2).contiguous()}
-
-
-def _from_words(weight: Nf4Weight) -> Nf4Weight:
-    num_tiles, num_columns = weight.out_features // _ROWS_PER_TILE, weight.in_features
-    octets = weight.tensors["words"].view(torch.uint8).view(num_tiles, num_columns, 2, 4)
-    codes = torch.stack((octets & 0xF, octets >> 4), dim=-1)  # [N / 16, K, 2, 4, 2]
-    rows = codes.permute(0, 2, 3, 4, 1).reshape(-1, 2)  # pairs along K
-    absmax = weight.tensors["absmax"].transpose(1, 2).contiguous().view(-1)
-    return _canonical(weight, _join(rows), absmax)
 
 
 def _split(codes: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from multiflora.engine.training.data.file_registry import FileRegistry, UnknownF
 from multiflora.engine.training.jobs.error import JobNotFound
 from multiflora.engine.training.jobs.job_registry import JobRegistry
 
+from ..background_job import BackgroundJobs
 from ..catalog import Catalog
-from ..merge_job import MergeJobs
 from .caller import Caller
 from .error import NotYours
 from .rule import Kind, Rule
@@ -41,14 +41,17 @@ class Ownership:
         catalog: Catalog,
         files: FileRegistry,
         jobs: JobRegistry,
-        merges: MergeJobs,
+        merges: BackgroundJobs,
     ) -> None:
         self._things: Mapping[Kind, _Things] = {
             Kind.ADAPTER: _Things(lambda name: registry.entry(name).tenant, UnknownName),
             Kind.MODEL: _Things(catalog.tenant_of, catalog.not_found),
             Kind.FILE: _Things(lambda file_id: files.get(file_id).tenant, UnknownFile, True),
             Kind.JOB: _Things(lambda job_id: jobs.get(job_id).tenant, JobNotFound, True),
-            Kind.MERGE: _Things(lambda job_id: merges[job_id].tenant, merges.not_found),
+            Kind.MERGE: _Things(
+                lambda job_id: merges.find(job_id, "merge").tenant,
+                lambda job_id: merges.not_found(job_id, "merge"),
+            ),
         }
 
     async def check(self, caller: Caller, rule: Rule, params: Mapping[str, Any]) -> None:

@@ -89,6 +89,18 @@ RULES: Final[Mapping[str, Rule]] = {
     "POST /unload_lora_adapter": _ADMIN,
     "POST /v1/adapters/merge": _ADAPTERS,
     "GET /v1/adapters/merge/{job_id}": Rule(Scope.ADAPTERS, Kind.MERGE, "job_id"),
+    "POST /v1/adapters/merge/{job_id}/cancel": Rule(
+        Scope.ADAPTERS, Kind.MERGE, "job_id", changes=True
+    ),
+    # Whoever got an answer knows its id.
+    "POST /v1/feedback": _INFERENCE,
+    # These show and read what belongs to all tenants.
+    "GET /v1/feedback": _ADMIN,
+    "GET /v1/feedback/export": _ADMIN,
+    "DELETE /v1/feedback": _ADMIN,
+    "DELETE /v1/feedback/{feedback_id}": _ADMIN,
+    "POST /v1/datasets/sample": _ADMIN,
+    "GET /v1/datasets/sample/{job_id}": _ADMIN,
     "POST /v1/files": _TRAINING,
     "GET /v1/files": _TRAINING,
     "GET /v1/files/{file_id}": _SEE_FILE,
@@ -105,6 +117,7 @@ RULES: Final[Mapping[str, Rule]] = {
     f"GET {_JOBS}/{{job_id}}/checkpoints": _SEE_JOB,
     f"GET {_JOBS}/{{job_id}}/plot.png": _SEE_JOB,
     "GET /v1/adapters/{name}/learning": _SEE_LEARNING,
+    "GET /v1/adapters/{name}/learning/runs": _SEE_LEARNING,
     "PUT /v1/adapters/{name}/learning": _CHANGE_LEARNING,
     "PATCH /v1/adapters/{name}/learning": _CHANGE_LEARNING,
     "DELETE /v1/adapters/{name}/learning": _CHANGE_LEARNING,

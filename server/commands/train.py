@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
@@ -37,9 +37,12 @@ from multiflora.engine.training.jobs.settings import (
     read_hyperparameters,
     training_settings,
 )
+from multiflora.engine.training.jobs.tracking.library import check_sinks
+from multiflora.engine.training.jobs.tracking.message import SINKS, SinkName, TrackedRun
+from multiflora.engine.training.jobs.tracking.tracker import Tracker
 
 from ..announcement import loading_progress
-from ..settings import parse_path
+from ..settings import parse_path, parse_sinks
 from ..training_progress import TrainingProgress
 from .argument import DATA_DIR, DEMO_BASE_NAME, find_model, typed
 
@@ -49,6 +52,8 @@ _EPILOG: Final = (
 )
 # Nothing is generated here.
 _MAX_MODEL_LEN: Final = 256
+# Nobody waits for a quantum to end: micro-batches are as large as memory allows.
+_QUANTUM_SECONDS: Final = 60.0
 
 
 def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -78,6 +83,13 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
         metavar="SECTION.NAME=VALUE",
         help="any other setting, such as lora.use_rslora=true; repeatable",
     )
+    option(
+        "--report-to",
+        type=typed(parse_sinks),
+        default=(),
+        metavar="SINKS",
+        help="where metrics go too: tensorboard, wandb or trackio, several with commas",
+    )
     option("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
@@ -90,9 +102,11 @@ def run(
     validation: Path | None,
     seed: int,
     device: Any,
+    report_to: tuple[SinkName, ...],
     **choices: Any,
 ) -> int:
     """Check the file, train, and leave a PEFT folder at ``output``."""
+    check_sinks(report_to, allowed=SINKS, param="--report-to")
     if output.exists():
         raise ValueError(f"{output} exists; choose another --output, or remove it")
     kind = "dpo" if method == "dpo" else "supervised"
@@ -107,9 +121,10 @@ def run(
         device=device,
         max_model_len=_MAX_MODEL_LEN,
         data_dir=str(DATA_DIR),
-        training=TrainingConfig(pace="throughput"),
+        training=TrainingConfig(pace="throughput", quantum_seconds=_QUANTUM_SECONDS),
     )
-    ended = asyncio.run(_train(job, config, folder, console))
+    tracker = _tracker(report_to, output.absolute(), console)
+    ended = asyncio.run(_train(job, config, folder, tracker, console))
     assert ended.folder is not None
     shutil.move(ended.folder, output)
     folder.remove()
@@ -208,8 +223,20 @@ def _prepare(wish: JobWish, base: NamedFolder, folder: JobFolder, console: Conso
     )
 
 
+def _tracker(sinks: Iterable[SinkName], output: Path, console: Console) -> Tracker:
+    def lose(sink: str, reason: str) -> None:
+        console.print(f"{sink} gets no metrics: {reason}", style="yellow", highlight=False)
+
+    folder = output.parent / "runs" / output.name
+    runs = [
+        TrackedRun(sink=sink, id=output.name, name=output.name, folder=str(folder))
+        for sink in sinks
+    ]
+    return Tracker(runs, on_failure=lose)
+
+
 async def _train(
-    job: TrainingJob, config: EngineConfig, folder: JobFolder, console: Console
+    job: TrainingJob, config: EngineConfig, folder: JobFolder, tracker: Tracker, console: Console
 ) -> JobEnded:
     client = EngineClient.in_this_process(config)
     try:
@@ -222,8 +249,11 @@ async def _train(
                     match event:
                         case JobStarted():
                             progress.begin(event)
+                            tracker.begin(event.step, job.document()["settings"])
                         case StepMetrics() | EvaluationMetrics():
-                            folder.add_metrics([{"step": event.step, **event.metrics}])
+                            row = {"step": event.step, **event.metrics}
+                            folder.add_metrics([row])
+                            tracker.add([row])
                             progress.add(event)
                         case CheckpointExported():
                             # The checkpoint itself stays; nobody serves its export here.
@@ -231,9 +261,12 @@ async def _train(
                         case JobFailed(code, message):
                             raise RequestFailed(message, code=code)
                         case JobEnded():
+                            tracker.close(True)
                             return event
                         case _:
                             pass
     finally:
+        tracker.close(False)
         await client.stop()
+        tracker.wait()
     raise RequestFailed("the engine ended before the job did")

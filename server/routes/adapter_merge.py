@@ -14,13 +14,13 @@ from multiflora.engine.errors import RequestRejected
 from ..access.caller import Caller, caller_of
 from ..access.ownership import owner_of
 from ..adapter_change import after_publication
+from ..background_job import BackgroundJob
 from ..idempotency import adapter_response, once
-from ..merge_job import MergeJob
 from ..merging import MergeOrder, Progress
 from ..openapi import body_reference
 from ..publishing import Terms
 from ..schemas.body import parse_body
-from ..schemas.merge import MergeBody
+from ..schemas.merge import MergeBody, merge_object
 from ..service import Service, service_of
 from .preconditions import if_match_of
 
@@ -56,7 +56,13 @@ async def merge_adapters(request: Request) -> Response:
 @router.get("/v1/adapters/merge/{job_id}")
 async def show_merge(request: Request, job_id: str) -> dict[str, Any]:
     """How far a merge in background is, and what came of it."""
-    return service_of(request).merge_jobs[job_id].shown()
+    return merge_object(service_of(request).background.find(job_id, "merge"))
+
+
+@router.post("/v1/adapters/merge/{job_id}/cancel")
+async def cancel_merge(request: Request, job_id: str) -> dict[str, Any]:
+    """End a merge in background; 409 once it has ended or is being published."""
+    return merge_object(service_of(request).background.cancel(job_id, "merge"))
 
 
 async def _answer(
@@ -72,9 +78,10 @@ async def _answer(
 async def _begin(
     service: Service, caller: Caller, body: MergeBody, order: MergeOrder, is_repeated: bool
 ) -> Response:
-    job = MergeJob(body.name, order.terms.tenant or "")
+    job = BackgroundJob("merge", body.name, order.terms.tenant or "")
     with ExitStack() as held:
         order = _prepare(service, caller, body, order, is_repeated, held)
+        order = replace(order, cancellation=job.cancellation)
         held.enter_context(service.drain.running())
         leases = held.pop_all()
 
@@ -82,8 +89,8 @@ async def _begin(
         with leases:
             return await _merge(service, order, job.tell)
 
-    service.merge_jobs.start(job, work)
-    return Response(orjson.dumps(job.shown()), status_code=202, media_type="application/json")
+    service.background.start(job, work)
+    return Response(orjson.dumps(merge_object(job)), status_code=202, media_type="application/json")
 
 
 def _prepare(

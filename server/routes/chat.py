@@ -4,13 +4,15 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from ..answer_shape import ChatShape
-from ..answering import Question, answer
+from ..answer_shape import ChatShape, token_detail
+from ..answering import answer
 from ..openapi import body_reference
 from ..prompting import tokenize_chat
+from ..question import Question
 from ..schemas.body import parse_body
 from ..schemas.chat import ChatBody
 from ..service import off_loop, service_of
+from ..tool_use import tool_use
 
 router = APIRouter()
 
@@ -22,12 +24,18 @@ async def create_chat_completion(request: Request) -> Response:
     raw = await request.body()
     is_large = len(raw) > service.limits.inline_body_bytes
     body = await off_loop(is_large, parse_body, raw, ChatBody)
+    tools = tool_use(service.tokenizer, body)
     question = Question(
         body=body,
-        shape=ChatShape(),
+        shape=ChatShape(
+            token_detail(service.tokenizer, body), make_reader=tools.reader if tools else None
+        ),
         tokenize=partial(
             tokenize_chat, service.tokenizer, service.chat_template, body, is_large=is_large
         ),
+        is_large=False,
         max_tokens=body.max_completion_tokens or body.max_tokens,
+        structure=tools.structure(service.tokenizer) if tools else None,
+        keeps_special_tokens=tools is not None,
     )
     return await answer(request, service, question)

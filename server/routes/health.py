@@ -1,5 +1,7 @@
 """Probes, version and metrics: public, without secrets."""
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 
 import multiflora
@@ -42,5 +44,7 @@ async def version() -> dict[str, str]:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Everything in Prometheus' text format."""
-    content = await service_of(request).metrics.render()
+    service = service_of(request)
+    census = await asyncio.to_thread(service.jobs.census)
+    content = await service.metrics.render(census)
     return Response(content, media_type=CONTENT_TYPE)

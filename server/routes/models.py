@@ -1,10 +1,13 @@
-"""``GET /v1/models``: the base and its adapters."""
+"""``/v1/models``: the base and its adapters."""
 
 from typing import Any
 
 from fastapi import APIRouter, Request
 
+from multiflora.engine.errors import RequestRejected
+
 from ..access.caller import caller_of
+from ..removal import remove_adapter
 from ..service import service_of
 
 router = APIRouter()
@@ -27,3 +30,14 @@ async def retrieve_model(request: Request, model: str) -> dict[str, Any]:
     return service.catalog.card(
         model, max_model_len=service.client.info.max_model_len, view=caller_of(request).view
     )
+
+
+@router.delete("/v1/models/{model:path}")
+async def delete_model(request: Request, model: str) -> dict[str, Any]:
+    """Forget an adapter; running requests finish. The base stays."""
+    service = service_of(request)
+    card = service.catalog.card(model, max_model_len=service.client.info.max_model_len)
+    if card["parent"] is None:
+        raise RequestRejected("the base cannot be deleted", param="model")
+    await remove_adapter(service, card["id"])
+    return {"id": card["id"], "object": "model", "deleted": True}

@@ -98,5 +98,6 @@ def event_object(event: HistoryEvent) -> dict[str, Any]:
         "from": event.from_digest,
         "to": event.to_digest,
         "weight": event.weight,
+        "evidence": None if event.evidence is None else dict(event.evidence),
         "created": event.time,
     }

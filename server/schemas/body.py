@@ -27,7 +27,8 @@ class RequestBody(BaseModel):
     """A request of OpenAI's API.
 
     ``IGNORED`` fields change nothing about the answer. ``UNSUPPORTED`` fields are accepted with the
-    values given here, which ask for nothing.
+    values given here, which ask for nothing. A kind that allows extra fields keeps those that
+    nobody knows; all others refuse them.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -41,11 +42,15 @@ Body = TypeVar("Body", bound=RequestBody)
 
 def parse_body(raw: bytes, kind: type[Body]) -> Body:
     """Parse and check a body. Raises ``RequestRejected`` naming the first offending field."""
-    fields = _json_object(raw)
+    return check_fields(_json_object(raw), kind)
+
+
+def check_fields(fields: Mapping[str, Any], kind: type[Body]) -> Body:
+    """Check the fields of a JSON object. Raises ``RequestRejected`` as ``parse_body`` does."""
     known = {
         name: value
         for name, value in fields.items()
-        if value is not None and _is_wanted(name, value, fields, kind)
+        if value is not None and _is_wanted(name, value, kind)
     }
     try:
         return kind.model_validate(known)
@@ -80,25 +85,21 @@ def check_depth(raw: bytes) -> None:
             depth -= 1
 
 
-def _is_wanted(
-    name: str, value: object, fields: Mapping[str, object], kind: type[RequestBody]
-) -> bool:
+def _is_wanted(name: str, value: object, kind: type[RequestBody]) -> bool:
     if name in kind.model_fields:
         return True
     if name in kind.IGNORED:
         return False
     if name not in kind.UNSUPPORTED:
+        if kind.model_config.get("extra") == "allow":
+            return True
         raise _unknown(name, kind)
-    if not _asks_for_nothing(name, value, fields, kind):
-        raise UnsupportedParameter(f"{name} is not supported yet; leave it out", param=name)
+    if not _asks_for_nothing(name, value, kind):
+        raise UnsupportedParameter(f"{name} is not supported; leave it out", param=name)
     return False
 
 
-def _asks_for_nothing(
-    name: str, value: object, fields: Mapping[str, object], kind: type[RequestBody]
-) -> bool:
-    if name == "best_of":
-        return value == fields.get("n", 1)
+def _asks_for_nothing(name: str, value: object, kind: type[RequestBody]) -> bool:
     # bool is an int: without the types, 0 would pass for false.
     neutral = [(type(item), item) for item in kind.UNSUPPORTED[name]]
     return (type(value), value) in neutral

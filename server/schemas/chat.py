@@ -15,7 +15,8 @@ from pydantic import (
 
 from multiflora.engine.text.message import read_content, template_message
 
-from .sampling import SamplingBody
+from .sampling import SamplingBody, TopLogprobs
+from .tool import MAX_TOOLS, ToolBody, ToolChoice
 
 MAX_MESSAGES: Final = 4096
 
@@ -23,7 +24,7 @@ MAX_MESSAGES: Final = 4096
 class ChatMessage(BaseModel):
     """One turn. Fields of answers that clients send back unchanged are accepted."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
     role: Literal["developer", "system", "user", "assistant", "tool"]
     content: Annotated[str | None, BeforeValidator(read_content)] = None
@@ -51,19 +52,13 @@ class ChatBody(SamplingBody):
     """A conversation to answer."""
 
     IGNORED: ClassVar[frozenset[str]] = SamplingBody.IGNORED | {
-        "parallel_tool_calls",
         "prompt_cache_key",
         "safety_identifier",
     }
     UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **SamplingBody.UNSUPPORTED,
-        "logprobs": (False,),
-        "top_logprobs": (0,),
         "prompt_logprobs": (),
-        "best_of": (),
         "echo": (False,),
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
         "modalities": (["text"],),
@@ -77,6 +72,11 @@ class ChatBody(SamplingBody):
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
+    logprobs: bool = False
+    top_logprobs: TopLogprobs = 0
+    tools: list[ToolBody] = Field([], max_length=MAX_TOOLS)
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     documents: list[dict[str, Any]] | None = None
@@ -90,3 +90,14 @@ class ChatBody(SamplingBody):
                 "this needs add_generation_prompt=false: a message is either continued or answered"
             )
         return value
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _has_logprobs(cls, value: int, info: ValidationInfo) -> int:
+        if value and not info.data.get("logprobs"):
+            raise ValueError("this needs logprobs=true")
+        return value
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.top_logprobs if self.logprobs else None

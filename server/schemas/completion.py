@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, TypeAlias
 
-from pydantic import PlainValidator, WithJsonSchema
+from pydantic import Field, PlainValidator, WithJsonSchema
 
-from .sampling import SamplingBody
+from .sampling import SamplingBody, TopLogprobs
 
 Prompt: TypeAlias = str | tuple[int, ...]
 
-_PROMPT_SCHEMA: Final = {
+PROMPT_SCHEMA: Final = {
     "anyOf": [
         {"type": "string"},
         {"type": "array", "items": {"type": "string"}},
@@ -57,14 +57,22 @@ class CompletionBody(SamplingBody):
     IGNORED: ClassVar[frozenset[str]] = SamplingBody.IGNORED
     UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **SamplingBody.UNSUPPORTED,
-        "echo": (False,),
-        "logprobs": (),
         "prompt_logprobs": (),
         "suffix": ("",),
-        "best_of": (),
         "add_special_tokens": (True,),
     }
 
     prompt: Annotated[
-        tuple[Prompt, ...], PlainValidator(read_prompts), WithJsonSchema(_PROMPT_SCHEMA)
+        tuple[Prompt, ...], PlainValidator(read_prompts), WithJsonSchema(PROMPT_SCHEMA)
     ]
+    max_tokens: int | None = Field(None, ge=0, lt=2**31)
+    logprobs: TopLogprobs | None = None
+    echo: bool = False
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        return self.logprobs if self.echo else None

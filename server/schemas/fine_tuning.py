@@ -1,7 +1,7 @@
 """``/v1/fine_tuning/jobs``: what a body asks for, and jobs, events and checkpoints as objects."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Final, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,12 +12,16 @@ from multiflora.engine.training.jobs.job import (
     JobCheckpoint,
     JobWish,
     StoredNote,
+    WandbRun,
 )
 from multiflora.engine.training.jobs.settings import read_hyperparameters
+from multiflora.engine.training.jobs.tracking.library import read_sinks
+from multiflora.engine.training.jobs.tracking.message import SinkName
 
 from .body import RequestBody
 
 _NAMES: Final = ("n_epochs", "batch_size", "learning_rate_multiplier", "beta")
+_REPORT_TO: Final = "report_to"
 _MAX_SEED: Final = (1 << 31) - 1
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
@@ -39,10 +43,30 @@ class MethodBody(BaseModel):
     dpo: _Choices | None = None
 
 
-class JobBody(RequestBody):
-    """``training`` has sections of our own: see docs/training.md."""
+class WandbBody(BaseModel):
+    """OpenAI's fields."""
 
-    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"integrations": ([],)}
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    project: str = Field(min_length=1, max_length=128)
+    name: str | None = Field(None, min_length=1, max_length=128)
+    entity: str | None = Field(None, min_length=1, max_length=128)
+    tags: list[Annotated[str, Field(min_length=1, max_length=64)]] | None = Field(
+        None, max_length=32
+    )
+
+
+class IntegrationBody(BaseModel):
+    """One of OpenAI's integrations; it has this one only."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    type: Literal["wandb"]
+    wandb: WandbBody
+
+
+class JobBody(RequestBody):
+    """``training`` has ``report_to`` and sections of our own: see docs/training.md."""
 
     model: str = Field(max_length=200)
     training_file: str = Field(max_length=100)
@@ -51,7 +75,8 @@ class JobBody(RequestBody):
     seed: int | None = Field(None, ge=0, le=_MAX_SEED)
     method: MethodBody | None = None
     hyperparameters: dict[str, Any] | None = None
-    training: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    integrations: list[IntegrationBody] | None = Field(None, max_length=1)
+    training: dict[str, Any] = Field(default_factory=dict)
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=16)
 
     def wish(self, *, seed: int) -> JobWish:
@@ -65,8 +90,37 @@ class JobBody(RequestBody):
             seed=seed if self.seed is None else self.seed,
             method=method,
             hyperparameters=self._hyperparameters(),
-            training=self.training,
+            training=self._sections(),
             metadata=self.metadata,
+            report_to=self._report_to(),
+            wandb=self._wandb(),
+        )
+
+    def _sections(self) -> dict[str, dict[str, Any]]:
+        sections = {name: value for name, value in self.training.items() if name != _REPORT_TO}
+        for name, value in sections.items():
+            if not isinstance(value, dict):
+                place = f"training.{name[:64]}"
+                raise RequestRejected(f"{place} is an object of settings", param=place)
+        return sections
+
+    def _report_to(self) -> tuple[SinkName, ...]:
+        param = f"training.{_REPORT_TO}"
+        try:
+            sinks = read_sinks(self.training.get(_REPORT_TO, []))
+        except ValueError as error:
+            raise RequestRejected(f"{param}: {error}", param=param) from None
+        return (*sinks, "wandb") if self.integrations and "wandb" not in sinks else sinks
+
+    def _wandb(self) -> WandbRun | None:
+        if not self.integrations:
+            return None
+        wanted = self.integrations[0].wandb
+        return WandbRun(
+            project=wanted.project,
+            name=wanted.name,
+            entity=wanted.entity,
+            tags=tuple(wanted.tags or ()),
         )
 
     def _hyperparameters(self) -> Hyperparameters:
@@ -107,7 +161,7 @@ def job_object(job: Job, *, estimated_finish: int | None) -> dict[str, Any]:
         "trained_tokens": job.trained_tokens if job.is_over else None,
         "estimated_finish": estimated_finish,
         "error": _error(job),
-        "integrations": [],
+        "integrations": _integrations(wish),
         "metadata": dict(wish.metadata),
         "training": _training(job),
         "name": job.name,
@@ -163,12 +217,19 @@ def _hyperparameters(job: Job) -> dict[str, Any]:
 
 def _training(job: Job) -> dict[str, Any]:
     """As it was given, until all of it is known."""
-    given = {name: dict(section) for name, section in job.wish.training.items()}
+    given: dict[str, Any] = {name: dict(values) for name, values in job.wish.training.items()}
+    if job.wish.report_to:
+        given[_REPORT_TO] = list(job.wish.report_to)
     if job.settings is None:
         return given
     known = {name: value for name, value in job.settings.items() if isinstance(value, dict)}
     known["loss"] = {key: value for key, value in known.pop("method").items() if key != "kind"}
-    return {**known, **{name: given[name] for name in ("data", "gate") if name in given}}
+    ours = ("data", "gate", "publish", _REPORT_TO)
+    return {**known, **{name: given[name] for name in ours if name in given}}
+
+
+def _integrations(wish: JobWish) -> list[dict[str, Any]]:
+    return [] if wish.wandb is None else [{"type": "wandb", "wandb": asdict(wish.wandb)}]
 
 
 def _error(job: Job) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 """What ``POST /v1/adapters/merge`` is told, and the job that it answers with."""
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,6 +9,7 @@ from multiflora.adapters.merging.rank_policy import RankPolicy
 from multiflora.adapters.merging.recipe import Dtype, OnAntiparallel, Recipe
 from multiflora.engine.errors import RequestRejected
 
+from ..background_job import BackgroundJob
 from .body import RequestBody
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -93,27 +94,15 @@ def _curve(t: float | list[float]) -> Curve:
         raise RequestRejected(str(error), param="t") from None
 
 
-JobStatus = Literal["queued", "running", "succeeded", "failed"]
-
-
-def job_object(
-    job_id: str,
-    *,
-    name: str,
-    status: JobStatus,
-    progress: float,
-    created: int,
-    error: dict[str, Any] | None,
-    adapter: dict[str, Any] | None,
-) -> dict[str, Any]:
+def merge_object(job: BackgroundJob) -> dict[str, Any]:
     """``progress`` is 1 when all modules are merged; ``error`` is as in an answer that failed."""
     return {
-        "id": job_id,
+        "id": job.id,
         "object": "adapter.merge",
-        "name": name,
-        "status": status,
-        "progress": progress,
-        "created": created,
-        "error": error,
-        "adapter": adapter,
+        "name": job.name,
+        "status": job.status,
+        "progress": job.progress,
+        "created": job.created,
+        "error": job.error,
+        "adapter": job.result,
     }

@@ -31,6 +31,25 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_goes_under_its_name_before_anything_of_it_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "file").touch()
+    monkeypatch.setattr(durable.shutil, "rmtree", lambda path: None)
+    durable.remove_folder(tmp_path / "old")
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".old-")
+    assert (left / "old" / "file").exists()
+
+
+def test_removing_leaves_nothing_also_of_what_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    for _ in range(2):
+        durable.remove_folder(tmp_path / "old")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_what_is_there_is_never_replaced(tmp_path: Path, when: str) -> None:
     path = tmp_path / "new"

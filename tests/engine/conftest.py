@@ -38,6 +38,7 @@ from multiflora.engine.request import (
     GenerationRequest,
     SamplingParams,
     TokenEvent,
+    TokenScore,
 )
 from multiflora.engine.training.job import JobEvent
 
@@ -66,6 +67,8 @@ class Bench:
     answers: dict[str, list[int]] = field(default_factory=dict)
     reasons: dict[str, FinishReason] = field(default_factory=dict)
     errors: dict[str, TokenEvent] = field(default_factory=dict)
+    scores: dict[str, list[TokenScore]] = field(default_factory=dict)
+    prompt_scores: dict[str, list[TokenScore]] = field(default_factory=dict)
     training: dict[str, list[JobEvent]] = field(default_factory=dict)
 
     def send(self, *commands: Command) -> None:
@@ -78,6 +81,8 @@ class Bench:
         for report in self.reports:
             for event in report.events if isinstance(report, Events) else ():
                 self.answers.setdefault(event.request_id, []).extend(event.tokens)
+                self.scores.setdefault(event.request_id, []).extend(event.scores)
+                self.prompt_scores.setdefault(event.request_id, []).extend(event.prompt_scores)
                 if event.finish_reason:
                     self.reasons[event.request_id] = event.finish_reason
                 if event.error:

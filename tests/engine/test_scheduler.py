@@ -66,12 +66,15 @@ class FakeMemory:
         return True
 
 
-def request(id: str, length: int = 5, count: int = 3, *names: str) -> GenerationRequest:
+def request(
+    id: str, length: int = 5, count: int = 3, *names: str, priority: int = 0, **sampling: Any
+) -> GenerationRequest:
     return GenerationRequest(
         id=id,
         prompt=tuple(hash((id, k)) % 1000 for k in range(length)),
-        sampling=SamplingParams(max_tokens=count),
+        sampling=SamplingParams(max_tokens=count, **sampling),
         adapters=tuple(AdapterShare(name) for name in names),
+        priority=priority,
     )
 
 
@@ -339,8 +342,43 @@ def test_stop_tokens_end_a_request() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("max_tokens", 0), ("temperature", 2.5), ("top_p", 0.0), ("min_p", 1.5), ("top_k", -2)],
+    [("max_tokens", -1), ("temperature", 2.5), ("top_p", 0.0), ("min_p", 1.5), ("top_k", -2)],
 )
 def test_sampling_limits_name_the_value_and_the_rule(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{field} is {value}"):
         SamplingParams(**{"max_tokens": 1, field: value})
+
+
+def test_a_less_important_request_runs_when_nobody_else_waits() -> None:
+    harness = Harness(max_num_requests=1)
+    harness.submit(request("idle", priority=9), request("a"), request("b"))
+    assert harness.run() == ["a", "b", "idle"]
+
+
+def test_a_less_important_request_gives_up_its_place() -> None:
+    harness = Harness(max_num_requests=1)
+    harness.submit(request("idle", 5, 50, priority=9))
+    harness.step()
+    harness.submit(request("urgent"))
+    assert harness.run() == ["urgent", "idle"]
+    assert harness.scheduler.num_preemptions == 1
+
+
+def test_a_less_important_request_never_starves_others_out() -> None:
+    harness = Harness(max_num_requests=1, starvation_steps=2)
+    harness.submit(*(request(f"a{k}", 5, 9) for k in range(3)), request("idle", priority=9))
+    assert harness.run()[-1] == "idle"
+
+
+def test_scored_tokens_have_a_budget_of_their_own() -> None:
+    harness = Harness(max_num_requests=4, max_batched_tokens=16)
+    harness.submit(request("scored", 12, 1, prompt_logprobs=0), request("other", 8, 1))
+    plan = harness.step()
+    assert {item.request.id: item.count for item in plan.items} == {"scored": 4, "other": 8}
+    assert sorted(harness.run()) == ["other", "scored"]
+
+
+def test_a_prompt_can_be_read_without_an_answer() -> None:
+    harness = Harness()
+    harness.submit(request("read", 9, 0))
+    assert harness.run() == ["read"]

@@ -23,6 +23,7 @@ from multiflora.engine.text.chat_template import ChatTemplate, chat_template_of
 from multiflora.engine.text.tokenizer import Tokenizer, load_tokenizer
 from multiflora.engine.training.data.file_registry import FileRegistry
 from multiflora.engine.training.jobs.training_jobs import TrainingJobs
+from multiflora.engine.training.learning.learner import Learner
 from multiflora.server.access.key_registry import KeyRegistry
 from multiflora.server.access.keyring import Keyring
 from multiflora.server.app import create_app
@@ -30,6 +31,7 @@ from multiflora.server.catalog import Catalog
 from multiflora.server.file_checker import FileChecker
 from multiflora.server.http_server import HttpServer
 from multiflora.server.job_publishing import JobPublishing
+from multiflora.server.learning import make_learner
 from multiflora.server.listener import bind, url_of
 from multiflora.server.merging import Merger
 from multiflora.server.metrics import Metrics
@@ -223,6 +225,24 @@ def jobs(
 
 
 @pytest.fixture
+def learner(
+    engine: FakeEngine,
+    registry: Registry,
+    publisher: Publisher,
+    file_checker: FileChecker,
+    jobs: TrainingJobs,
+) -> Learner:
+    client = cast(EngineClient, engine)
+    return make_learner(
+        registry,
+        files=file_checker.files,
+        jobs=jobs,
+        pinning=Pinning(registry, client, publisher.match),
+        metrics=Metrics(client),
+    )
+
+
+@pytest.fixture
 def service(
     engine: FakeEngine,
     tokenizer: Tokenizer,
@@ -232,6 +252,7 @@ def service(
     merger: Merger,
     file_checker: FileChecker,
     jobs: TrainingJobs,
+    learner: Learner,
 ) -> Service:
     end = tokenizer.token_id("</s>")
     assert end is not None
@@ -247,6 +268,7 @@ def service(
         merger=merger,
         file_checker=file_checker,
         jobs=jobs,
+        learner=learner,
         keyring=Keyring(KeyRegistry(registry.database)),
         end_tokens=frozenset({end}),
     )

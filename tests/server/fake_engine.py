@@ -1,8 +1,9 @@
 """An engine that says what it is told to."""
 
 import asyncio
+import struct
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from multiflora.adapters.error import AdapterRejected
 from multiflora.adapters.tier import Tier
@@ -14,6 +15,7 @@ from multiflora.engine.request import (
     FinishReason,
     GenerationRequest,
     TokenEvent,
+    TokenScore,
 )
 from multiflora.engine.text.tokenizer import Tokenizer
 
@@ -123,12 +125,30 @@ class FakeEngine:
                 self.closed_early.append(request.id)
 
     def say(self, request: GenerationRequest) -> list[Event]:
-        """The fixed text, a token per event, cut at ``max_tokens``."""
+        """The fixed text, a token per event, cut at ``max_tokens``; or the embedding (3, 4)."""
+        if request.wants_embedding:
+            vector = struct.pack("<2f", 3, 4)
+            event = self.event(request, [], reason=FinishReason.LENGTH)
+            return [replace(event, embedding=vector)]
         tokens = self.tokenizer.encode(self.text)[: request.sampling.max_tokens]
         is_cut = len(tokens) == request.sampling.max_tokens
         reason = FinishReason.LENGTH if is_cut else FinishReason.STOP
         events = [self.event(request, [token]) for token in tokens]
-        return [*events, self.event(request, [], reason=reason)]
+        return [*self.read_prompt(request), *events, self.event(request, [], reason=reason)]
+
+    def read_prompt(self, request: GenerationRequest) -> list[Event]:
+        """Scores of the prompt, in two pieces."""
+        count = request.sampling.prompt_logprobs
+        if count is None:
+            return []
+        scores = [self.score(token, count) for token in request.prompt[1:]]
+        pieces = (scores[:1], scores[1:])
+        return [TokenEvent(request_id=request.id, prompt_scores=tuple(p)) for p in pieces]
+
+    def score(self, token: int, count: int) -> TokenScore:
+        """The likeliest is always token 40."""
+        top = tuple(range(40, 40 + count))
+        return TokenScore(-2.0 - token / 100, top, tuple(-1.0 - place for place in range(count)))
 
     def event(
         self,
@@ -144,6 +164,11 @@ class FakeEngine:
             tokens=tuple(tokens),
             finish_reason=reason,
             cached_tokens=2,
+            scores=self._scores(request, tokens),
             error=error,
             error_code=code,
         )
+
+    def _scores(self, request: GenerationRequest, tokens: Sequence[int]) -> tuple[TokenScore, ...]:
+        count = request.sampling.logprobs
+        return () if count is None else tuple(self.score(token, count) for token in tokens)

@@ -164,6 +164,8 @@ async def test_a_merge_in_background_is_a_job(
     assert shown["adapter"]["name"] == "mixed"
     assert shown["adapter"]["report"]["method"] == "linear"
     assert (await client.get("/v1/adapters/mixed")).status_code == 200
+    answer = await client.post(f"/v1/adapters/merge/{job['id']}/cancel")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "job_over")
 
 
 async def test_a_job_that_fails_says_why(
@@ -182,7 +184,7 @@ async def ended(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
     async with asyncio.timeout(60):
         while True:
             shown = (await client.get(f"/v1/adapters/merge/{job_id}")).json()
-            if shown["status"] in ("succeeded", "failed"):
+            if shown["status"] in ("succeeded", "failed", "cancelled"):
                 return shown
             await asyncio.sleep(0.05)
 
@@ -325,6 +327,30 @@ async def test_parents_are_held_while_the_merge_runs(
     assert shown["error"]["code"] == "merge_died"
     assert registry.leases_by_digest() == {}
     assert service.drain.num_running == 0
+
+
+async def test_a_cancelled_merge_publishes_nothing_and_the_next_one_runs(
+    merge: Callable[..., Any],
+    client: httpx.AsyncClient,
+    service: Service,
+    registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(child, "PROGRAM", HANGS)
+        running = (await merge(background=True)).json()
+        waiting = (await merge(name="other", background=True)).json()
+        for job in (running, waiting):
+            answer = await client.post(f"/v1/adapters/merge/{job['id']}/cancel")
+            assert answer.status_code == 200
+        for job in (running, waiting):
+            shown = await ended(client, job["id"])
+            assert (shown["status"], shown["error"], shown["adapter"]) == ("cancelled", None, None)
+    assert "mixed" not in registry
+    assert "other" not in registry
+    assert registry.leases_by_digest() == {}
+    assert service.drain.num_running == 0
+    assert (await merge()).status_code == 201
 
 
 async def test_a_closed_merger_takes_no_merge(

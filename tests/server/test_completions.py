@@ -106,6 +106,10 @@ async def test_sampling_fields_reach_the_engine(complete, engine):
         min_tokens=2,
         ignore_eos=True,
         cache_salt="tenant",
+        logit_bias={"5": -1.5, "6": 100},
+        allowed_token_ids=[8, 9],
+        bad_words=["hello"],
+        priority=3,
     )
 
     sampling = engine.requests[0].sampling
@@ -116,7 +120,12 @@ async def test_sampling_fields_reach_the_engine(complete, engine):
     assert (sampling.max_tokens, sampling.min_tokens) == (9, 2)
     assert sampling.stop_token_ids == (7,)
     assert sampling.ignore_eos
-    assert engine.requests[0].cache_salt == "tenant"
+    assert sampling.logit_bias == ((5, -1.5), (6, 100))
+    assert sampling.allowed_token_ids == (8, 9)
+    encode = engine.tokenizer.continuation
+    assert sampling.bad_words == (tuple(encode("hello")), tuple(encode(" hello")))
+    assert (sampling.logprobs, sampling.prompt_logprobs) == (None, None)
+    assert (engine.requests[0].cache_salt, engine.requests[0].priority) == ("tenant", 3)
 
 
 async def test_an_adapter_is_asked_for_by_digest_and_named_in_a_header(complete, engine):
@@ -173,3 +182,17 @@ async def test_a_stop_token_that_ended_the_answer_is_not_part_of_it(complete, en
 )
 async def test_fields_that_ask_for_nothing_are_accepted(complete, neutral):
     assert (await complete(**neutral)).status_code == 200
+
+
+async def test_only_the_last_tokens_of_a_prompt_are_kept_on_request(complete, engine):
+    await complete(prompt=[5, 6, 7], truncate_prompt_tokens=2)
+
+    assert engine.requests[0].prompt == (6, 7)
+
+
+async def test_special_tokens_and_stop_strings_are_kept_on_request(complete, engine, tokenizer):
+    tokens = [*tokenizer.encode("a"), tokenizer.token_id("<|user|>"), *tokenizer.encode("b.c")]
+    engine.script = lambda r: [engine.event(r, tokens, reason=FinishReason.LENGTH)]
+    fields = {"skip_special_tokens": False, "include_stop_str_in_output": True, "stop": "."}
+
+    assert (await complete(**fields)).json()["choices"][0]["text"] == "a<|user|>b."

@@ -4,12 +4,14 @@ from typing import Any
 
 import httpx
 import pytest
+from openai.types.fine_tuning import FineTuningJob
 
-from multiflora.engine.training.jobs.job import JobNote, JobWish
+from multiflora.engine.training.jobs.job import JobNote, JobWish, WandbRun
 from multiflora.engine.training.jobs.training_jobs import TrainingJobs
 
 pytestmark = pytest.mark.anyio
 JOBS = "/v1/fine_tuning/jobs"
+WANDB = {"type": "wandb", "wandb": {"project": "ships", "tags": ["a"]}}
 
 
 def make_row(jobs: TrainingJobs, **wish: Any) -> str:
@@ -33,7 +35,11 @@ async def create(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
         ({"sufix": "x"}, "sufix", "did you mean 'suffix'"),
         ({"training": {"lorra": {}}}, "training_file", "no file has the id"),
         ({"seed": -1}, "seed", "greater than or equal to 0"),
-        ({"integrations": [{"type": "wandb"}]}, "integrations", "not supported"),
+        ({"integrations": [{"type": "wandb"}]}, "integrations.0.wandb", "required"),
+        ({"integrations": [WANDB, WANDB]}, "integrations", "at most 1"),
+        ({"training": {"report_to": "mlflow"}}, "training.report_to", "'mlflow' is none of"),
+        ({"training": {"report_to": {"a": 1}}}, "training.report_to", "a list of names"),
+        ({"training": {"lora": 8}}, "training.lora", "an object of settings"),
         ({"hyperparameters": {"n_epoch": 1}}, "hyperparameters.n_epoch", "'n_epochs'"),
         ({"hyperparameters": {"n_epochs": 99}}, "hyperparameters", "between 1 and 50"),
         ({"hyperparameters": {"beta": 0.1}}, "hyperparameters.beta", "no setting 'beta'"),
@@ -48,6 +54,32 @@ async def test_what_cannot_become_a_job_is_refused(
     assert message in error["message"]
     assert param is None or error["param"] == param
     assert (await client.get(JOBS)).json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"integrations": [WANDB]}, "integrations"),
+        ({"training": {"report_to": ["wandb"]}}, "training.report_to"),
+    ],
+)
+async def test_a_sink_that_the_server_does_not_allow_is_refused(
+    client: httpx.AsyncClient, fields: dict[str, Any], param: str
+) -> None:
+    error = await create(client, **fields)
+    assert (error["code"], error["param"]) == ("tracking_unavailable", param)
+    assert "--tracking wandb" in error["message"]
+
+
+async def test_integrations_are_shown_as_openai_shows_them(
+    client: httpx.AsyncClient, jobs: TrainingJobs
+) -> None:
+    job_id = make_row(jobs, wandb=WandbRun(project="ships", tags=("a",)), report_to=("wandb",))
+    shown = FineTuningJob.model_validate((await client.get(f"{JOBS}/{job_id}")).json())
+    assert shown.integrations is not None
+    assert shown.integrations[0].wandb.project == "ships"
+    assert shown.integrations[0].wandb.tags == ["a"]
+    assert (shown.model_extra or {})["training"]["report_to"] == ["wandb"]
 
 
 @pytest.mark.parametrize("path", ["", "/events", "/checkpoints", "/plot.png"])

@@ -4,6 +4,7 @@ import pytest
 
 from multiflora.engine.errors import RequestFailed
 from multiflora.engine.request import EngineStats, TrainingStats
+from multiflora.engine.training.jobs.job_census import JobCensus
 from multiflora.server.errors import ClientDisconnectedError
 
 pytestmark = pytest.mark.anyio
@@ -58,6 +59,23 @@ async def test_training_is_told_in_gauges_and_counters(service, engine, monkeypa
         "multiflora_training_quanta_total 70.0",
         "multiflora_training_tokens_total 900.0",
         "multiflora_training_seconds_total 1.5",
+    }
+
+
+async def test_jobs_are_counted_by_status_and_verdict_and_running_losses_are_told(service):
+    census = JobCensus(
+        statuses={"running": 1, "failed": 2},
+        verdicts={True: 3, False: 1},
+        losses={("dpo", "train"): 0.5, ("dpo", "validation"): 0.75},
+    )
+    lines = set((await service.metrics.render(census)).decode().splitlines())
+    assert lines >= {
+        'multiflora_training_jobs{status="running"} 1.0',
+        'multiflora_training_jobs{status="failed"} 2.0',
+        'multiflora_training_gate_verdicts{outcome="passed"} 3.0',
+        'multiflora_training_gate_verdicts{outcome="refused"} 1.0',
+        'multiflora_training_loss{method="dpo",split="train"} 0.5',
+        'multiflora_training_loss{method="dpo",split="validation"} 0.75',
     }
 
 

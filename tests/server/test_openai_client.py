@@ -55,6 +55,20 @@ async def test_completions_of_token_ids(openai_client, engine):
     assert {request.prompt for request in engine.requests} == {(5, 6), (7,)}
 
 
+async def test_typed_logprobs(openai_client):
+    chat = await openai_client.chat.completions.create(
+        model="base", messages=MESSAGES, logprobs=True, top_logprobs=2
+    )
+    echo = await openai_client.completions.create(
+        model="base", prompt="hi", echo=True, logprobs=1, max_tokens=1, logit_bias={"5": -100}
+    )
+
+    assert "".join(entry.token for entry in chat.choices[0].logprobs.content) == "hello world"
+    assert len(chat.choices[0].logprobs.content[0].top_logprobs) == 2
+    assert echo.choices[0].logprobs.token_logprobs[0] is None
+    assert "".join(echo.choices[0].logprobs.tokens) == echo.choices[0].text
+
+
 async def test_errors_have_codes_and_request_ids(openai_client):
     with pytest.raises(openai.BadRequestError) as caught:
         await openai_client.completions.create(model="base", prompt="x", temperature=9)

@@ -24,7 +24,9 @@ Order: TypeAlias = Literal["asc", "desc"]
 # Why a file cannot be deleted now, such as the job that needs it; None if it can.
 Guard: TypeAlias = Callable[[str], str | None]
 
-_COLUMNS: Final = "id, filename, purpose, num_bytes, created, expires, status, details, tenant"
+_COLUMNS: Final = (
+    "id, filename, purpose, num_bytes, created, expires, status, details, tenant, is_internal"
+)
 _PREFIX: Final = "file-"
 
 
@@ -45,7 +47,10 @@ class FileInUse(RegistryError):
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """What is known of a file; times are Unix times. ``details`` say what an error is."""
+    """What is known of a file; times are Unix times. ``details`` say what an error is.
+
+    ``is_internal`` files were made by the server for itself, and are not listed.
+    """
 
     id: str
     filename: str
@@ -56,6 +61,7 @@ class StoredFile:
     status: Status
     details: str | None
     tenant: str = ""
+    is_internal: bool = False
 
 
 class FileRegistry:
@@ -86,6 +92,7 @@ class FileRegistry:
         purpose: str,
         expires_after: int | None = None,
         status: Status = "uploaded",
+        is_internal: bool = False,
         tenant: str = "",
     ) -> StoredFile:
         """Move ``staged`` in under a new id, durably. Raises ``OSError``."""
@@ -99,6 +106,7 @@ class FileRegistry:
             expires=None if expires_after is None else now + expires_after,
             status=status,
             details=None,
+            is_internal=is_internal,
             tenant=tenant,
         )
         durable.make_folder(self._root)
@@ -109,7 +117,8 @@ class FileRegistry:
             durable.sync(self._root)
             with self._database.transaction() as connection:
                 connection.execute(
-                    f"INSERT INTO file ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", _row(file)
+                    f"INSERT INTO file ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    _row(file),
                 )
         return file
 
@@ -133,7 +142,7 @@ class FileRegistry:
 
         Raises ``UnknownFile`` if there is no file ``after``.
         """
-        conditions, values = ["1"], list[Any]()
+        conditions, values = ["NOT is_internal"], list[Any]()
         if purpose is not None:
             conditions.append("purpose = ?")
             values.append(purpose)
@@ -185,6 +194,10 @@ class FileRegistry:
                 raise FileInUse(f"{file_id} cannot be deleted now: {reason}")
             self._remove(file_id)
 
+    def internal(self) -> list[StoredFile]:
+        """Files that the server made for itself, the oldest first."""
+        return self._select("is_internal", tail="ORDER BY number")
+
     def unchecked(self) -> list[str]:
         """Ids of files whose check has not ended, the oldest first."""
         return [file.id for file in self._select("status = 'uploaded'", tail="ORDER BY number")]
@@ -226,7 +239,7 @@ class FileRegistry:
             rows: Iterator[Any] = connection.execute(
                 f"SELECT {_COLUMNS} FROM file WHERE {condition} {tail}", values
             )
-            return [StoredFile(*row) for row in rows]
+            return [StoredFile(*row, is_internal=bool(internal)) for *row, internal in rows]
 
     def _path(self, file_id: str) -> Path:
         return self._root / file_id

@@ -1,10 +1,11 @@
 """A job's checkpoints: each is served under a name of its own while it is one of the last."""
 
 import logging
-import shutil
 from asyncio import to_thread
+from contextlib import suppress
 from pathlib import Path
 
+from multiflora.adapters import durable
 from multiflora.adapters.error import AdapterRejected, ForeignName
 
 from ..job import CheckpointExported
@@ -37,11 +38,18 @@ class Checkpoints:
                 parents=() if job.start is None else (job.start,),
                 metrics={"job": job.id, **metrics},
             )
-        except AdapterRejected as error:
+        except (AdapterRejected, OSError) as error:
+            if not folder.is_dir():
+                # The engine dropped it for later ones, as would be done with its name.
+                return
+            if isinstance(error, OSError):
+                raise
             await self._warn(event, error)
             return
         finally:
-            await to_thread(shutil.rmtree, folder, ignore_errors=True)
+            # Half of it under its name would pass for a whole export after a crash.
+            with suppress(OSError):
+                await to_thread(durable.remove_folder, folder)
         name = checkpoint_name(job, event.step)
         try:
             await self._shop.publishing.point(name, digest, tenant=job.tenant)
@@ -49,11 +57,9 @@ class Checkpoints:
             await self._warn(event, error)
             await self._shop.publishing.discard(digest)
             return
-        is_new = await to_thread(
-            self._add_row, event.step, name, metrics, log.best_step == event.step
-        )
-        if is_new:
-            await self._prune()
+        await to_thread(self._add_row, event.step, name, metrics, log.best_step == event.step)
+        # Also for one that is known already: a crash may have come between its row and this.
+        await self._prune()
 
     async def _warn(self, event: CheckpointExported, error: Exception) -> None:
         text = f"The checkpoint after step {event.step} cannot be served: {error}"
@@ -64,14 +70,13 @@ class Checkpoints:
         for checkpoint in found:
             await self._remove(checkpoint)
 
-    def _add_row(self, step: int, name: str, metrics: dict[str, float], is_best: bool) -> bool:
+    def _add_row(self, step: int, name: str, metrics: dict[str, float], is_best: bool) -> None:
         is_new = self._shop.jobs.add_checkpoint(
             self._job.id, step=step, name=name, metrics=metrics, is_best=is_best
         )
         if is_new:
             note = JobNote(message=f"Checkpoint after step {step} is served as {name}")
             self._shop.jobs.note(self._job.id, [note])
-        return is_new
 
     async def _prune(self) -> None:
         found, _ = await to_thread(self._shop.jobs.checkpoints, self._job.id, limit=10_000)

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 
 from ..data.config import Method
+from .tracking.message import SinkName
 
 Status: TypeAlias = Literal[
     "validating_files", "queued", "running", "succeeded", "failed", "cancelled"
@@ -38,8 +39,21 @@ class Hyperparameters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WandbRun:
+    """OpenAI's integration: where Weights & Biases shows the job."""
+
+    project: str
+    name: str | None = None
+    entity: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobWish:
-    """What a client asked for. ``training`` are the sections of ``settings``, as given."""
+    """What a client asked for. ``training`` are the sections of ``settings``, as given.
+
+    ``report_to`` are the sinks that its metrics go to beside the log; ``wandb`` is of that one.
+    """
 
     model: str
     training_file: str
@@ -50,6 +64,8 @@ class JobWish:
     hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
     training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    report_to: tuple[SinkName, ...] = ()
+    wandb: WandbRun | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,10 @@ class JobFolder:
         """One JSON object per line under TRL's names, in the order in which they were measured."""
         return self.path / _METRICS
 
+    def tracked(self, sink: str) -> Path:
+        """What the sink keeps beside the job's own metrics."""
+        return self.path / sink
+
     def make(self) -> None:
         durable.make_folder(self.path)
 

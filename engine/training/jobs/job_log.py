@@ -7,8 +7,10 @@ from typing import Any, Final
 
 from ..job import EvaluationMetrics, StepMetrics
 from .job import Job, JobNote
+from .job_census import Split
 from .job_folder import JobFolder
 from .job_registry import JobRegistry
+from .tracking.tracker import Tracker
 
 # A transaction waits for the disk; a small model takes hundreds of steps a second.
 _FLUSH_SECONDS: Final = 0.5
@@ -17,10 +19,11 @@ _FLUSH_SECONDS: Final = 0.5
 class JobLog:
     """Knows how far and how fast the job is."""
 
-    def __init__(self, jobs: JobRegistry, job: Job, folder: JobFolder) -> None:
+    def __init__(self, jobs: JobRegistry, job: Job, folder: JobFolder, tracker: Tracker) -> None:
         self._jobs = jobs
         self._job_id = job.id
         self._folder = folder
+        self._tracker = tracker
         self._notes: list[JobNote] = []
         self._rows: list[Mapping[str, Any]] = []
         self._flushed = time.monotonic()
@@ -29,6 +32,7 @@ class JobLog:
         self.step = job.step
         self.num_steps = job.num_steps
         self.best_step: int | None = None
+        self.losses: dict[Split, float] = {}
 
     @property
     def estimated_finish(self) -> int | None:
@@ -41,9 +45,9 @@ class JobLog:
         pace = (time.monotonic() - since) / (self.step - first)
         return int(time.time() + pace * max(0, self.num_steps - self.step))
 
-    def begin(self, *, step: int, num_steps: int) -> None:
+    def begin(self, *, step: int, num_steps: int, best_step: int | None) -> None:
         """Training goes on after ``step``."""
-        self.step, self.num_steps = step, num_steps
+        self.step, self.num_steps, self.best_step = step, num_steps, best_step
         self._began = (time.monotonic(), step)
 
     def stand(self) -> None:
@@ -57,9 +61,11 @@ class JobLog:
         if isinstance(event, EvaluationMetrics):
             if event.is_best:
                 self.best_step = event.step
+            self.losses["validation"] = event.metrics["eval_loss"]
             text = f"Step {event.step}: validation loss={event.metrics['eval_loss']:.4f}"
         else:
             self._take_step(event)
+            self.losses["train"] = event.metrics["loss"]
             of = "" if self.num_steps is None else f"/{self.num_steps}"
             text = f"Step {event.step}{of}: training loss={event.metrics['loss']:.4f}"
         data = {"step": event.step, "total_steps": self.num_steps, **named, **row}
@@ -88,6 +94,7 @@ class JobLog:
         self._jobs.progress(
             self._job_id, notes, step=self.step, trained_tokens=self._trained_tokens
         )
+        self._tracker.add(rows)
         self._folder.add_metrics(rows)
 
 

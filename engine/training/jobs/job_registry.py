@@ -54,15 +54,20 @@ class JobRegistry:
         name: Callable[[str], str],
         start: str | None,
         notes: Sequence[str],
-        tenant: str = "",
+        tenant: str | None = None,
     ) -> Job:
-        """A job is acknowledged once this returns; ``name`` makes the result's name of its id."""
+        """A job is acknowledged once this returns; ``name`` makes the result's name of its id.
+
+        ``tenant`` None is that of the adapter which has the name.
+        """
         job_id = _JOB_PREFIX + secrets.token_hex(12)
+        result = name(job_id)
         with self._database.transaction() as connection:
             connection.execute(
                 "INSERT INTO job (id, status, wish, name, start, tenant, created) "
-                "VALUES (?, 'validating_files', ?, ?, ?, ?, ?)",
-                (job_id, to_json(wish), name(job_id), start, tenant, self._now()),
+                "VALUES (?, 'validating_files', ?, ?, ?, "
+                "coalesce(?, (SELECT tenant FROM name WHERE name = ?), ''), ?)",
+                (job_id, to_json(wish), result, start, tenant, result, self._now()),
             )
             self._write_notes(connection, job_id, [JobNote(message=text) for text in notes])
         return self.get(job_id)
@@ -108,6 +113,14 @@ class JobRegistry:
         """Jobs that have not ended, the oldest first."""
         return self._select(f"status NOT IN ({_OVER})", tail="ORDER BY number")
 
+    def counts(self) -> list[tuple[Status, bool | None, int]]:
+        """How many jobs have a status and a verdict of the gate, if any."""
+        with self._database.reading() as connection:
+            found = connection.execute(
+                "SELECT status, verdict ->> 'passed', count(*) FROM job GROUP BY 1, 2"
+            ).fetchall()
+        return [(status, None if is_ok is None else bool(is_ok), n) for status, is_ok, n in found]
+
     def plan(self, job_id: str, settings: Mapping[str, Any], note: str) -> bool:
         """The files are fine and the settings known: the job waits for its turn."""
         return self._change(
@@ -118,13 +131,14 @@ class JobRegistry:
             settings=to_json(settings),
         )
 
-    def begin(self, job_id: str, *, num_steps: int, notes: Sequence[JobNote]) -> bool:
-        """Training goes on, for the first time or again."""
+    def begin(self, job_id: str, *, step: int, num_steps: int, notes: Sequence[JobNote]) -> bool:
+        """Training goes on after ``step``, for the first time or again."""
         return self._change(
             job_id,
             "status IN ('queued', 'running')",
             notes,
             status="running",
+            step=step,
             num_steps=num_steps,
             started=self._now(),
             keep_first=frozenset({"started"}),
@@ -266,18 +280,18 @@ class JobRegistry:
     ) -> bool:
         """A second checkpoint of one step, made after a restart, changes nothing: False."""
         with self._database.transaction() as connection:
+            is_new = connection.execute(
+                "INSERT OR IGNORE INTO job_checkpoint "
+                "(id, job, step, name, metrics, is_best, created) VALUES (?, ?, ?, ?, ?, 0, ?)",
+                (
+                    *(_CHECKPOINT_PREFIX + secrets.token_hex(12), job_id, step, name),
+                    *(to_json(metrics), self._now()),
+                ),
+            ).rowcount
             if is_best:
-                connection.execute("UPDATE job_checkpoint SET is_best = 0 WHERE job = ?", (job_id,))
-            return bool(
-                connection.execute(
-                    "INSERT OR IGNORE INTO job_checkpoint "
-                    "(id, job, step, name, metrics, is_best, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        *(_CHECKPOINT_PREFIX + secrets.token_hex(12), job_id, step, name),
-                        *(to_json(metrics), int(is_best), self._now()),
-                    ),
-                ).rowcount
-            )
+                best = "UPDATE job_checkpoint SET is_best = (step = ?) WHERE job = ?"
+                connection.execute(best, (step, job_id))
+        return bool(is_new)
 
     def checkpoints(
         self, job_id: str, *, after: str | None = None, limit: int = 10

@@ -9,7 +9,8 @@ after a crash goes on with the arrow that was under way.
 import asyncio
 import logging
 import threading
-from contextlib import aclosing
+from collections.abc import Mapping
+from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ from multiflora.adapters.error import AdapterRejected, ForeignName, RegistryErro
 
 from ...errors import EngineUnavailable, RequestFailed, RequestRejected
 from ..config import LoraSettings
+from ..data.config import Method
 from ..data.dataset import PreparedDataset
 from ..data.file_registry import UnknownFile
 from ..job import (
@@ -31,13 +33,16 @@ from ..job import (
     JobResumed,
     JobStarted,
     StepMetrics,
-    TrainingJob,
 )
 from .checkpoints import Checkpoints
 from .job import Job, JobError, JobNote
+from .job_census import Split
 from .job_log import JobLog
+from .order import training_order
+from .publication import publish
 from .quality_gate import Check, QualityGate, Verdict
 from .settings import DataSize, data_config, gate_settings, lora_settings_of, training_settings
+from .tracked_job import close_tracker, make_tracker
 from .workshop import Workshop
 
 logger = logging.getLogger(__name__)
@@ -61,8 +66,10 @@ class JobRunner:
     def __init__(self, shop: Workshop, job: Job) -> None:
         self._shop = shop
         self._id = job.id
+        self.method: Method = job.wish.method
         self._folder = shop.folders[job.id]
-        self._log = JobLog(shop.jobs, job, self._folder)
+        self._tracker = make_tracker(shop, job)
+        self._log = JobLog(shop.jobs, job, self._folder, self._tracker)
         self._checkpoints = Checkpoints(shop, job)
         self._is_stopping = threading.Event()
         self._may_run = asyncio.Event()
@@ -73,6 +80,11 @@ class JobRunner:
     @property
     def estimated_finish(self) -> int | None:
         return self._log.estimated_finish
+
+    @property
+    def losses(self) -> Mapping[Split, float]:
+        """The last ones."""
+        return self._log.losses
 
     def pause(self) -> None:
         """Have the engine stop within a quantum; a job that waits is not handed to it."""
@@ -91,23 +103,44 @@ class JobRunner:
         except asyncio.CancelledError:
             await self._log.flush()
             raise
-        except JobFailure as failure:
-            await asyncio.to_thread(self._shop.jobs.fail, self._id, failure.error)
-        except Exception:
-            logger.exception("%s failed", self._id)
-            error = JobError(code="internal_error", message="the server's log has the details")
-            await asyncio.to_thread(self._shop.jobs.fail, self._id, error)
         finally:
             self._is_stopping.set()
+            await asyncio.to_thread(close_tracker, self._tracker, self._shop, self._id)
 
     async def _run_through(self) -> None:
         """Run, and again while the disk fails: that is not the job's fault."""
+        failure: JobError | None = None
+        told = ""
         while True:
             try:
-                return await self._run()
-            except (RegistryError, OSError):
+                if failure is None:
+                    return await self._run()
+                await asyncio.to_thread(self._shop.jobs.fail, self._id, failure)
+                return None
+            except JobFailure as found:
+                failure = found.error
+                continue
+            except (RegistryError, OSError) as error:
                 logger.exception("%s stands still and is tried again", self._id)
+                told = await self._tell_of_disk(error, told)
+            except Exception:
+                logger.exception("%s failed", self._id)
+                text = "the server's log has the details"
+                failure = JobError(code="internal_error", message=text)
+                continue
             await asyncio.sleep(self._shop.last_pause)
+
+    async def _tell_of_disk(self, error: Exception, told: str) -> str:
+        """A warning in the job's log, unless the last one said the same or the log fails too."""
+        reason = getattr(error, "strerror", None) or str(error)
+        text = f"The job stands still and is tried again: {reason}"
+        if text != told:
+            with suppress(RegistryError, OSError):
+                await asyncio.to_thread(
+                    self._shop.jobs.note, self._id, [JobNote(message=text, level="warn")]
+                )
+                return text
+        return told
 
     async def _run(self) -> None:
         job = await self._job()
@@ -128,7 +161,7 @@ class JobRunner:
             settings, note = await asyncio.to_thread(self._settings, job)
         except RequestRejected as error:
             raise JobFailure(error.code, str(error), error.param) from None
-        document = _training_job(self._shop, job, settings).document()["settings"]
+        document = training_order(self._shop, job, settings).document()["settings"]
         await asyncio.to_thread(self._shop.jobs.plan, self._id, document, note)
 
     async def _in_thread(self, work: Any) -> None:
@@ -211,7 +244,7 @@ class JobRunner:
 
     async def _attempt(self, job: Job) -> JobEnded:
         """Hand the job to the engine and follow it. Raises ``EngineUnavailable``."""
-        order = _training_job(self._shop, job, None)
+        order = training_order(self._shop, job, None)
         async with aclosing(self._shop.engine.train(order)) as events:
             async for event in events:
                 ended = await self._take(job, event)
@@ -223,6 +256,7 @@ class JobRunner:
         match event:
             case JobStarted():
                 await self._begin(event)
+                self._tracker.begin(event.step, {"model": job.wish.model, **(job.settings or {})})
             case StepMetrics() | EvaluationMetrics():
                 await self._log.add(event)
             case CheckpointExported():
@@ -249,7 +283,7 @@ class JobRunner:
 
     async def _begin(self, event: JobStarted) -> None:
         self._is_training = True
-        self._log.begin(step=event.step, num_steps=event.num_steps)
+        self._log.begin(step=event.step, num_steps=event.num_steps, best_step=event.best_step)
         text = "Fine-tuning job started"
         if event.step:
             text = f"Fine-tuning goes on from the checkpoint after step {event.step}"
@@ -257,6 +291,7 @@ class JobRunner:
         await asyncio.to_thread(
             self._shop.jobs.begin,
             self._id,
+            step=event.step,
             num_steps=event.num_steps,
             notes=[JobNote(message=text, data=data)],
         )
@@ -287,6 +322,7 @@ class JobRunner:
             return
         await asyncio.to_thread(self._shop.jobs.take_candidate, self._id, digest)
         verdict = await self._verdict(job, ended, digest, metrics)
+        self._tracker.add_verdict(ended.step, verdict.document()["checks"])
         if not verdict.passed:
             await self._refuse(verdict, digest)
             return
@@ -340,15 +376,14 @@ class JobRunner:
         )
 
     async def _publish(self, job: Job) -> None:
-        assert job.digest is not None
         try:
-            await self._shop.publishing.point(job.name, job.digest, tenant=job.tenant)
+            result = await publish(self._shop, job)
         except ForeignName as error:
             # Another tenant took the name while the job ran; nobody's adapter is overwritten.
             failure = JobError(code=error.code, message=str(error), param="suffix")
             await asyncio.to_thread(self._shop.jobs.fail, self._id, failure)
             return
-        note = f"The job has successfully completed; {job.name} is live"
+        note = f"The job has successfully completed; {result}"
         await asyncio.to_thread(self._shop.jobs.succeed, self._id, note)
 
     async def _note(self, text: str) -> None:
@@ -362,22 +397,3 @@ class JobRunner:
             command(self._id)
         except EngineUnavailable:
             logger.debug("%s hears of it when the engine is back", self._id)
-
-
-def _training_job(shop: Workshop, job: Job, settings: Any) -> TrainingJob:
-    """What the engine is told; ``settings`` None are those that the job has kept."""
-    folder = shop.folders[job.id]
-    has_validation = job.wish.validation_file is not None
-    common: dict[str, Any] = {
-        "id": job.id,
-        "data": str(folder.training.absolute()),
-        "folder": str(folder.run.absolute()),
-        "base_name": shop.base_name,
-        "validation": str(folder.validation.absolute()) if has_validation else None,
-        "start": job.start,
-        # A preference is measured against what the job goes on from.
-        "reference": job.start if job.wish.method == "dpo" else None,
-    }
-    if settings is not None:
-        return TrainingJob(settings=settings, **common)
-    return TrainingJob.from_document({**common, "settings": job.settings})

@@ -32,6 +32,7 @@ from ..config import (
 from ..data.config import DataConfig
 from .gate_settings import GateSettings
 from .job import Hyperparameters, JobWish
+from .publish_settings import PublishSettings
 
 Kind = TypeVar("Kind")
 PARAM: Final = "training"
@@ -63,6 +64,7 @@ def check_wish(wish: JobWish, *, start: LoraSettings | None = None) -> None:
     """Raise ``RequestRejected`` for settings that no data can make right."""
     data_config(wish)
     gate_settings(wish)
+    publish_settings(wish)
     _check_rate(wish)
     guess = AutoValues(
         batch_size=8,
@@ -106,6 +108,11 @@ def gate_settings(wish: JobWish) -> GateSettings:
     return _section(wish, "gate", GateSettings)
 
 
+def publish_settings(wish: JobWish) -> PublishSettings:
+    """Raises ``RequestRejected``."""
+    return _section(wish, "publish", PublishSettings)
+
+
 def read_hyperparameters(
     given: Mapping[str, Any], path: str, *, is_dpo: bool = False
 ) -> Hyperparameters:
@@ -137,6 +144,7 @@ def lora_settings_of(folder: AdapterFolder) -> LoraSettings:
         "rank": config.get("r", 8),
         "alpha": config.get("lora_alpha", 8),
         "use_rslora": bool(config.get("use_rslora")),
+        "use_dora": bool(config.get("use_dora")),
         "target_modules": targets if isinstance(targets, str) else tuple(targets or ()),
         "exclude_modules": tuple(config.get("exclude_modules") or ()),
         "rank_pattern": config.get("rank_pattern") or {},
@@ -217,8 +225,8 @@ def _check_rate(wish: JobWish) -> None:
 def _check_sections(wish: JobWish) -> None:
     known = ("lora", "optimizer", "schedule", "batch", "evaluation", "checkpoint", "loss")
     for name in wish.training:
-        if name not in (*known, "data", "gate"):
-            raise _unknown(name, (*known, "data", "gate"), PARAM)
+        if name not in (*known, "data", "gate", "publish"):
+            raise _unknown(name, (*known, "data", "gate", "publish"), PARAM)
 
 
 def _section(wish: JobWish, name: str, kind: type[Kind], **defaults: Any) -> Kind:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, get_args
 
 from multiflora.adapters.name import MAX_NAME_CHARS, check_name
 
@@ -14,9 +14,11 @@ from ...errors import RequestRejected
 from ..data.file_registry import StoredFile, UnknownFile
 from .checkpoints import Checkpoints, short_id
 from .error import JobNotFound
-from .job import Job, JobWish
+from .job import Job, JobWish, Status
+from .job_census import JobCensus
 from .job_runner import JobRunner
-from .settings import check_wish, lora_settings_of
+from .settings import PARAM, check_wish, lora_settings_of, publish_settings
+from .tracked_job import check_tracking
 from .workshop import Workshop
 
 logger = logging.getLogger(__name__)
@@ -28,13 +30,16 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
 
 @dataclass(frozen=True, slots=True)
 class JobOwner:
-    """Whose a job is to be, and whose files it may read: ``view`` None is everybody's."""
+    """Whose a job is to be, and whose files it may read: ``view`` None is everybody's.
 
-    tenant: str = ""
+    ``tenant`` None is that of the adapter which has the name of the result.
+    """
+
+    tenant: str | None = None
     view: str | None = None
 
 
-SHARED: Final = JobOwner()
+SERVER: Final = JobOwner()
 
 
 class InvalidTrainingFile(RequestRejected):
@@ -67,7 +72,7 @@ class TrainingJobs:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def create(
-        self, wish: JobWish, *, start: str | None = None, owner: JobOwner = SHARED
+        self, wish: JobWish, *, start: str | None = None, owner: JobOwner = SERVER
     ) -> Job:
         """Acknowledge a job and begin with it; ``start`` is the stored version to go on from.
 
@@ -120,6 +125,25 @@ class TrainingJobs:
         runner = self._runners.get(job_id)
         return runner.estimated_finish if runner else None
 
+    def census(self) -> JobCensus:
+        """Waits for the disk."""
+        counts = self.rows.counts()
+        return JobCensus(
+            statuses={
+                known: sum(n for status, _, n in counts if status == known)
+                for known in get_args(Status)
+            },
+            verdicts={
+                known: sum(n for _, verdict, n in counts if verdict is known)
+                for known in (True, False)
+            },
+            losses={
+                (runner.method, split): loss
+                for runner in tuple(self._runners.values())
+                for split, loss in runner.losses.items()
+            },
+        )
+
     async def wait(self, job_id: str) -> Job:
         """The job once it has ended."""
         if task := self._tasks.get(job_id):
@@ -145,14 +169,23 @@ class TrainingJobs:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def _create(self, wish: JobWish, start: str | None, owner: JobOwner) -> Job:
-        self._check_files(wish, owner)
-        lora = None
-        if start is not None:
-            lora = lora_settings_of(self._shop.store.open(start))
+    def check(self, wish: JobWish, *, start: str | None) -> None:
+        """Raise as ``create`` does, for everything but the files."""
+        check_tracking(wish, self._shop.tracking)
+        lora = None if start is None else lora_settings_of(self._shop.store.open(start))
         check_wish(wish, start=lora)
         if wish.suffix is not None:
             self._check_suffix(wish.suffix)
+        if publish_settings(wish).mode == "canary" and (wish.suffix is None or start is None):
+            raise RequestRejected(
+                "a canary needs a name that others already use: go on from an adapter, and give "
+                "its name as suffix",
+                param=f"{PARAM}.publish.mode",
+            )
+
+    def _create(self, wish: JobWish, start: str | None, owner: JobOwner) -> Job:
+        self._check_files(wish, owner)
+        self.check(wish, start=start)
         notes = [
             f"Created fine-tuning job on {wish.model}",
             f"Validating training file: {wish.training_file}",
@@ -186,9 +219,9 @@ class TrainingJobs:
             raise RequestRejected(f"suffix has up to {longest} characters", param="suffix")
 
     def _check_files(self, wish: JobWish, owner: JobOwner) -> None:
-        self._check_file(wish.training_file, "training_file", owner)
+        self.check_file(wish.training_file, "training_file", owner)
         if wish.validation_file is not None:
-            self._check_file(wish.validation_file, "validation_file", owner)
+            self.check_file(wish.validation_file, "validation_file", owner)
             if wish.validation_file == wish.training_file:
                 raise InvalidTrainingFile(
                     "a validation file with the rows that are trained on measures nothing; leave "
@@ -196,7 +229,8 @@ class TrainingJobs:
                     param="validation_file",
                 )
 
-    def _check_file(self, file_id: str, param: str, owner: JobOwner) -> StoredFile:
+    def check_file(self, file_id: str, param: str, owner: JobOwner = SERVER) -> StoredFile:
+        """Raise ``RequestRejected`` for a file that no job of ``owner`` can read."""
         try:
             file = self._shop.files.get(file_id, view=owner.view)
         except UnknownFile as error:

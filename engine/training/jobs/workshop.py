@@ -15,6 +15,7 @@ from ..data.file_registry import FileRegistry
 from ..job import JobEvent, TrainingJob
 from .job_folder import JobFolder, JobFolders
 from .job_registry import JobRegistry
+from .tracking.message import SinkName
 
 
 class Engine(Protocol):
@@ -48,6 +49,12 @@ class Publishing(Protocol):
         """Make the name, for ``tenant``, or swap its name to the version."""
         ...
 
+    async def set_canary(self, name: str, digest: str, weight: float, *, live: str) -> bool:
+        """Give the version a share of the name's requests, if the name still points at ``live``
+        and has no other canary; whether it did.
+        """
+        ...
+
     async def discard(self, digest: str) -> None:
         """Let go of a version that was taken in, unless a name has it."""
         ...
@@ -74,7 +81,7 @@ class Preparing(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workshop:
     """``base_name`` is what exported adapters call the base; pauses between tries are in seconds,
-    and double up to the last.
+    and double up to the last. ``tracking`` are the sinks that jobs may send metrics to.
     """
 
     jobs: JobRegistry
@@ -87,6 +94,7 @@ class Workshop:
     model: ModelConfig
     base_name: str
     end_tokens: frozenset[int]
+    tracking: tuple[SinkName, ...] = ()
     first_pause: float = 0.2
     last_pause: float = 30.0
     # Tokenizing takes a core; one job at a time is enough to keep the trainer busy.

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multiflora.adapters.tensor_file import TensorSpec
 from multiflora.engine.export.sharding import SINGLE_NAME, index_of, plan_shards
-from multiflora.engine.models.tensor_file import TensorSpec
 
 
 def group(number: int, sizes: list[int]) -> dict[str, TensorSpec]:

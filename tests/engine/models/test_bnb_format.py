@@ -7,6 +7,7 @@ import torch
 from bitsandbytes import functional
 from safetensors.torch import save_file
 
+from multiflora.adapters.tensor_file import TensorSpec
 from multiflora.engine.errors import InvalidCheckpoint, UnsupportedModel
 from multiflora.engine.models.bnb_format import (
     encode_linear,
@@ -16,7 +17,6 @@ from multiflora.engine.models.bnb_format import (
     take_nf4,
 )
 from multiflora.engine.models.checkpoint import Checkpoint
-from multiflora.engine.models.tensor_file import TensorSpec
 from multiflora.kernels import nf4
 from multiflora.kernels.quantize import nest
 

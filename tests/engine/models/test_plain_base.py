@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from multiflora.adapters.tensor_file import TensorSpec
 from multiflora.engine.config import BaseConfig
 from multiflora.engine.errors import InvalidCheckpoint
 from multiflora.engine.models.load import load_base
 from multiflora.engine.models.plain_base import PlainBase
-from multiflora.engine.models.tensor_file import TensorSpec
 from multiflora.kernels import torch_ops
 from multiflora.kernels.ops import Nf4Weight
 

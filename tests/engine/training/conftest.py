@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from multiflora.adapters.peft_format import ModuleSpec, parse_settings
+from multiflora.adapters.peft_format import ModuleSpec, parse_lora
 from multiflora.engine.config import BaseConfig
 from multiflora.engine.models.load import load_base
 from multiflora.engine.models.registry import load_model_config
@@ -84,11 +84,11 @@ def _open_network(folder: Path, base: BaseConfig, kernels: str = "cpu") -> Train
 
 @pytest.fixture
 def make_factors() -> Callable[..., TrainedFactors]:
-    """``make_factors(network, **settings)``: random A and B for PEFT settings."""
+    """``make_factors(network, **settings)``: random A, B and magnitudes for PEFT settings."""
 
     def make(network: TrainingNetwork, *, seed: int = 3, **settings: Any) -> TrainedFactors:
         projections = network.config.projections()
-        parsed = parse_settings({"peft_type": "LORA", **settings})
+        parsed = parse_lora({"peft_type": "LORA", **settings})
         modules = tuple(
             ModuleSpec(
                 path=target.path,
@@ -96,6 +96,9 @@ def make_factors() -> Callable[..., TrainedFactors]:
                 scale=parsed.scale_of(target.path),
                 a_name=f"base_model.model.{target.path}.lora_A.weight",
                 b_name=f"base_model.model.{target.path}.lora_B.weight",
+                magnitude=f"base_model.model.{target.path}.lora_magnitude_vector"
+                if parsed.use_dora
+                else None,
             )
             for projection in projections
             for target in projection.slices
@@ -103,9 +106,11 @@ def make_factors() -> Callable[..., TrainedFactors]:
         )
         factors = TrainedFactors(projections, modules, device=CPU)
         generator = torch.Generator().manual_seed(seed)
+        factors.initialize("kaiming", lambda path: generator, network.row_norms)
         factors.load(
             {
-                name: 0.1 * torch.randn(tensor.shape, generator=generator)
+                name: (tensor if "magnitude" in name else 0)
+                + 0.1 * torch.randn(tensor.shape, generator=generator)
                 for name, tensor in factors.tensors().items()
             }
         )

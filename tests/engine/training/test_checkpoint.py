@@ -14,6 +14,7 @@ import torch
 
 from multiflora.engine.training.checkpoint import CheckpointFolder, RunState, Snapshot
 from multiflora.engine.training.config import (
+    OPTIMIZERS,
     BatchSettings,
     CheckpointSettings,
     EvaluationSettings,
@@ -34,19 +35,32 @@ SETTINGS: dict[str, Any] = {
 
 
 def snapshot(step: int, **state: Any) -> Snapshot:
-    tensors = [torch.full((4,), float(step + place)) for place in range(3)]
-    return Snapshot(RunState(step=step, **state), *tensors)
+    tensors = {"values": torch.full((4,), float(step)), "moment": torch.tensor([step] * 3).byte()}
+    return Snapshot(RunState(step=step, **state), tensors)
 
 
-@pytest.mark.parametrize("method", [SupervisedSettings(neftune_alpha=5.0), PreferenceSettings()])
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        (SupervisedSettings(neftune_alpha=5.0), {}),
+        (PreferenceSettings(), {}),
+        (SupervisedSettings(), {"lora": replace(SETTINGS["lora"], use_dora=True)}),
+        *(
+            (SupervisedSettings(), {"optimizer": OptimizerSettings(kind=kind)})
+            for kind in OPTIMIZERS[1:]
+        ),
+    ],
+    ids=["supervised", "preferences", "dora", *OPTIMIZERS[1:]],
+)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     method: Any,
+    changes: dict[str, Any],
     make_run: Callable[..., Any],
     finish: Callable[..., Any],
     make_rows: Callable[..., Any],
 ) -> None:
     rows = make_rows(method)
-    settings = {"method": method, "validation": rows[:3], **SETTINGS}
+    settings = {**SETTINGS, "method": method, "validation": rows[:3], **changes}
     whole = make_run(rows, folder="whole", **settings)
     expected = {e.step: e.metrics for e in finish(whole) if isinstance(e, StepTaken)}
     broken = make_run(rows, folder="broken", **settings)
@@ -127,7 +141,10 @@ def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
     assert folder.steps() == [2, 6, 8]
     read = folder.read(6)
     assert read.state == RunState(step=6, best_step=2)
-    assert torch.equal(read.second_moment, torch.full((4,), 8.0))
+    assert read.tensors.keys() == snapshot(6).tensors.keys()
+    for name, tensor in snapshot(6).tensors.items():
+        assert read.tensors[name].dtype == tensor.dtype
+        assert torch.equal(read.tensors[name], tensor)
 
 
 def test_what_a_crash_left_is_swept_and_never_read(tmp_path: Path) -> None:

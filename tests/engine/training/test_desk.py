@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from multiflora.adapters.intake import import_adapter
+from multiflora.adapters.store import AdapterStore
 from multiflora.engine.messages import (
     CancelTraining,
     PauseTraining,
@@ -189,3 +191,34 @@ def test_preferences_are_measured_against_the_base_or_a_stored_version(
     # At the first step the policy is the base: against itself no pair is preferred.
     loss = found(bench, StepMetrics)[0].metrics["loss"]
     assert (loss == pytest.approx(math.log(2), abs=1e-5)) == (reference is None)
+
+
+def test_a_dora_version_is_gone_on_from_and_measured_against(
+    make_bench: Callable[..., Any],
+    make_job: Callable[..., TrainingJob],
+    make_preferences: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    bench = make_bench(training=PATIENT)
+    dora = dataclasses.replace(SETTINGS, lora=LoraSettings(rank=4, alpha=8, use_dora=True))
+    first = finish(bench, make_job("first", settings=dora))[-1]
+    projections = bench.loop._background._place.network.config.adapter_projections()
+    digest = import_adapter(
+        Path(first.folder),  # type: ignore[union-attr,arg-type]
+        projections=projections,
+        store=AdapterStore(tmp_path),
+    )
+    refused = finish(bench, make_job("plain", settings=SETTINGS, start=digest))[-1]
+    assert isinstance(refused, JobFailed)
+    assert "scale 2 with DoRA at" in refused.message
+    with DatasetWriter(tmp_path / "pairs", DataConfig(method="dpo")) as writer:
+        for pair in make_preferences([(9, 5, 8), (4, 12, 3)]):
+            writer.add(pair)
+        writer.finish(Report(format="test"), fingerprint="")
+    settings = dataclasses.replace(dora, method=PreferenceSettings())
+    again = {"start": digest, "reference": digest, "settings": settings}
+    last_event = finish(bench, make_job("next", data=str(tmp_path / "pairs"), **again))[-1]
+    assert isinstance(last_event, JobEnded), last_event
+    # It starts at the reference itself.
+    loss = found(bench, StepMetrics, "next")[0].metrics["loss"]
+    assert loss == pytest.approx(math.log(2), abs=1e-5)

@@ -12,12 +12,16 @@ from torch.utils._pytree import tree_leaves
 
 from multiflora.engine.models.config import ModelConfig
 from multiflora.engine.training.config import (
+    OPTIMIZERS,
     BatchSettings,
     LoraSettings,
+    OptimizerKind,
+    OptimizerSettings,
     PreferenceSettings,
     TrainingSettings,
 )
 from multiflora.engine.training.estimate import estimate_memory
+from multiflora.engine.training.optimizer_size import moment_bytes
 
 LLAMA_8B = ModelConfig(
     family="llama",
@@ -68,26 +72,33 @@ class PeakMemory(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("family", "dropout", "kernels"),
-    [("llama", 0.0, "cpu"), ("qwen3", 0.1, "cpu"), ("qwen2", 0.0, "torch")],
+    ("family", "settings", "kernels"),
+    [
+        ("llama", {}, "cpu"),
+        ("qwen3", {"dropout": 0.1}, "cpu"),
+        ("qwen2", {}, "torch"),
+        ("qwen2", {"use_dora": True}, "cpu"),
+        ("llama", {"use_dora": True, "dropout": 0.1}, "torch"),
+    ],
 )
 def test_estimate_is_an_upper_bound_and_a_close_one(
     family: str,
-    dropout: float,
+    settings: dict[str, Any],
     kernels: str,
     make_run: Callable[..., Any],
     make_examples: Callable[..., Any],
 ) -> None:
-    lora = LoraSettings(rank=8, alpha=8, dropout=dropout)
+    lora = LoraSettings(**{"rank": 8, "alpha": 8, **settings})
     batch = BatchSettings(batch_size=8, max_steps=1, micro_batch_tokens=1600)
     rows = make_examples([200] * 8, first=1)
     with PeakMemory() as memory:
         run = make_run(rows, family=family, kernels=kernels, lora=lora, batch=batch)
         while not run.has_ended:
             run.run_quantum()
-    settings = TrainingSettings(lora=lora, batch=batch)
     model = run._network.config
-    estimated = estimate_memory(model, settings, dtype="float32", kernels=kernels)
+    estimated = estimate_memory(
+        model, TrainingSettings(lora=lora, batch=batch), dtype="float32", kernels=kernels
+    )
     assert estimated.factors == run.factors.values.numel() * 4
     measured = memory.peak - estimated.host
     assert measured <= estimated.device_bytes <= 1.35 * measured, (measured, estimated)
@@ -107,3 +118,25 @@ def test_adapting_only_high_layers_keeps_only_their_streams() -> None:
     settings = TrainingSettings(method=PreferenceSettings(), lora=lora)
     memory = estimate_memory(model, settings, dtype="float32", kernels="cpu", is_quantized=False)
     assert memory.boundaries == 3 * settings.batch.micro_batch_tokens * 4096 * 4
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_optimizers_take_what_was_estimated(
+    kind: OptimizerKind, make_run: Callable[..., Any], make_examples: Callable[..., Any]
+) -> None:
+    """Large factors and little text: the optimizer's step is the peak."""
+    lora, batch = LoraSettings(rank=256, alpha=8), BatchSettings(max_steps=1, micro_batch_tokens=8)
+    optimizer = OptimizerSettings(kind=kind)
+    with PeakMemory() as memory:
+        run = make_run(make_examples([8]), lora=lora, batch=batch, optimizer=optimizer)
+        while run.state.step < 1:
+            run.run_quantum()
+        peak = memory.peak
+    settings = TrainingSettings(lora=lora, batch=batch, optimizer=optimizer)
+    model = run._network.config
+    estimated = estimate_memory(model, settings, dtype="float32", kernels="cpu")
+    # Pages of a host's own memory count with it; no checkpoint is written here.
+    paged = estimated.host - estimated.factors - moment_bytes(optimizer, estimated.factors // 4)
+    needed = estimated.device_bytes + paged
+    assert (paged > 0) == optimizer.is_paged
+    assert peak <= needed <= 1.35 * peak, (peak, estimated)

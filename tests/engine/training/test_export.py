@@ -1,6 +1,7 @@
 """An exported adapter passes our gate, loads in PEFT, and serves what was trained."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ PATTERNS = LoraSettings(
     rank_pattern={"down_proj": 2},
     layers_to_transform=(0, 2),
 )
+DORA = replace(PATTERNS, use_dora=True)
 
 
 @pytest.fixture
@@ -47,7 +49,9 @@ def trained(
     return make
 
 
-@pytest.mark.parametrize("lora", [LoraSettings(rank=4, alpha=8), PATTERNS], ids=["plain", "mixed"])
+@pytest.mark.parametrize(
+    "lora", [LoraSettings(rank=4, alpha=8), PATTERNS, DORA], ids=["plain", "mixed", "dora"]
+)
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_export_gives_the_trained_logits_in_peft_and_in_our_engine(
     family: str,

@@ -55,6 +55,7 @@ LORA = st.builds(
     alpha_pattern=st.dictionaries(NAMES, st.floats(0.1, 99)),
     layers_to_transform=st.none() | st.lists(COUNTS).map(tuple),
     init=st.sampled_from(["kaiming", "gaussian"]),
+    use_dora=st.booleans(),
 )
 SETTINGS = st.builds(
     TrainingSettings,

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from multiflora.engine.training.config import (
+    OPTIMIZERS,
     BatchSettings,
     CheckpointSettings,
     EvaluationSettings,
@@ -57,11 +58,16 @@ def test_loss_falls_to_a_fraction_and_metrics_have_trl_names(
     assert events[2].metrics["epoch"] == 3.0
 
 
+@pytest.mark.parametrize("use_dora", [False, True])
 def test_micro_batches_do_not_change_the_result(
-    make_run: Callable[..., Any], finish: Callable[..., Any], make_examples: Callable[..., Any]
+    use_dora: bool,
+    make_run: Callable[..., Any],
+    finish: Callable[..., Any],
+    make_examples: Callable[..., Any],
 ) -> None:
     rows = make_examples([20, 9, 31, 5, 44, 13, 26, 17])
-    settings = {"optimizer": FAST, "schedule": FLAT}
+    lora = LoraSettings(rank=4, alpha=8, use_dora=use_dora)
+    settings = {"lora": lora, "optimizer": FAST, "schedule": FLAT}
     found = []
     for name, budget in (("one", 4096), ("eight", 44)):
         batch = BatchSettings(batch_size=8, num_epochs=3, micro_batch_tokens=budget)
@@ -191,7 +197,7 @@ def test_validation_is_scored_each_epoch_and_the_best_factors_are_the_result(
     saved = {e.step: e.folder for e in events if isinstance(e, CheckpointWritten)}
     best_step = evaluated[best].step
     assert saved[best_step].is_dir()
-    assert torch.equal(run.factors.values, run._checkpoints.read(best_step).values)
+    assert torch.equal(run.factors.values, run._checkpoints.read(best_step).tensors["values"])
     assert run.state.best_step == best_step
 
 
@@ -244,19 +250,38 @@ def test_a_run_leaves_the_base_and_the_global_random_state_alone(
     assert random.getstate() == python_state
 
 
-@pytest.mark.parametrize("kernels", ["torch", "cpu"])
+@pytest.mark.parametrize(("kernels", "use_dora"), [("torch", False), ("cpu", False), ("cpu", True)])
 def test_bfloat16_follows_float32_with_float32_factors(
     kernels: str,
+    use_dora: bool,
     make_run: Callable[..., Any],
     losses: Callable[..., Any],
     make_examples: Callable[..., Any],
 ) -> None:
     rows = make_examples(LENGTHS[:4])
-    settings = {"optimizer": FAST, "schedule": FLAT, "batch": BatchSettings(num_epochs=4)}
+    lora = LoraSettings(rank=4, alpha=8, use_dora=use_dora)
+    batch = BatchSettings(num_epochs=4)
+    settings = {"lora": lora, "optimizer": FAST, "schedule": FLAT, "batch": batch}
     exact = losses(make_run(rows, folder="exact", **settings))
     rounded_run = make_run(rows, folder="rounded", dtype="bfloat16", kernels=kernels, **settings)
     assert rounded_run.factors.values.dtype == torch.float32
     assert losses(rounded_run) == pytest.approx(exact, rel=0.05)
+
+
+def test_8_bit_moments_follow_the_curve_of_32_bits(
+    make_run: Callable[..., Any], losses: Callable[..., Any], make_examples: Callable[..., Any]
+) -> None:
+    rows, found = make_examples(LENGTHS[:4]), {}
+    for kind in OPTIMIZERS:
+        optimizer = OptimizerSettings(kind=kind, learning_rate=5e-3)
+        settings = {"optimizer": optimizer, "schedule": FLAT, "batch": BatchSettings(num_epochs=30)}
+        found[kind] = losses(make_run(rows, folder=kind, **settings))
+    assert found["adamw"][-1] < 0.3 * found["adamw"][0]
+    assert found["adamw_8bit"] == pytest.approx(found["adamw"], rel=0.05)
+    assert found["adamw_8bit"] != found["adamw"]
+    # A host's own memory is where pages would go.
+    assert found["paged_adamw"] == found["adamw"]
+    assert found["paged_adamw_8bit"] == found["adamw_8bit"]
 
 
 def test_a_float16_base_is_refused(

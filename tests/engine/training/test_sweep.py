@@ -26,6 +26,8 @@ SUBSET = {
     "target_modules": ["k_proj", "up_proj", "o_proj"],
     "layers_to_transform": [1, 2],
 }
+DORA = {**EVERY_LINEAR, "use_dora": True}
+SUBSET_DORA = {**SUBSET, "use_dora": True}
 
 
 def weighted_sum(weights: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -48,14 +50,18 @@ def peft_gradients(model: Any, settings: dict[str, Any], factors: Any, examples:
         loss = loss - (torch.tensor(example.weights[1:]) * picked).sum() / total
     loss.backward()
     gradients = {
-        name.replace(".default", ""): parameter.grad
+        name.replace(".default", "").replace("vector.weight", "vector"): parameter.grad
         for name, parameter in peft_model.named_parameters()
         if parameter.requires_grad
     }
     return float(loss.detach()), gradients
 
 
-@pytest.mark.parametrize("settings", [EVERY_LINEAR, SUBSET], ids=["every-linear", "subset"])
+@pytest.mark.parametrize(
+    "settings",
+    [EVERY_LINEAR, SUBSET, DORA, SUBSET_DORA],
+    ids=["every-linear", "subset", "dora", "subset-dora"],
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_equal_autograd_through_peft(
     family: str,

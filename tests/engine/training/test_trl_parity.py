@@ -34,11 +34,19 @@ SHAPES = [
 ]
 
 
-def our_run(make_run: Callable[..., Any], rows: list[Any], num_steps: int, **settings: Any) -> Any:
+def our_run(
+    make_run: Callable[..., Any],
+    rows: list[Any],
+    num_steps: int,
+    *,
+    use_dora: bool = False,
+    weight_decay: float = 0.0,
+    **settings: Any,
+) -> Any:
     return make_run(
         rows,
-        lora=LoraSettings(rank=4, alpha=8),
-        optimizer=OptimizerSettings(learning_rate=RATE),
+        lora=LoraSettings(rank=4, alpha=8, use_dora=use_dora),
+        optimizer=OptimizerSettings(learning_rate=RATE, weight_decay=weight_decay),
         schedule=ScheduleSettings(kind="cosine", warmup_steps=3),
         batch=BatchSettings(batch_size=4, num_epochs=1000, max_steps=num_steps, shuffle=False),
         **settings,
@@ -56,7 +64,7 @@ def peft_model(model: Any, run: Any) -> Any:
     return found
 
 
-def trainer_settings(folder: Path, num_steps: int) -> dict[str, Any]:
+def trainer_settings(folder: Path, num_steps: int, weight_decay: float = 0.0) -> dict[str, Any]:
     return {
         "output_dir": str(folder),
         "max_steps": num_steps,
@@ -64,7 +72,7 @@ def trainer_settings(folder: Path, num_steps: int) -> dict[str, Any]:
         "learning_rate": RATE,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 3,
-        "weight_decay": 0.0,
+        "weight_decay": weight_decay,
         "max_grad_norm": 1.0,
         "train_sampling_strategy": "sequential",
         "logging_steps": 1,
@@ -96,9 +104,19 @@ def assert_equal_curves(
             assert event.metrics[name] == pytest.approx(entry[name], rel=1e-4, abs=1e-4), where
 
 
-@pytest.mark.parametrize("num_steps", NUM_STEPS)
+@pytest.mark.parametrize(
+    ("num_steps", "kind"),
+    [
+        (12, {}),
+        (12, {"use_dora": True, "weight_decay": 0.1}),
+        pytest.param(100, {}, marks=pytest.mark.full),
+        pytest.param(100, {"use_dora": True, "weight_decay": 0.1}, marks=pytest.mark.full),
+    ],
+    ids=["12", "12-dora", "100", "100-dora"],
+)
 def test_supervised_curve_equals_trl(
     num_steps: int,
+    kind: dict[str, Any],
     make_run: Callable[..., Any],
     finish: Callable[..., Any],
     make_examples: Callable[..., Any],
@@ -110,7 +128,7 @@ def test_supervised_curve_equals_trl(
     from trl.trainer.sft_trainer import SFTTrainer
 
     rows: list[Example] = make_examples([30, 12, 45, 7, 22, 18, 9, 40, 26, 33, 15, 21])
-    run = our_run(make_run, rows, num_steps)
+    run = our_run(make_run, rows, num_steps, **kind)
     model = reference_model("llama")
     labels = [
         [token if weight else -100 for token, weight in zip(row.ids, row.weights, strict=True)]
@@ -119,7 +137,8 @@ def test_supervised_curve_equals_trl(
     trainer = SFTTrainer(
         model=peft_model(model, run),
         args=SFTConfig(
-            **trainer_settings(tmp_path, num_steps), dataset_kwargs={"skip_prepare_dataset": True}
+            **trainer_settings(tmp_path, num_steps, kind.get("weight_decay", 0.0)),
+            dataset_kwargs={"skip_prepare_dataset": True},
         ),
         train_dataset=datasets.Dataset.from_dict(
             {"input_ids": [list(row.ids) for row in rows], "labels": labels}

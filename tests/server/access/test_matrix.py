@@ -19,7 +19,7 @@ from multiflora.server.access.keyring import Keyring
 from multiflora.server.access.origin import OriginCheck
 from multiflora.server.access.rule import RULES
 from multiflora.server.app import create_app
-from multiflora.server.merge_job import MergeJob
+from multiflora.server.background_job import BackgroundJob
 from multiflora.server.service import Service
 
 pytestmark = pytest.mark.anyio
@@ -32,8 +32,10 @@ SCOPES: tuple[tuple[str, Scope], ...] = (
     (r"/v1/keys.*", Scope.ADMIN),
     (r"(/v1)?/(un)?load_lora_adapter", Scope.ADMIN),
     (r"/v1/adapters/\{name\}/import", Scope.ADMIN),
-    (r"/v1/(fine_tuning|files|datasets|feedback).*", Scope.TRAINING),
-    (r"/v1/adapters/\{name\}/learn(ing)?", Scope.TRAINING),
+    (r"POST /v1/feedback", Scope.INFERENCE),
+    (r"/v1/(datasets|feedback).*", Scope.ADMIN),
+    (r"/v1/(fine_tuning|files).*", Scope.TRAINING),
+    (r"/v1/adapters/\{name\}/learn(ing)?.*", Scope.TRAINING),
     (r"/v1/adapters.*", Scope.ADAPTERS),
     (r"DELETE /v1/models/.*", Scope.ADAPTERS),
     (
@@ -205,12 +207,12 @@ async def test_the_host_header_changes_nothing(service: Service) -> None:
 
 
 async def test_a_merge_belongs_to_a_tenant(service: Service) -> None:
-    job = MergeJob("x", "red")
+    job = BackgroundJob("merge", "x", "red")
 
     async def work() -> dict[str, Any]:
         return {}
 
-    service.merge_jobs.start(job, work)
+    service.background.start(job, work)
     async with door_of(service) as door:
         for tenant, status in (("red", PASSED), ("blue", 404), ("", 404)):
             key = key_of(service, Scope.ADAPTERS, tenant)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from multiflora.adapters.folder import AdapterFolder
+from multiflora.engine.training.jobs.tracking import library
 from multiflora.server import cli
 from multiflora.server.commands import train
 from multiflora.server.commands.train import parse_change
@@ -53,6 +54,15 @@ def test_an_unknown_setting_is_refused_with_the_nearest(
     assert "did you mean 'rank'" in capsys.readouterr().err
 
 
+def test_a_sink_that_is_missing_is_refused_with_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "find_spec", lambda name: None)
+    data = write_rows(tmp_path / "rows.jsonl", row("Hi!", "Ahoy."))
+    assert run(str(data), "-o", str(tmp_path / "out"), "--report-to", "wandb") == 1
+    assert "pip install wandb" in capsys.readouterr().err
+
+
 def test_an_output_that_exists_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,16 +79,10 @@ def test_a_file_becomes_a_folder_that_peft_can_load(
     data = write_rows(tmp_path / "rows.jsonl", *rows * 2)
     out = tmp_path / "out"
     arguments = ("--epochs", "2", "--batch-size", "3", "--rank", "4", "--device", "cpu")
+    arguments += ("--report-to", "tensorboard")
     assert run(str(data), "-o", str(out), *arguments) == 0
     config = AdapterFolder(out).config
     assert (config["r"], config["lora_alpha"]) == (4, 8.0)
     assert "after 4 steps" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out", "rows.jsonl"]
-
-
-def test_the_estimate_names_serving_and_training(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["estimate", "--rank", "8"])
-    shown = capsys.readouterr().out
-    assert "KV cache" in shown
-    assert "training at rank 8" in shown
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out", "rows.jsonl", "runs"]
+    assert list((tmp_path / "runs" / "out").glob("events.out.tfevents.*"))

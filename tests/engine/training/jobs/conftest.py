@@ -150,6 +150,7 @@ class ScriptedPublishing:
 
     names: dict[str, str] = field(default_factory=dict)
     versions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    canaries: dict[str, str] = field(default_factory=dict)
     failure: Exception | None = None
 
     async def take_in(
@@ -166,6 +167,13 @@ class ScriptedPublishing:
         await asyncio.sleep(0)
         assert digest in self.versions
         self.names[name] = digest
+
+    async def set_canary(self, name: str, digest: str, weight: float, *, live: str) -> bool:
+        await asyncio.sleep(0)
+        if self.names.get(name) != live or self.canaries.get(name, digest) != digest:
+            return False
+        self.canaries[name] = digest
+        return True
 
     async def discard(self, digest: str) -> None:
         if digest not in self.names.values():
@@ -240,9 +248,15 @@ class World:
         self.jobs = TrainingJobs(self.shop, reserved=["base"])
 
 
-def make_world(data_dir: Path) -> World:
-    database = Database.in_memory(MIGRATIONS)
-    engine, publishing, preparing = ScriptedEngine(), ScriptedPublishing(), ScriptedPreparing()
+def make_world(
+    data_dir: Path,
+    *,
+    database: Database | None = None,
+    publishing: ScriptedPublishing | None = None,
+) -> World:
+    database = database or Database.in_memory(MIGRATIONS)
+    publishing = publishing or ScriptedPublishing()
+    engine, preparing = ScriptedEngine(), ScriptedPreparing()
     shop = Workshop(
         jobs=JobRegistry(database),
         folders=JobFolders(data_dir),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.error import AdapterRejected, RegistryUnavailable
 from multiflora.engine.errors import RequestRejected
 from multiflora.engine.training.data.file_registry import FileInUse
 from multiflora.engine.training.job import JobFailed
@@ -122,6 +122,25 @@ async def test_a_full_disk_delays_a_job_and_does_not_fail_it(world: World) -> No
     assert world.publishing.names["fancy"] == done.digest
 
 
+async def test_a_failure_is_written_down_once_the_disk_has_room(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.preparing.failure = PreparationFailed("line 3: no answer", param="training_file")
+    fail, refusals = world.shop.jobs.fail, [RegistryUnavailable("the disk is full")] * 3
+
+    def fail_later(*given: Any, **named: Any) -> bool:
+        if refusals:
+            raise refusals.pop()
+        return fail(*given, **named)
+
+    monkeypatch.setattr(world.shop.jobs, "fail", fail_later)
+    done = await world.jobs.wait((await world.jobs.create(world.wish())).id)
+    assert done.error is not None
+    assert (done.status, done.error.code) == ("failed", "invalid_training_file")
+    told = [text for text in world.messages(done.id) if "stands still" in text]
+    assert told == ["The job stands still and is tried again: the disk is full"]
+
+
 async def test_what_fails_in_the_engine_fails_the_job_with_its_code(world: World) -> None:
     world.engine.failure = JobFailed("training_diverged", "the loss is nan")
     done = await world.jobs.wait((await world.jobs.create(world.wish())).id)
@@ -223,6 +242,24 @@ async def test_a_deleted_job_takes_its_checkpoints_along_and_leaves_the_name(wor
     with pytest.raises(JobNotFound):
         world.jobs.rows.get(job.id)
     assert not world.shop.folders[job.id].path.exists()
+
+
+async def test_the_census_counts_jobs_and_knows_the_losses_of_running_ones(world: World) -> None:
+    await world.jobs.wait((await world.jobs.create(world.wish())).id)
+    world.engine.ends = False
+    await world.jobs.wait((await world.jobs.create(world.wish())).id)
+    world.engine.num_steps = 10_000
+    world.engine.eval_losses = {2: 0.25}
+    running = await world.jobs.create(world.wish())
+    await until(lambda: len(world.jobs.census().losses) == 2)
+    census = world.jobs.census()
+    ended = {"succeeded": 1, "failed": 1, "running": 1}
+    assert {status: n for status, n in census.statuses.items() if n} == ended
+    assert census.verdicts == {True: 1, False: 1}
+    assert 0 < census.losses[("supervised", "train")] < 1
+    assert census.losses[("supervised", "validation")] == 0.25
+    await world.jobs.cancel(running.id)
+    assert world.jobs.census().losses == {}
 
 
 async def test_auto_values_are_those_of_the_data(world: World) -> None:

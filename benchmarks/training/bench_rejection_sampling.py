@@ -1,0 +1,170 @@
+"""Does a model learn a skill from its own answers that pass?
+
+The demo base answers training questions of one task many times at temperature 1; what equals the
+right answer is trained on; the adapter does the same again. Pass rates of each round are measured
+on held-out questions, with the same sampling and other seeds.
+"""
+
+import argparse
+import json
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from typing import Any, Final
+
+from benchmarks.harness import save
+from demo.tasks import OPEN_TASKS, draw
+
+BASE: Final = "multiflora-demo"
+GRADER: Final = {"type": "exact", "ignore_case": True}
+_PATIENCE_SECONDS: Final = 600
+
+
+class Server:
+    """A ``multiflora serve`` of the demo in a process of its own, as a context."""
+
+    def __init__(self, data_dir: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self._url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "multiflora.server.cli", "serve", "--device", "cpu"]
+        self._process = subprocess.Popen(
+            [*command, "--data-dir", data_dir, "--port", str(port), "--log-level", "warning"],
+            stdout=subprocess.DEVNULL,
+        )
+
+    def __enter__(self) -> "Server":
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not self._is_ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit("the server did not start")
+            time.sleep(0.2)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._call(path, json.dumps(body).encode())
+
+    def get(self, path: str) -> dict[str, Any]:
+        return self._call(path, None)
+
+    def _call(self, path: str, content: bytes | None) -> dict[str, Any]:
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(self._url + path, data=content, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            raise SystemExit(f"{path}: {error.read().decode()}") from None
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self._url}/ready", timeout=5):
+                return True
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+def questions(task: str, num: int, *, seed: int, held_out: bool) -> list[dict[str, Any]]:
+    """Prompts with their right answers, each content once."""
+    numbers = random.Random(seed)
+    found: dict[str, dict[str, Any]] = {}
+    while len(found) < num:
+        example = draw(task, numbers, held_out=held_out)
+        message = {"role": "user", "content": example.prompt}
+        found[example.content] = {"messages": [message], "expected": example.answer}
+    return list(found.values())
+
+
+def sample(server: Server, model: str, prompts: Any, *, seed: int, arguments: Any) -> Any:
+    """A report; see docs/continual.md."""
+    body = {
+        "model": model,
+        "prompts": prompts,
+        "grader": GRADER,
+        "n": arguments.n,
+        "max_tokens": 24,
+        "seed": seed,
+    }
+    return server.post("/v1/datasets/sample", body)
+
+
+def train(server: Server, model: str, file: str, name: str, arguments: Any) -> dict[str, Any]:
+    """The job when it has ended."""
+    hyperparameters = {"n_epochs": arguments.epochs, "batch_size": 16}
+    job = server.post(
+        "/v1/fine_tuning/jobs",
+        {
+            "model": model,
+            "training_file": file,
+            "suffix": name,
+            "seed": arguments.seed,
+            "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        },
+    )
+    while job["status"] not in ("succeeded", "failed", "cancelled"):
+        time.sleep(0.2)
+        job = server.get(f"/v1/fine_tuning/jobs/{job['id']}")
+    if job["status"] != "succeeded":
+        raise SystemExit(f"the job ended as {job['status']}: {job['error']}")
+    return job
+
+
+def measure(server: Server, arguments: Any) -> list[dict[str, Any]]:
+    """One entry per round; the first is what the base can do."""
+    held_out = questions(arguments.task, arguments.held_out, seed=1, held_out=True)
+    model, rounds = BASE, list[dict[str, Any]]()
+    for number in range(arguments.rounds + 1):
+        tested = sample(server, model, held_out, seed=99 + number, arguments=arguments)
+        rounds.append({"round": number, "model": model, "held_out": tested["pass_rates"]})
+        print(json.dumps(rounds[-1]), flush=True)
+        if number == arguments.rounds:
+            break
+        asked = questions(
+            arguments.task, arguments.questions, seed=arguments.seed + 10 * number, held_out=False
+        )
+        made = sample(server, model, asked, seed=arguments.seed + number, arguments=arguments)
+        if made["file"] is None:
+            raise SystemExit("no answer passed: there is nothing to learn from")
+        job = train(server, model, made["file"], f"round-{number + 1}", arguments)
+        model = job["fine_tuned_model"]
+        rounds[-1] |= {
+            "sampled": {name: made[name] for name in ("answers", "passed", "rows", "seconds")},
+            "trained_tokens": job["trained_tokens"],
+            "training_seconds": job["finished_at"] - job["started_at"],
+        }
+    return rounds
+
+
+def main() -> None:
+    arguments = _parse()
+    with tempfile.TemporaryDirectory() as scratch, Server(scratch) as server:
+        rounds = measure(server, arguments)
+    record = {"base": BASE, "arguments": vars(arguments), "rounds": rounds}
+    print(f"saved {save('rejection-sampling', record)}")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", choices=sorted(OPEN_TASKS), default="compare")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--questions", type=int, default=128, help="training prompts per round")
+    parser.add_argument("--held-out", type=int, default=64, help="prompts that are measured")
+    parser.add_argument("--n", type=int, default=8, help="answers per prompt")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--notes", default="", help="about the machine, kept in the record")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""The continual loop: from feedback to a job, from its version to a canary, and from there on.
+
+`tick` looks at every adapter that learns: what is due begins, what runs is followed, what answers a
+share of the requests is judged. Each step is durable before the next begins, so that a server
+which is started after a crash goes on where the last one stood.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+from multiflora.adapters.error import AdapterRejected, UnknownName
+
+from ...errors import RequestRejected
+from ..data.file_registry import FileInUse, FileRegistry, UnknownFile
+from ..feedback.completion import Kind
+from ..feedback.feedback_store import FeedbackStore
+from ..feedback.inbox import CompletionInbox
+from ..feedback.training_row import KINDS, row_kind_of
+from ..jobs.error import JobNotFound, JobOver
+from ..jobs.job import Job
+from ..jobs.training_jobs import TrainingJobs
+from .error import LearningOff, LearningRuns
+from .policy import LearningPolicy
+from .run import LearningRun
+from .run_course import Adapters, RunCourse
+from .run_registry import RunRegistry
+from .run_start import RunStart
+from .traffic_window import TrafficWindows
+
+logger = logging.getLogger(__name__)
+
+_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 600, 24 * 3600
+_TRIM_SECONDS: Final = 600.0
+
+
+class Learner:
+    """All methods belong to one event loop. ``on_end`` is told of every run that ends.
+
+    Files that are marked as internal are its own.
+    """
+
+    def __init__(
+        self,
+        runs: RunRegistry,
+        store: FeedbackStore,
+        *,
+        files: FileRegistry,
+        jobs: TrainingJobs,
+        adapters: Adapters,
+        on_end: Callable[[LearningRun], None] = lambda run: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.runs = runs
+        self.store = store
+        self.inbox = CompletionInbox(store)
+        self.windows = TrafficWindows()
+        self._files = files
+        self._jobs = jobs
+        self._adapters = adapters
+        self._clock = clock
+        self._policies = runs.policies()
+        self._start = RunStart(runs, store, files, jobs)
+        self._course = RunCourse(
+            runs,
+            store,
+            files=files,
+            jobs=jobs.rows,
+            adapters=adapters,
+            windows=self.windows,
+            policy=lambda name: self._policies.get(name, LearningPolicy()),
+            on_end=on_end,
+            clock=clock,
+        )
+        # Runs begin and end in turn: what is erased cannot come back through one that begins.
+        self._turn = asyncio.Lock()
+        self._trimmed = 0.0
+        files.guard(self._need_of)
+
+    def is_keeping(self, name: str) -> bool:
+        """Whether answers of the adapter are kept; the store itself decides once more."""
+        policy = self._policies.get(name)
+        return policy is not None and policy.is_keeping
+
+    async def start(self) -> None:
+        """Go on with what an earlier server left. Call it once, after the jobs'."""
+        async with self._turn:
+            await self._read_policies()
+            for run in await asyncio.to_thread(self.runs.open_runs):
+                if run.status == "collecting" and not await self._start.recover(run):
+                    await self._course.end(run, "cancelled", "the server ended while the run began")
+
+    async def set_policy(self, name: str, policy: LearningPolicy) -> None:
+        """Raises ``UnknownName``, ``RequestRejected`` for what no job could run with."""
+        live, _ = self._adapters.digests(name)
+        await asyncio.to_thread(self._start.check, name, policy, live)
+        async with self._turn:
+            if not await asyncio.to_thread(self.runs.set_policy, name, policy):
+                raise UnknownName(name)
+            self._policies[name] = policy
+
+    async def policy(self, name: str) -> LearningPolicy:
+        """What the adapter has, or one that keeps nothing. Raises ``UnknownName``."""
+        self._adapters.digests(name)
+        policies = await asyncio.to_thread(self.runs.policies)
+        return policies.get(name, LearningPolicy())
+
+    async def learn(self, name: str) -> Job:
+        """Begin a run now. Raises ``LearningOff``, ``LearningRuns``, ``RequestRejected``."""
+        self._adapters.digests(name)
+        await self.inbox.flush()
+        async with self._turn:
+            await self._read_policies()
+            policy = self._policies.get(name)
+            if policy is None or not policy.enabled:
+                raise LearningOff(
+                    f"{name!r} does not learn; PUT /v1/adapters/{name}/learning with enabled=true"
+                )
+            return await self._begin(name, policy)
+
+    async def tick(self) -> None:
+        """Do what is due."""
+        await self.inbox.flush()
+        async with self._turn:
+            await self._read_policies()
+            await self._sweep()
+            for run in await asyncio.to_thread(self.runs.open_runs):
+                with contextlib.suppress(UnknownName):
+                    await self._course.follow(run)
+            for name, policy in self._policies.items():
+                if policy.enabled and await asyncio.to_thread(self._is_due, name, policy):
+                    await self._begin_quietly(name, policy)
+        if self._clock() - self._trimmed >= _TRIM_SECONDS:
+            self._trimmed = self._clock()
+            await asyncio.to_thread(self._trim)
+
+    async def delete(self, feedback_id: str, *, tenant: str = "") -> None:
+        """Erase one piece of feedback. Raises ``FeedbackNotFound``."""
+        async with self._turn:
+            found = await asyncio.to_thread(self.store.get, feedback_id, tenant=tenant)
+            await self._call_off({found.run})
+            await asyncio.to_thread(self.store.delete, feedback_id, tenant=tenant)
+
+    async def erase(
+        self, *, adapter: str | None = None, user: str | None = None, tenant: str = ""
+    ) -> tuple[int, int]:
+        """Erase all answers of an adapter or a user, with every copy that a run has made of them.
+
+        Returns how many answers and how much feedback went.
+        """
+        await self.inbox.flush()
+        async with self._turn:
+            whose: dict[str, Any] = {"adapter": adapter, "user": user, "tenant": tenant}
+            await self._call_off(set(await asyncio.to_thread(self.store.runs_of, **whose)))
+            return await asyncio.to_thread(self.store.erase, **whose)
+
+    async def _read_policies(self) -> None:
+        """From the database: they go with their names, as does all that was kept for these."""
+        known, self._policies = self._policies, await asyncio.to_thread(self.runs.policies)
+        if not known.keys() <= self._policies.keys():
+            await asyncio.to_thread(self.store.scrub)
+
+    def _is_due(self, name: str, policy: LearningPolicy) -> bool:
+        now = self._clock()
+        if not policy.is_due(self.store.waiting(name, _kinds(policy)), now):
+            return False
+        if any(run.adapter == name for run in self.runs.open_runs()):
+            return False
+        num_failures, ended = self.runs.num_failures(name)
+        wait = min(_FIRST_RETRY_SECONDS << max(num_failures - 1, 0), _LAST_RETRY_SECONDS)
+        return num_failures == 0 or now - ended >= wait
+
+    async def _begin_quietly(self, name: str, policy: LearningPolicy) -> None:
+        try:
+            await self._begin(name, policy)
+        except (RequestRejected, AdapterRejected, UnknownName, LearningRuns) as error:
+            logger.warning("%s cannot learn now: %s", name, error)
+
+    async def _begin(self, name: str, policy: LearningPolicy) -> Job:
+        live, _ = self._adapters.digests(name)
+        run = await asyncio.to_thread(self.runs.open_run, name, _kinds(policy))
+        try:
+            return await self._start.begin(run, policy, live=live)
+        except Exception as error:
+            await self._course.end(run, "failed", str(error))
+            raise
+
+    async def _call_off(self, run_ids: Collection[str | None]) -> None:
+        """End runs, with their jobs and all that these made of the rows."""
+        for run in await asyncio.to_thread(self.runs.open_runs):
+            if run.id in run_ids and run.job is not None and run.status == "training":
+                await self._end_job(run.job)
+                reason = "feedback that it learned from was erased"
+                await self._course.end(run, "cancelled", reason)
+
+    async def _end_job(self, job_id: str) -> None:
+        with contextlib.suppress(JobNotFound):
+            try:
+                await self._jobs.cancel(job_id)
+            except JobOver:
+                await self._jobs.wait(job_id)
+
+    async def _sweep(self) -> None:
+        """Remove files of runs that are no more: their adapter was deleted, or a server died."""
+        for file in await asyncio.to_thread(self._orphans):
+            try:
+                await asyncio.to_thread(self._files.delete, file)
+            except FileInUse:
+                for job in await asyncio.to_thread(self._jobs.rows.unfinished):
+                    if job.wish.training_file == file:
+                        await self._end_job(job.id)
+            except UnknownFile:
+                continue
+
+    def _orphans(self) -> list[str]:
+        wanted = {run.file for run in self.runs.open_runs()}
+        return [file.id for file in self._files.internal() if file.id not in wanted]
+
+    def _trim(self) -> None:
+        for name, policy in self._policies.items():
+            oldest = int(self._clock()) - policy.keep_seconds
+            self.store.trim(name, num_completions=policy.keep_completions, oldest=oldest)
+
+    def _need_of(self, file_id: str) -> str | None:
+        named = [n for n, one in self.runs.policies().items() if one.validation_file == file_id]
+        return f"new versions of {named[0]!r} are measured on it" if named else None
+
+
+def _kinds(policy: LearningPolicy) -> tuple[Kind, ...]:
+    return KINDS[row_kind_of(policy.method)]

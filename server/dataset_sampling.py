@@ -1,0 +1,268 @@
+"""Rejection sampling: a model answers prompts many times; what passes becomes a training file."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
+from typing import Any, Final
+
+from multiflora.engine.errors import EngineOverloaded, PromptTooLong
+from multiflora.engine.request import FinishReason, GenerationRequest, SamplingParams
+from multiflora.engine.text.answer_text import TextRules
+from multiflora.engine.training.data.file_registry import StoredFile
+from multiflora.engine.training.feedback.completion import Prompt
+from multiflora.engine.training.feedback.training_row import as_jsonl
+from multiflora.engine.training.sampling.grader import Grader
+from multiflora.engine.training.sampling.pass_rate import pass_rates
+from multiflora.engine.training.sampling.prompt_row import SampledPrompt
+
+from .catalog import ServedModel
+from .generation import SequenceJob, generate
+from .prompting import tokenize_chat, tokenize_prompts
+from .schemas.chat import ChatBody
+from .schemas.dataset_sampling import JudgeBody, SampleBody
+from .schemas.file import file_name
+from .schemas.sampling import derived_seed
+from .service import Service
+
+_SEQUENCES_AT_ONCE: Final = 64
+_VERDICT_TOKENS: Final = 8
+_FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """``is_cut``: it did not end by itself, and teaches no end."""
+
+    text: str
+    is_cut: bool
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Graded:
+    """A prompt with the answers that passed, in the order in which they were drawn."""
+
+    prompt: SampledPrompt
+    passed: tuple[str, ...]
+    num_cut: int
+    num_tokens: int
+
+
+class _Sampling:
+    """One order: ``model`` answers, ``grader`` or a judge decides."""
+
+    def __init__(
+        self,
+        service: Service,
+        body: SampleBody,
+        model: ServedModel,
+        grade: "Grader | _Judge",
+        sampling_id: str,
+    ) -> None:
+        self._service = service
+        self._body = body
+        self._model = model
+        self._grade = grade
+        self._id = sampling_id
+        self._room = asyncio.Semaphore(max(1, _SEQUENCES_AT_ONCE // body.n))
+
+    async def grade(self, place: int, prompt: SampledPrompt) -> _Graded:
+        async with self._room:
+            body = self._body
+            seeds = [derived_seed(body.seed, place * body.n + one) for one in range(body.n)]
+            sampling = {
+                "max_tokens": body.max_tokens,
+                "temperature": body.temperature,
+                "top_p": body.top_p,
+            }
+            request_id = f"{self._id}-{place}"
+            answers = await _answers(
+                self._service, self._model, prompt.prompt, request_id, seeds, sampling
+            )
+            passed = [
+                answer.text
+                for answer in answers
+                if not answer.is_cut and answer.text.strip() and await self._passes(prompt, answer)
+            ]
+        return _Graded(
+            prompt,
+            tuple(passed),
+            sum(answer.is_cut for answer in answers),
+            sum(answer.num_tokens for answer in answers),
+        )
+
+    async def _passes(self, prompt: SampledPrompt, answer: _Answer) -> bool:
+        if isinstance(self._grade, _Judge):
+            return await self._grade.passes(prompt, answer.text)
+        return await asyncio.to_thread(self._grade.passes, answer.text, prompt.expected)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """A served model that says yes or no."""
+
+    service: Service
+    model: ServedModel
+    question: str
+    sampling_id: str
+
+    async def passes(self, prompt: SampledPrompt, answer: str) -> bool:
+        asked = prompt.prompt if isinstance(prompt.prompt, str) else prompt.prompt[-1]["content"]
+        text = self.question
+        for name, value in (("prompt", asked), ("answer", answer), ("expected", prompt.expected)):
+            text = text.replace(f"{{{name}}}", value or "")
+        (verdict,) = await _answers(
+            self.service,
+            self.model,
+            [{"role": "user", "content": text}],
+            f"{self.sampling_id}-judge-{time.monotonic_ns()}",
+            [0],
+            {"max_tokens": _VERDICT_TOKENS, "temperature": 0.0},
+        )
+        return verdict.text.strip().casefold().startswith("yes")
+
+
+async def sample_dataset(
+    service: Service,
+    body: SampleBody,
+    prompts: Sequence[SampledPrompt],
+    on_progress: Callable[[float], None],
+    *,
+    sampling_id: str,
+) -> dict[str, Any]:
+    """Answer, grade, and store the rows as a file; returns the report.
+
+    Raises ``ModelNotFound``, ``PromptTooLong`` and what the engine raises.
+    """
+    started = time.monotonic()
+    with ExitStack() as held:
+        model = held.enter_context(service.catalog.lease(body.model))
+        if isinstance(body.grader, JudgeBody):
+            judge = held.enter_context(
+                service.catalog.lease(body.grader.model, param="grader.model")
+            )
+            grade = _Judge(service, judge, body.grader.question, sampling_id)
+        else:
+            grade = body.grader.grader()
+        sampling = _Sampling(service, body, model, grade, sampling_id)
+        graded = await _all(sampling, prompts, on_progress)
+        versions = model.digests
+    rows = [
+        one.prompt.row(answer)
+        for one in graded
+        for answer in list(dict.fromkeys(one.passed))[: body.keep]
+    ]
+    file = await asyncio.to_thread(_store, service, body.model, rows) if rows else None
+    return {
+        "model": body.model,
+        "version": versions[0] if versions else None,
+        "prompts": len(graded),
+        "n": body.n,
+        "answers": len(graded) * body.n,
+        "passed": sum(len(one.passed) for one in graded),
+        "cut_off": sum(one.num_cut for one in graded),
+        "unsolved_prompts": sum(not one.passed for one in graded),
+        "pass_rates": pass_rates([len(one.passed) for one in graded], body.n),
+        "rows": len(rows),
+        "file": file.id if file else None,
+        "generated_tokens": sum(one.num_tokens for one in graded),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+async def _all(
+    sampling: _Sampling, prompts: Sequence[SampledPrompt], on_progress: Callable[[float], None]
+) -> list[_Graded]:
+    num_done = 0
+
+    async def one(place: int, prompt: SampledPrompt) -> _Graded:
+        nonlocal num_done
+        graded = await sampling.grade(place, prompt)
+        num_done += 1
+        on_progress(num_done / len(prompts))
+        return graded
+
+    tasks = [asyncio.create_task(one(*each)) for each in enumerate(prompts)]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _answers(
+    service: Service,
+    model: ServedModel,
+    prompt: Prompt,
+    request_id: str,
+    seeds: Sequence[int],
+    sampling: dict[str, Any],
+) -> list[_Answer]:
+    """One answer per seed; a full queue is waited for."""
+    tokens = await _tokens(service, prompt)
+    room = service.client.info.max_model_len - len(tokens)
+    if room < 1:
+        raise PromptTooLong(f"a prompt has {len(tokens)} tokens, which leaves no room to answer")
+    sampling = {**sampling, "max_tokens": min(sampling["max_tokens"], room)}
+    rules = TextRules(end_tokens=service.end_tokens)
+    jobs = [
+        SequenceJob(
+            index=index,
+            request=GenerationRequest(
+                id=f"{request_id}-{index}",
+                prompt=tuple(tokens),
+                sampling=SamplingParams(**sampling, seed=seed),
+                adapters=model.shares(),
+            ),
+            rules=rules,
+        )
+        for index, seed in enumerate(seeds)
+    ]
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return await _run(service, jobs)
+        except EngineOverloaded:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LAST_PAUSE)
+
+
+async def _run(service: Service, jobs: Sequence[SequenceJob]) -> list[_Answer]:
+    texts: list[list[str]] = [[] for _ in jobs]
+    reasons: list[FinishReason | None] = [None for _ in jobs]
+    lengths = [0 for _ in jobs]
+    async with aclosing(generate(service.client, service.tokenizer, jobs)) as deltas:
+        async for delta in deltas:
+            texts[delta.index].append(delta.text)
+            lengths[delta.index] = delta.num_tokens
+            reasons[delta.index] = delta.finish_reason or reasons[delta.index]
+    return [
+        _Answer("".join(parts), reason is not FinishReason.STOP, length)
+        for parts, reason, length in zip(texts, reasons, lengths, strict=True)
+    ]
+
+
+async def _tokens(service: Service, prompt: Prompt) -> Sequence[int]:
+    limit = service.client.info.max_model_len
+    if isinstance(prompt, str):
+        return tokenize_prompts(service.tokenizer, [prompt], max_model_len=limit)[0]
+    body = ChatBody.model_validate({"model": "", "messages": [dict(one) for one in prompt]})
+    (tokens,) = await tokenize_chat(
+        service.tokenizer, service.chat_template, body, max_model_len=limit
+    )
+    return tokens
+
+
+def _store(service: Service, model: str, rows: Sequence[dict[str, Any]]) -> StoredFile:
+    with service.files.staging() as folder:
+        staged = folder / "rows"
+        staged.write_bytes(b"".join(as_jsonl(rows)))
+        return service.files.add(
+            staged,
+            filename=file_name(f"samples-{model}.jsonl"),
+            purpose="fine-tune",
+            status="processed",
+        )

@@ -1,0 +1,111 @@
+"""``POST /v1/embeddings``."""
+
+import uuid
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+
+import orjson
+from fastapi import APIRouter, Request, Response
+
+from multiflora.engine.errors import PromptTooLong
+from multiflora.engine.request import EngineInfo, GenerationRequest, SamplingParams
+
+from ..access.caller import caller_of
+from ..admission import Order
+from ..answering import version_headers
+from ..catalog import ServedModel
+from ..disconnect import until_disconnect
+from ..embedding import Vector, embed, shortened, written
+from ..ignored_field import ignored_header
+from ..openapi import body_reference
+from ..prompting import tokenize_prompts
+from ..schemas.body import parse_body
+from ..schemas.embedding import EmbeddingBody
+from ..selection import lease_selected
+from ..sequencing import check_number, check_prompt
+from ..service import off_loop, service_of
+
+router = APIRouter()
+
+
+@router.post("/v1/embeddings", openapi_extra=body_reference(EmbeddingBody))
+async def create_embeddings(request: Request) -> Response:
+    """The last hidden state of each input's last token, as a unit vector."""
+    service = service_of(request)
+    raw = await request.body()
+    is_large = len(raw) > service.limits.inline_body_bytes
+    body = await off_loop(is_large, parse_body, raw, EmbeddingBody)
+    caller = caller_of(request)
+    with (
+        service.drain.running(),
+        lease_selected(service.catalog, body, view=caller.view) as model,
+        service.metrics.request(model.name) as record,
+        ExitStack() as held,
+    ):
+        info = service.client.info
+        check_number(len(body.input), limit=service.limits.max_sequences, param="input")
+        tokenize = partial(
+            tokenize_prompts, service.tokenizer, body.input, last=body.truncate_prompt_tokens
+        )
+        prompts = await off_loop(is_large, tokenize, max_model_len=info.max_model_len)
+        requests = [
+            replace(one, tenant=caller.tenant) for one in _requests(body, prompts, model, info)
+        ]
+        num_tokens = sum(map(len, prompts))
+        order = Order(
+            caller=caller,
+            adapter=model.name if model.parents else None,
+            num_sequences=len(requests),
+            num_prompt_tokens=num_tokens,
+            num_tokens=num_tokens,
+        )
+        held.enter_context(service.admission.admitted(order))
+        vectors = await until_disconnect(request, embed(service.client, requests))
+        content = _content(body, model, prompts, vectors)
+        record.succeed()
+    headers = {**version_headers(model), **ignored_header(body)}
+    return Response(content, headers=headers, media_type="application/json")
+
+
+def _requests(
+    body: EmbeddingBody, prompts: Sequence[Sequence[int]], model: ServedModel, info: EngineInfo
+) -> list[GenerationRequest]:
+    answer_id = f"embd-{uuid.uuid4().hex}"
+    for prompt in prompts:
+        check_prompt(prompt, info, param="input")
+        if len(prompt) > info.max_model_len:
+            raise PromptTooLong(
+                f"the context holds {info.max_model_len} tokens, but an input has {len(prompt)}",
+                param="input",
+            )
+    return [
+        GenerationRequest(
+            id=f"{answer_id}-{place}",
+            prompt=tuple(prompt),
+            sampling=SamplingParams(max_tokens=0),
+            adapters=model.shares(),
+            cache_salt=body.cache_salt,
+            priority=body.priority,
+            wants_embedding=True,
+        )
+        for place, prompt in enumerate(prompts)
+    ]
+
+
+def _content(
+    body: EmbeddingBody,
+    model: ServedModel,
+    prompts: Sequence[Sequence[int]],
+    vectors: Sequence[Vector],
+) -> bytes:
+    as_base64 = body.encoding_format == "base64"
+    short = [shortened(vector, body.dimensions) for vector in vectors]
+    data = [
+        {"object": "embedding", "index": place, "embedding": written(v, as_base64=as_base64)}
+        for place, v in enumerate(short)
+    ]
+    count = sum(map(len, prompts))
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    return orjson.dumps({"object": "list", "data": data, "model": model.name, "usage": usage})

@@ -1,0 +1,66 @@
+"""The tokenizer over HTTP, and the deletion of models."""
+
+import openai
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+MESSAGES = [{"role": "user", "content": "hi</s>"}]
+
+
+async def test_a_text_goes_to_tokens_and_back(client, tokenizer):
+    body = {"model": "json", "prompt": "hello <s>", "return_token_strs": True}
+    answer = (await client.post("/tokenize", json=body)).json()
+
+    tokens = tokenizer.encode("hello <s>")
+    assert (answer["tokens"], answer["count"], answer["max_model_len"]) == (
+        tokens,
+        len(tokens),
+        256,
+    )
+    assert answer["token_strs"][-1] == "<s>"
+    text = (await client.post("/detokenize", json={"tokens": tokens})).json()
+    assert text == {"prompt": "hello <s>"}
+
+
+async def test_a_conversation_has_the_tokens_that_chat_would_send(client, chat, engine):
+    answer = (await client.post("/tokenize", json={"messages": MESSAGES})).json()
+    await chat(messages=MESSAGES)
+
+    assert tuple(answer["tokens"]) == engine.requests[0].prompt
+
+
+async def test_what_a_harness_needs_instead_of_a_tokenizer(client, tokenizer):
+    info = (await client.get("/tokenizer_info")).json()
+
+    assert (info["bos_token"], info["eos_token"]) == ("<s>", "</s>")
+    assert "add_generation_prompt" in info["chat_template"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {}, "prompt"),
+        ("/tokenize", {"prompt": "a", "messages": MESSAGES}, "prompt"),
+        ("/tokenize", {"prompt": "a", "model": "nobody"}, "model"),
+        ("/detokenize", {"tokens": [10**6]}, "tokens"),
+        ("/detokenize", {"tokens": [-1]}, "tokens.0"),
+        ("/detokenize", {}, "tokens"),
+    ],
+)
+async def test_what_cannot_be_honoured_is_refused(client, path, body, param):
+    error = (await client.post(path, json=body)).json()["error"]
+
+    assert error["param"] == param
+
+
+async def test_an_adapter_is_deleted_and_the_base_is_not(url, registry):
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        deleted = await client.models.delete("base:json")
+        with pytest.raises(openai.NotFoundError):
+            await client.models.delete("json")
+        with pytest.raises(openai.BadRequestError, match="base cannot be deleted"):
+            await client.models.delete("base")
+
+    assert (deleted.id, deleted.deleted) == ("json", True)
+    assert [entry.name for entry in registry.entries()] == ["loud:one"]
