@@ -213,6 +213,34 @@ ALTER TABLE file ADD COLUMN is_internal INTEGER NOT NULL DEFAULT 0
 """
 
 _SEVENTH: Final = """
+CREATE TABLE batch (
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  id TEXT NOT NULL UNIQUE,
+  endpoint TEXT NOT NULL,
+  input_file TEXT NOT NULL,
+  status TEXT NOT NULL DEFAULT 'validating' CHECK (status IN
+    ('validating', 'in_progress', 'cancelling', 'completed', 'failed', 'cancelled', 'expired')),
+  metadata TEXT NOT NULL,
+  total INTEGER NOT NULL DEFAULT 0,
+  output_file TEXT,
+  error_file TEXT,
+  errors TEXT,
+  created INTEGER NOT NULL,
+  started INTEGER,
+  finished INTEGER,
+  expires INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE batch_result (
+  batch TEXT NOT NULL REFERENCES batch (id) ON DELETE CASCADE,
+  line INTEGER NOT NULL,
+  is_error INTEGER NOT NULL,
+  result TEXT NOT NULL,
+  PRIMARY KEY (batch, line)
+) STRICT
+"""
+
+_EIGHTH: Final = """
 -- API keys: `hash` is SHA-256 of the whole key, `scopes` and `limits` are JSON. A revoked key
 -- stays, so that a server whose keys are all revoked does not turn into one without keys.
 CREATE TABLE api_key (
@@ -228,7 +256,7 @@ CREATE TABLE api_key (
 ) STRICT
 """
 
-_EIGHTH: Final = """
+_NINTH: Final = """
 -- Whose it is; empty is shared, as everything was before.
 ALTER TABLE name ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
 ALTER TABLE history ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
@@ -238,5 +266,5 @@ ALTER TABLE job ADD COLUMN tenant TEXT NOT NULL DEFAULT ''
 
 MIGRATIONS: Final = (
     *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH),
-    *(_SIXTH, _SEVENTH, _EIGHTH),
+    *(_SIXTH, _SEVENTH, _EIGHTH, _NINTH),
 )

@@ -17,6 +17,7 @@ from .routes import (
     adapter_import,
     adapter_merge,
     adapters,
+    batches,
     chat,
     completions,
     datasets,
@@ -34,6 +35,7 @@ from .routes import (
     vllm_door,
 )
 from .schemas.adapter import CanaryBody, ImportBody, RollbackBody
+from .schemas.batch import BatchBody
 from .schemas.chat import ChatBody
 from .schemas.completion import CompletionBody
 from .schemas.dataset_sampling import SampleBody
@@ -59,6 +61,7 @@ _ROUTES = (
     adapter_import,
     adapter_merge,
     files,
+    batches,
     fine_tuning,
     feedback,
     learning,
@@ -73,6 +76,7 @@ _BODIES = (
     ChatBody,
     CompletionBody,
     EmbeddingBody,
+    BatchBody,
     ResponseBody,
     TokenizeBody,
     DetokenizeBody,

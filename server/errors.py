@@ -36,6 +36,7 @@ from multiflora.engine.training.jobs.error import JobNotFound, JobOver, JobRuns
 from multiflora.engine.training.learning.error import LearningOff, LearningRuns, RunNotFound
 
 from .access.error import AccessDenied, InvalidKey
+from .batch_store import BatchOver, UnknownBatch
 from .refusal import DeadlineExceeded, Refused
 
 INTERNAL_ERROR: Final = "internal_error"
@@ -213,6 +214,8 @@ _REGISTRY_STATUS: Final[dict[type[RegistryError], int]] = {
     UnknownVersion: 404,
     UnknownFile: 404,
     FileInUse: 409,
+    UnknownBatch: 404,
+    BatchOver: 409,
     JobNotFound: 404,
     JobOver: 409,
     JobRuns: 409,
@@ -238,6 +241,8 @@ _REGISTRY_PARAMS: Final[dict[type[RegistryError], str]] = {
     UnknownFile: "file_id",
     UnknownKey: "key_id",
     FileInUse: "file_id",
+    UnknownBatch: "batch_id",
+    BatchOver: "batch_id",
     JobNotFound: "fine_tuning_job_id",
     JobOver: "fine_tuning_job_id",
     JobRuns: "fine_tuning_job_id",

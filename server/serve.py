@@ -30,6 +30,8 @@ from .announcement import Announcement, loading_progress
 from .app import create_app
 from .base_match import BaseMatch
 from .base_model import BaseModel, adapter_sources, read_base_model
+from .batch_call import caller
+from .batch_store import BatchStore
 from .catalog import Catalog
 from .file_checker import FileChecker
 from .housekeeping import Housekeeping
@@ -185,6 +187,7 @@ async def _run(
         for task in (starting, keeping, watching):
             task.cancel()
         await asyncio.gather(starting, keeping, watching, return_exceptions=True)
+        await service.batches.stop()
         await service.jobs.stop()
         await client.stop()
         await renderer.stop()
@@ -204,6 +207,7 @@ async def _start(service: Service, server: HttpServer, announcement: Announcemen
         raise
     print(announcement.text(info), flush=True)
     await service.jobs.start()
+    service.batches.start(BatchStore(service.registry.database), service.files, caller(service))
     await service.pinning.reconcile()
     await keep_learning(service.learner)
 

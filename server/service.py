@@ -20,6 +20,7 @@ from .access.keyring import Keyring
 from .access.origin import OriginCheck
 from .admission import Admission
 from .background_job import BackgroundJobs
+from .batch_runner import BatchRunner
 from .catalog import Catalog
 from .drain import Drain
 from .file_checker import FileChecker
@@ -64,6 +65,7 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     drain: Drain = field(default_factory=Drain)
     grammar_check: GrammarCheck = field(default_factory=GrammarCheck)
+    batches: BatchRunner = field(default_factory=BatchRunner)
     # Idempotency keys of running requests.
     keys_in_use: set[str] = field(default_factory=set)
 

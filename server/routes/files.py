@@ -15,7 +15,7 @@ from multiflora.engine.training.data.file_registry import StoredFile, UnknownFil
 from ..access.caller import caller_of
 from ..idempotency import adapter_response, once
 from ..openapi import file_form
-from ..schemas.file import file_name, file_object, file_terms
+from ..schemas.file import BATCH, file_name, file_object, file_terms
 from ..schemas.page import page_object
 from ..service import Service, service_of
 from ..uploads import ANY_SIZE, FormField, FormFields, MalformedUpload, Upload, receive_upload
@@ -91,7 +91,8 @@ async def delete_file(request: Request, file_id: str) -> dict[str, Any]:
 
 async def _create(service: Service, upload: Upload, tenant: str, is_repeated: bool) -> Response:
     stored = await asyncio.to_thread(_store, service, upload, tenant)
-    service.file_checker.submit(stored.id)
+    if stored.status == "uploaded":
+        service.file_checker.submit(stored.id)
     return adapter_response(orjson.dumps(file_object(stored)))
 
 
@@ -107,6 +108,8 @@ def _store(service: Service, upload: Upload, tenant: str) -> StoredFile:
         purpose=terms.purpose,
         expires_after=terms.expires_after,
         tenant=tenant,
+        # A batch is checked when it is made.
+        status="processed" if terms.purpose == BATCH else "uploaded",
     )
 
 

@@ -7,7 +7,8 @@ from typing import Any, Final
 from multiflora.engine.errors import RequestRejected
 from multiflora.engine.training.data.file_registry import StoredFile
 
-PURPOSES: Final = ("fine-tune",)
+BATCH: Final = "batch"
+PURPOSES: Final = ("fine-tune", BATCH)
 _MIN_SECONDS, _MAX_SECONDS = 3600, 30 * 24 * 3600
 _MAX_NAME_CHARS: Final = 255
 _EXPIRY: Final = "expires_after"

@@ -184,8 +184,8 @@ class TrainingJobs:
             )
 
     def _create(self, wish: JobWish, start: str | None, owner: JobOwner) -> Job:
-        self._check_files(wish, owner)
         self.check(wish, start=start)
+        self._check_files(wish, owner)
         notes = [
             f"Created fine-tuning job on {wish.model}",
             f"Validating training file: {wish.training_file}",

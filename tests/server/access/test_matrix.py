@@ -33,7 +33,7 @@ SCOPES: tuple[tuple[str, Scope], ...] = (
     (r"(/v1)?/(un)?load_lora_adapter", Scope.ADMIN),
     (r"/v1/adapters/\{name\}/import", Scope.ADMIN),
     (r"POST /v1/feedback", Scope.INFERENCE),
-    (r"/v1/(datasets|feedback).*", Scope.ADMIN),
+    (r"/v1/(batches|datasets|feedback).*", Scope.ADMIN),
     (r"/v1/(fine_tuning|files).*", Scope.TRAINING),
     (r"/v1/adapters/\{name\}/learn(ing)?.*", Scope.TRAINING),
     (r"/v1/adapters.*", Scope.ADAPTERS),

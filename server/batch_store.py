@@ -1,0 +1,197 @@
+"""Batches and their results in the one database: what was answered stays answered."""
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from multiflora.adapters.database import Database
+from multiflora.adapters.error import RegistryError
+
+_COLUMNS: Final = (
+    "id, endpoint, input_file, status, metadata, total, output_file, error_file, errors, created, "
+    "started, finished, expires"
+)
+_LIFETIME_SECONDS: Final = 24 * 3600
+_OPEN: Final = "status IN ('validating', 'in_progress', 'cancelling')"
+_MAX_RESULT_PAGE: Final = 200
+
+
+class UnknownBatch(RegistryError, KeyError):
+    """No batch has this id."""
+
+    code = "batch_not_found"
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"no batch has the id {batch_id[:100]!r}")
+
+
+class BatchOver(RegistryError):
+    """A batch that has ended cannot be cancelled."""
+
+    code = "batch_over"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What is known of a batch; times are Unix times, ``metadata`` and ``errors`` are JSON."""
+
+    id: str
+    endpoint: str
+    input_file: str
+    status: str
+    metadata: str
+    total: int
+    output_file: str | None
+    error_file: str | None
+    errors: str | None
+    created: int
+    started: int | None
+    finished: int | None
+    expires: int
+
+
+class BatchStore:
+    """Safe to call from any thread; what may follow what is the condition of an UPDATE."""
+
+    def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
+        self._database = database
+        self._clock = clock
+
+    def create(self, *, endpoint: str, input_file: str, metadata: Mapping[str, str]) -> Batch:
+        now = int(self._clock())
+        batch_id = f"batch_{secrets.token_hex(12)}"
+        with self._database.transaction() as connection:
+            connection.execute(
+                "INSERT INTO batch (id, endpoint, input_file, metadata, created, expires) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    batch_id,
+                    endpoint,
+                    input_file,
+                    json.dumps(metadata),
+                    now,
+                    now + _LIFETIME_SECONDS,
+                ),
+            )
+        return self.get(batch_id)
+
+    def get(self, batch_id: str) -> Batch:
+        """Raises ``UnknownBatch``."""
+        found = self._select("id = ?", batch_id)
+        if not found:
+            raise UnknownBatch(batch_id)
+        return found[0]
+
+    def page(self, *, after: str | None, limit: int) -> tuple[list[Batch], bool]:
+        """The latest first, and whether more follow. Raises ``UnknownBatch`` for ``after``."""
+        condition, values = "1", list[Any]()
+        if after is not None:
+            self.get(after)
+            condition, values = "number < (SELECT number FROM batch WHERE id = ?)", [after]
+        tail = f"ORDER BY number DESC LIMIT {limit + 1}"
+        found = self._select(condition, *values, tail=tail)
+        return found[:limit], len(found) > limit
+
+    def next_open(self) -> Batch | None:
+        """The oldest batch that has not ended."""
+        found = self._select(_OPEN, tail="ORDER BY number LIMIT 1")
+        return found[0] if found else None
+
+    def why_needed(self, file_id: str) -> str | None:
+        """Why a file cannot be deleted now, if a batch reads it."""
+        found = self._select(f"input_file = ? AND {_OPEN}", file_id, tail="LIMIT 1")
+        return f"{found[0].id} reads it" if found else None
+
+    def begin(self, batch_id: str, *, total: int) -> None:
+        """The input is fine."""
+        self._update(
+            "SET status = 'in_progress', total = ?, started = ? WHERE id = ? AND "
+            "status = 'validating'",
+            total,
+            int(self._clock()),
+            batch_id,
+        )
+
+    def cancel(self, batch_id: str) -> Batch:
+        """Answer no more of it. Raises ``UnknownBatch``, and ``BatchOver`` if it has ended."""
+        changed = self._update(f"SET status = 'cancelling' WHERE id = ? AND {_OPEN}", batch_id)
+        batch = self.get(batch_id)
+        if not changed:
+            raise BatchOver(f"{batch_id} has ended: it is {batch.status}")
+        return batch
+
+    def fail(self, batch_id: str, errors: Sequence[Mapping[str, Any]]) -> None:
+        self._update(
+            f"SET status = 'failed', errors = ?, finished = ? WHERE id = ? AND {_OPEN}",
+            json.dumps(errors),
+            int(self._clock()),
+            batch_id,
+        )
+
+    def finish(
+        self, batch_id: str, *, status: str, output_file: str | None, error_file: str | None
+    ) -> None:
+        """End it; its results are in files."""
+        now = int(self._clock())
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE batch SET status = ?, output_file = ?, error_file = ?, finished = ? "
+                f"WHERE id = ? AND {_OPEN}",
+                (status, output_file, error_file, now, batch_id),
+            )
+
+    def is_expired(self, batch: Batch) -> bool:
+        return self._clock() >= batch.expires
+
+    def add_result(self, batch_id: str, line: int, result: str, *, is_error: bool) -> None:
+        with self._database.transaction() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO batch_result VALUES (?, ?, ?, ?)",
+                (batch_id, line, is_error, result),
+            )
+
+    def answered(self, batch_id: str) -> set[int]:
+        """Lines that have a result."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT line FROM batch_result WHERE batch = ?", (batch_id,)
+            ).fetchall()
+        return {line for (line,) in rows}
+
+    def counts(self, batch_id: str) -> tuple[int, int]:
+        """How many lines were answered, and how many of them with an error."""
+        with self._database.reading() as connection:
+            count, errors = connection.execute(
+                "SELECT count(*), coalesce(sum(is_error), 0) FROM batch_result WHERE batch = ?",
+                (batch_id,),
+            ).fetchone()
+        return count, errors
+
+    def results(self, batch_id: str, *, is_error: bool) -> Iterator[str]:
+        """Results in the order of their lines, a page at a time."""
+        last = -1
+        while True:
+            with self._database.reading() as connection:
+                rows = connection.execute(
+                    "SELECT line, result FROM batch_result WHERE batch = ? AND is_error = ? "
+                    f"AND line > ? ORDER BY line LIMIT {_MAX_RESULT_PAGE}",
+                    (batch_id, is_error, last),
+                ).fetchall()
+            if not rows:
+                return
+            yield from (result for _, result in rows)
+            last = rows[-1][0]
+
+    def _update(self, change: str, *values: object) -> bool:
+        with self._database.transaction() as connection:
+            return connection.execute(f"UPDATE batch {change}", values).rowcount > 0
+
+    def _select(self, condition: str, *values: object, tail: str = "") -> list[Batch]:
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} FROM batch WHERE {condition} {tail}", values
+            ).fetchall()
+        return [Batch(*row) for row in rows]
