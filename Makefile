@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run check format test test-full test-gpu bench bench-gpu demo clean
+.PHONY: install run check check-security format test test-full test-gpu bench bench-gpu demo clean
 
 install: $(STAMP)
 
@@ -28,6 +28,10 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Known vulnerabilities of the pinned versions, dangerous code, and sbom.cdx.json.
+check-security: install
+	$(BIN)/python tests/outside_security.py
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -7,7 +7,14 @@ from typing import Any
 
 from .canary import Canary, check_weight
 from .entry import AdapterEntry
-from .error import InvalidCanary, PreconditionFailed, UnknownName, UnknownVersion, VersionInUse
+from .error import (
+    ForeignName,
+    InvalidCanary,
+    PreconditionFailed,
+    UnknownName,
+    UnknownVersion,
+    VersionInUse,
+)
 from .registry_tables import RegistryTables
 from .version import Version, check_digest
 
@@ -49,14 +56,20 @@ class Change:
             known = replace(known, base=version.base)
         return known
 
-    def point(self, name: str, digest: str, *, if_match: str | None = None) -> None:
+    def point(
+        self, name: str, digest: str, *, if_match: str | None = None, tenant: str | None = None
+    ) -> None:
         entry = self._tables.entry(name)
+        _check_owner(name, entry, tenant)
         _check_match(name, entry, if_match)
         self._require_version(digest)
         if entry is None or entry.digest != digest:
-            self._activate(entry, name, digest, "point")
+            self._activate(entry, name, digest, "point", tenant=tenant or "")
 
-    def keep(self, name: str, digest: str, *, if_match: str | None = None) -> None:
+    def keep(
+        self, name: str, digest: str, *, if_match: str | None = None, tenant: str | None = None
+    ) -> None:
+        _check_owner(name, self._tables.entry(name), tenant)
         entry = self.require(name, if_match)
         self._require_version(digest)
         if digest not in entry.kept:
@@ -166,10 +179,12 @@ class Change:
         action: str,
         *,
         evidence: Mapping[str, Any] | None = None,
+        tenant: str = "",
     ) -> None:
         start = entry.digest if entry else None
-        event = self._record(name, action, start=start, end=digest, evidence=evidence)
-        self._tables.set_active(name, digest, self._now)
+        owner = None if entry else tenant
+        event = self._record(name, action, start=start, end=digest, evidence=evidence, tenant=owner)
+        self._tables.set_active(name, digest, self._now, tenant)
         self._tables.keep(name, digest, event)
         if action != "rollback" or not self._tables.pop_to(name, digest):
             self._tables.push(name, digest, event)
@@ -198,12 +213,26 @@ class Change:
         start: str | None = None,
         end: str | None = None,
         weight: float | None = None,
+        tenant: str | None = None,
         evidence: Mapping[str, Any] | None = None,
     ) -> int:
+        """``tenant`` None is the name's own."""
         self._touched.add(name)
+        if tenant is None:
+            tenant = self.require(name).tenant
         return self._tables.record(
-            name, action, self._now, start=start, end=end, weight=weight, evidence=evidence
+            *(name, action, self._now),
+            start=start,
+            end=end,
+            weight=weight,
+            evidence=evidence,
+            tenant=tenant,
         )
+
+
+def _check_owner(name: str, entry: AdapterEntry | None, tenant: str | None) -> None:
+    if entry is not None and tenant not in (None, entry.tenant):
+        raise ForeignName(name)
 
 
 def _check_match(name: str, entry: AdapterEntry | None, if_match: str | None) -> None:

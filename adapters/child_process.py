@@ -34,14 +34,24 @@ def start_isolated(
     What it writes to stdout is the caller's to read.
     """
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", program, json.dumps(_search_path())],
+        isolated_command(program),
         stdin=question,
         stdout=subprocess.PIPE,
         stderr=complaint,
-        env={name: os.environ[name] for name in _INHERITED if name in os.environ},
+        env=isolated_environment(),
         cwd="/",
         start_new_session=True,
     )
+
+
+def isolated_command(program: str, *arguments: str) -> list[str]:
+    """Arguments that run ``program``, which begins with ``SAME_PATH``; ``arguments`` follow."""
+    search_path = json.dumps(_search_path())
+    return [sys.executable, "-I", "-S", "-c", program, search_path, *arguments]
+
+
+def isolated_environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in _INHERITED if name in os.environ}
 
 
 def answer_of(

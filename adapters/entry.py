@@ -13,7 +13,7 @@ class AdapterEntry:
 
     ``kept`` are the digests that it can go to at once, the one used last first; it always holds
     ``digest`` and the canary's. ``created`` and ``updated`` (when the pointer moved last) are Unix
-    times in seconds.
+    times in seconds. ``tenant`` is whose it is; empty is shared.
     """
 
     name: str
@@ -23,6 +23,11 @@ class AdapterEntry:
     is_pinned: bool = False
     canary: Canary | None = None
     kept: tuple[str, ...] = ()
+    tenant: str = ""
+
+    def is_seen_by(self, view: str | None) -> bool:
+        """Whether a tenant may know of it; ``view`` None is nobody in particular, who sees all."""
+        return view is None or self.tenant in ("", view)
 
     @property
     def in_use(self) -> frozenset[str]:

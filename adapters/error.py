@@ -65,6 +65,15 @@ class PreconditionFailed(RegistryError):
     code = "precondition_failed"
 
 
+class ForeignName(RegistryError):
+    """The name belongs to another tenant."""
+
+    code = "name_exists"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the name {name[:100]!r} is taken; choose another")
+
+
 class VersionInUse(RegistryError):
     """A name or a canary points at the version."""
 

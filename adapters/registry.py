@@ -96,28 +96,32 @@ class Registry:
         """Give up the database. Leases may still be released."""
         self.database.close()
 
-    def lease(self, name: str, user: str | None = None) -> Lease:
+    def lease(self, name: str, user: str | None = None, *, view: str | None = None) -> Lease:
         """Take a lease on the version behind ``name``; raises ``UnknownName`` (a ``KeyError``).
+
+        A tenant's ``view`` holds its own names and the shared ones; None holds all, here and below.
 
         While a canary runs, a ``user`` gets it always or never, by a hash; requests without a user
         get it in turn, evenly spread. The share is the canary's weight in both cases.
         """
         with self._lock:
             entry = self._entries.get(name)
-            if entry is None:
+            if entry is None or not entry.is_seen_by(view):
                 raise UnknownName(name)
             canary = self._chosen_canary(entry, user)
             digest = canary.digest if canary else entry.digest
             return self._leases.take(name, digest, is_canary=canary is not None)
 
-    def lease_version(self, name: str, digest: str | None = None) -> Lease:
+    def lease_version(
+        self, name: str, digest: str | None = None, *, view: str | None = None
+    ) -> Lease:
         """Take a lease on a version that ``name`` keeps, by default the one it points at.
 
         Raises ``UnknownName``, ``UnknownVersion``.
         """
         with self._lock:
             entry = self._entries.get(name)
-            if entry is None:
+            if entry is None or not entry.is_seen_by(view):
                 raise UnknownName(name)
             if digest is not None and digest not in entry.kept:
                 raise UnknownVersion(f"{name!r} does not keep version {digest[:64]!r}")
@@ -140,10 +144,11 @@ class Registry:
         with self._lock:
             return self._leases.counts()
 
-    def entries(self) -> tuple[AdapterEntry, ...]:
+    def entries(self, *, view: str | None = None) -> tuple[AdapterEntry, ...]:
         """All names, sorted."""
         with self._lock:
-            return tuple(self._entries[name] for name in sorted(self._entries))
+            found = [self._entries[name] for name in sorted(self._entries)]
+        return tuple(entry for entry in found if entry.is_seen_by(view))
 
     def __contains__(self, name: str) -> bool:
         with self._lock:
@@ -229,20 +234,27 @@ class Registry:
             change.retire(digest)
 
     def point(
-        self, name: str, digest: str, *, if_match: str | None = None, activate: bool = True
+        self,
+        name: str,
+        digest: str,
+        *,
+        if_match: str | None = None,
+        activate: bool = True,
+        tenant: str | None = None,
     ) -> AdapterEntry:
         """Swap: new requests on ``name`` get ``digest``, running ones keep what they hold.
 
-        A new name is made. ``activate=False`` only adds the version to those that an existing name
+        A new name is made, for ``tenant``; an old one must be its own, unless that is None.
+        ``activate=False`` only adds the version to those that an existing name
         keeps. ``if_match`` is the digest that the name must point at: ``PreconditionFailed``
-        otherwise. Raises ``InvalidName``, ``UnknownName``, ``UnknownVersion``.
+        otherwise. Raises ``InvalidName``, ``UnknownName``, ``UnknownVersion``, ``ForeignName``.
         """
         check_name(name, self._reserved)
         with self._change("point") as change:
             if activate:
-                change.point(name, digest, if_match=if_match)
+                change.point(name, digest, if_match=if_match, tenant=tenant)
             else:
-                change.keep(name, digest, if_match=if_match)
+                change.keep(name, digest, if_match=if_match, tenant=tenant)
             return change.require(name)
 
     def rollback(
@@ -316,10 +328,12 @@ class Registry:
             change.promote(name, if_match=if_match, if_canary=if_canary, evidence=evidence)
             return change.require(name)
 
-    def history(self, name: str, *, limit: int = 100) -> tuple[HistoryEvent, ...]:
+    def history(
+        self, name: str, *, limit: int = 100, view: str | None = None
+    ) -> tuple[HistoryEvent, ...]:
         """The last events of a name, also of a deleted one, the latest first."""
         with self._tables() as tables:
-            return tuple(tables.history(name, limit))
+            return tuple(tables.history(name, limit, view))
 
     def collect(self) -> tuple[str, ...]:
         """Remove versions that no name keeps and no request holds; returns their digests.

@@ -240,4 +240,31 @@ CREATE TABLE batch_result (
 ) STRICT
 """
 
-MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH)
+_EIGHTH: Final = """
+-- API keys: `hash` is SHA-256 of the whole key, `scopes` and `limits` are JSON. A revoked key
+-- stays, so that a server whose keys are all revoked does not turn into one without keys.
+CREATE TABLE api_key (
+  id TEXT PRIMARY KEY,
+  name TEXT NOT NULL,
+  hash TEXT NOT NULL CHECK (length(hash) = 64),
+  tenant TEXT NOT NULL,
+  scopes TEXT NOT NULL,
+  limits TEXT NOT NULL,
+  created INTEGER NOT NULL,
+  expires INTEGER,
+  revoked INTEGER
+) STRICT
+"""
+
+_NINTH: Final = """
+-- Whose it is; empty is shared, as everything was before.
+ALTER TABLE name ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
+ALTER TABLE history ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
+ALTER TABLE file ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
+ALTER TABLE job ADD COLUMN tenant TEXT NOT NULL DEFAULT ''
+"""
+
+MIGRATIONS: Final = (
+    *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH),
+    *(_SIXTH, _SEVENTH, _EIGHTH, _NINTH),
+)

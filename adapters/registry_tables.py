@@ -26,11 +26,11 @@ class RegistryTables:
 
     def entry(self, name: str) -> AdapterEntry | None:
         row = self._run(
-            "SELECT digest, created, updated, is_pinned FROM name WHERE name = ?", (name,)
+            "SELECT digest, created, updated, is_pinned, tenant FROM name WHERE name = ?", (name,)
         ).fetchone()
         if row is None:
             return None
-        digest, created, updated, is_pinned = row
+        digest, created, updated, is_pinned, tenant = row
         kept = self._run("SELECT digest FROM kept WHERE name = ? ORDER BY touched DESC", (name,))
         return AdapterEntry(
             name=name,
@@ -40,6 +40,7 @@ class RegistryTables:
             is_pinned=bool(is_pinned),
             canary=self._canary(name),
             kept=tuple(kept_digest for (kept_digest,) in kept),
+            tenant=tenant,
         )
 
     def _canary(self, name: str) -> Canary | None:
@@ -104,12 +105,12 @@ class RegistryTables:
     def set_candidate(self, digest: str, is_candidate: bool) -> None:
         self._run("UPDATE version SET is_candidate = ? WHERE digest = ?", (is_candidate, digest))
 
-    def set_active(self, name: str, digest: str, now: int) -> None:
-        """Point ``name`` at ``digest``, making the name if it is new."""
+    def set_active(self, name: str, digest: str, now: int, tenant: str) -> None:
+        """Point ``name`` at ``digest``, making the name, for ``tenant``, if it is new."""
         self._run(
-            "INSERT INTO name (name, digest, created, updated) VALUES (?, ?, ?, ?) "
+            "INSERT INTO name (name, digest, created, updated, tenant) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (name) DO UPDATE SET digest = excluded.digest, updated = excluded.updated",
-            (name, digest, now, now),
+            (name, digest, now, now, tenant),
         )
 
     def keep(self, name: str, digest: str, event: int) -> None:
@@ -175,21 +176,25 @@ class RegistryTables:
         start: str | None = None,
         end: str | None = None,
         weight: float | None = None,
+        tenant: str = "",
         evidence: Mapping[str, Any] | None = None,
     ) -> int:
         """Append to the history; returns the event's id, above all earlier ones."""
         shown = None if evidence is None else json.dumps(evidence)
         cursor = self._run(
-            "INSERT INTO history (name, action, time, from_digest, to_digest, weight, evidence) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (name, action, now, start, end, weight, shown),
+            "INSERT INTO history "
+            "(name, action, time, from_digest, to_digest, weight, evidence, tenant) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (name, action, now, start, end, weight, shown, tenant),
         )
         assert cursor.lastrowid is not None
         return cursor.lastrowid
 
-    def history(self, name: str, limit: int) -> list[HistoryEvent]:
+    def history(self, name: str, limit: int, view: str | None) -> list[HistoryEvent]:
         rows = self._run(
-            f"SELECT {_EVENT} FROM history WHERE name = ? ORDER BY id DESC LIMIT ?", (name, limit)
+            f"SELECT {_EVENT} FROM history WHERE name = ? AND tenant IN ('', coalesce(?, tenant)) "
+            "ORDER BY id DESC LIMIT ?",
+            (name, view, limit),
         )
         return [
             HistoryEvent(*row, evidence=None if evidence is None else json.loads(evidence))

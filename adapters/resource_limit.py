@@ -20,19 +20,24 @@ class ProcessLimits:
 
 def restrict_process(limits: ProcessLimits) -> None:
     """Limit this process for good; it can have no child, no thread and no core dump any more."""
+    restrict_resources(memory_bytes=limits.memory_bytes, file_bytes=limits.file_bytes)
+    # Above the soft limit comes SIGXCPU, which tells the parent the reason; SIGKILL would not.
+    lower_limit(resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + 1)
+    # The parent kills at wall_seconds; this is for the case that the parent is gone.
+    signal.alarm(limits.wall_seconds + 1)
+
+
+def restrict_resources(*, memory_bytes: int, file_bytes: int) -> None:
+    """As ``restrict_process`` does, without an end: for processes that live on."""
     for kind, value in (
-        (resource.RLIMIT_AS, limits.memory_bytes),
-        (resource.RLIMIT_FSIZE, limits.file_bytes),
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_FSIZE, file_bytes),
         (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
         (resource.RLIMIT_NPROC, 0),
         # A dump would be a tenant's data on the disk.
         (resource.RLIMIT_CORE, 0),
     ):
         lower_limit(kind, value, value)
-    # Above the soft limit comes SIGXCPU, which tells the parent the reason; SIGKILL would not.
-    lower_limit(resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + 1)
-    # The parent kills at wall_seconds; this is for the case that the parent is gone.
-    signal.alarm(limits.wall_seconds + 1)
 
 
 def lower_limit(kind: int, soft: int, hard: int) -> None:

@@ -120,7 +120,7 @@ class ActiveRequest:
         return self.keys
 
     def _root(self) -> bytes:
-        return root_key(self.request.adapters, self.request.cache_salt)
+        return root_key(self.request.adapters, self.request.cache_salt, self.request.tenant)
 
 
 def finish_reason(request: ActiveRequest, token: int | None) -> FinishReason | None:

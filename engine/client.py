@@ -135,6 +135,10 @@ class EngineClient:
             self._restarting.cancel()
         await self.transport.stop()
 
+    def kill(self) -> None:
+        """End an engine that answers no more; it is started again as if it had died."""
+        self.transport.kill()
+
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent]:
         """Submit and receive events. Closing the iterator early aborts the request.
 

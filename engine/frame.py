@@ -3,9 +3,9 @@
 import asyncio
 import socket
 import struct
+from typing import Final
 
-from .messages import MAX_FRAME_BYTES
-
+MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 _LENGTH = struct.Struct(">I")
 
 

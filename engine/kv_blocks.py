@@ -22,12 +22,16 @@ _USED, _EMPTY, _CACHED, _LENT = range(4)
 _IDLE_AS_EMPTY = bytes.maketrans(bytes([_CACHED]), bytes([_EMPTY]))
 
 
-def root_key(adapters: Sequence[AdapterShare], salt: str) -> bytes:
-    """The start of a request's key chain: what it computes with, and for whom. Never a name."""
+def root_key(adapters: Sequence[AdapterShare], salt: str, tenant: str = "") -> bytes:
+    """The start of a request's key chain: what it computes with, and for whom. Never a name.
+
+    A tenant cannot tell by the time of its first token what others asked before.
+    """
     state = hashlib.blake2b(digest_size=32)
     for share in adapters:
         state.update(f"{share.digest}\0{share.weight!r}\0".encode())
-    state.update(b"\1" + salt.encode())
+    state.update(b"\2" + tenant.encode() + b"\0" if tenant else b"\1")
+    state.update(salt.encode())
     return state.digest()
 
 

@@ -3,7 +3,7 @@
 A frame is a 4-byte big-endian length and one message. No pickle, no code, no paths from clients.
 """
 
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -12,8 +12,6 @@ from multiflora.adapters.tier import Tier
 from .config import EngineConfig
 from .request import EngineInfo, EngineStats, GenerationRequest, TokenEvent
 from .training.job import JobEvent
-
-MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 
 
 class Configure(msgspec.Struct, frozen=True, tag=True):

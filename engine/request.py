@@ -102,11 +102,11 @@ class AdapterShare:
 class GenerationRequest:
     """One sequence to continue.
 
-    ``adapters`` is empty for the base; several shares are a blend. ``cache_salt`` separates tenants
-    in the prefix cache and comes from the client; ``tenant`` is whom the server takes the client
-    for, and shares the engine fairly with the other tenants. Requests of a lower ``priority``
-    number go first, whoever waits behind them. With ``wants_embedding`` the last hidden state of
-    the prompt's last token comes with the last event.
+    ``adapters`` is empty for the base; several shares are a blend. ``tenant`` is whom the server
+    takes the client for: it shares the engine fairly with the other tenants, and the prefix cache
+    not at all. ``cache_salt`` comes from the client and separates its own clients there. Requests
+    of a lower ``priority`` number go first, whoever waits behind them. With ``wants_embedding`` the
+    last hidden state of the prompt's last token comes with the last event.
     """
 
     id: str

@@ -34,6 +34,10 @@ class Transport(Protocol):
         """Raises ``EngineUnavailable`` if there is no engine."""
         ...
 
+    def kill(self) -> None:
+        """End the engine without asking it; ``on_end`` follows."""
+        ...
+
     async def stop(self) -> None: ...
 
 
@@ -103,6 +107,10 @@ class ProcessTransport:
             raise EngineUnavailable("the engine is not running")
         self._writer.write(pack_frame(self._encoder.encode(command)))
 
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
     async def stop(self) -> None:
         if self._process is None or self._reading is None:
             return
@@ -159,6 +167,10 @@ class ThreadTransport:
         if inbox is None:
             raise EngineUnavailable("the engine is not running")
         inbox(command)
+
+    def kill(self) -> None:
+        """A thread cannot be ended from outside."""
+        logger.error("the engine's thread is stuck; only a process of its own could be ended")
 
     async def stop(self) -> None:
         if self._thread is None:

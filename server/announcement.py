@@ -21,6 +21,7 @@ class Announcement:
     adapters: Sequence[str]
     data_dir: Path
     has_chat_template: bool
+    needs_key: bool = False
 
     def text(self, info: EngineInfo) -> str:
         """Everything to print when the engine is ready."""
@@ -47,8 +48,9 @@ class Announcement:
         path, question = self._question()
         body = json.dumps({"model": model, **question}, ensure_ascii=False)
         quoted = body.replace("'", "'\\''")
+        key = '  -H "authorization: Bearer $MULTIFLORA_API_KEY" \\\n' if self.needs_key else ""
         return (
-            f"curl {self.url}/v1/{path} \\\n"
+            f"curl {self.url}/v1/{path} \\\n{key}"
             f"  -H 'content-type: application/json' \\\n  -d '{quoted}'"
         )
 
@@ -58,10 +60,12 @@ class Announcement:
         call = f"client.{path.replace('/', '.')}.create"
         fields = ", ".join(f"{name}={value!r}" for name, value in question.items())
         shown = "message.content" if self.has_chat_template else "text"
+        key = 'os.environ["MULTIFLORA_API_KEY"]' if self.needs_key else '"none"'
         return "\n".join(
             [
+                *(["import os"] if self.needs_key else []),
                 "from openai import OpenAI",
-                f'client = OpenAI(base_url="{self.url}/v1", api_key="none")',
+                f'client = OpenAI(base_url="{self.url}/v1", api_key={key})',
                 f"for model in {models!r}:",
                 f"    answer = {call}(model=model, {fields})",
                 f"    print(model, answer.choices[0].{shown})",

@@ -3,9 +3,9 @@
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,10 +15,13 @@ from fastapi import Request, Response
 import multiflora
 from multiflora.engine.request import EngineInfo
 
+from .access.caller import Caller, caller_of
+from .admission import Order
 from .answer_shape import AnswerShape
 from .catalog import Parent, ServedModel
+from .deadline import timeout_of, until_deadline
 from .disconnect import until_disconnect
-from .generation import Delta, generate, joined
+from .generation import Delta, SequenceJob, generate, joined
 from .ignored_field import ignored_header
 from .metrics import RequestRecord
 from .observation import check_store, observed
@@ -43,16 +46,16 @@ class _Answer:
 
 async def answer(request: Request, service: Service, question: Question) -> Response:
     """Answer a question; whatever it holds is let go exactly once, however it ends."""
-    body = question.body
+    body, caller = question.body, caller_of(request)
     async with AsyncExitStack() as resources:
         resources.enter_context(service.drain.running())
-        model = resources.enter_context(lease_selected(service.catalog, body))
+        service.admission.check_room()
+        timeout_seconds = timeout_of(request.headers, default=service.request_timeout_seconds)
+        model = resources.enter_context(lease_selected(service.catalog, body, view=caller.view))
         record = resources.enter_context(service.metrics.request(model.name))
         check_store(service.learner, model, body.store)
         info = service.client.info
-        prompts = await off_loop(
-            question.is_large, question.tokenize, max_model_len=info.max_model_len
-        )
+        prompts = await _prompts(question, info.max_model_len)
         grammar = await _grammar(service, question)
         answer_id = f"{question.shape.id_prefix}-{uuid.uuid4().hex}"
         jobs = sequence_jobs(
@@ -64,9 +67,14 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
             answer_id=answer_id,
             grammar=grammar,
         )
+        jobs = [_for_tenant(job, caller.tenant) for job in jobs]
+        order = _order(caller, model, jobs, timeout_seconds)
+        ticket = resources.enter_context(service.admission.admitted(order))
         deltas = generate(service.client, service.tokenizer, jobs)
+        deltas = until_deadline(deltas, timeout_seconds)
         deltas = observed(deltas, service.learner, model, body, answer_id)
         resources.push_async_callback(deltas.aclose)
+        record.on_first_token = ticket.begin
         making = _Answer(
             envelope=_envelope(answer_id, model, info),
             opening=question.shape.fields(prompts),
@@ -74,6 +82,7 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
             usage=UsageCount([len(prompt) for prompt in prompts], num_choices=body.n),
             record=record,
         )
+        ticket.num_answered = lambda: making.usage.num_generated
         if not body.stream:
             return await until_disconnect(request, _whole(making, question.shape, deltas))
         # The first delta comes before the status line, so that a refusal has its own status.
@@ -83,11 +92,35 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
         return EventStream(events, resources=resources.pop_all(), headers=making.headers)
 
 
+async def _prompts(question: Question, max_model_len: int) -> Sequence[Sequence[int]]:
+    found = await off_loop(question.is_large, question.tokenize, max_model_len=max_model_len)
+    # Chats are rendered by another process.
+    return await found if isinstance(found, Awaitable) else found
+
+
 async def _grammar(service: Service, question: Question) -> str:
     structure = question.structure or question.body.structure()
     if structure is None:
         return ""
     return await service.grammar_check.make(structure.build, param=structure.param)
+
+
+def _for_tenant(job: SequenceJob, tenant: str) -> SequenceJob:
+    return replace(job, request=replace(job.request, tenant=tenant)) if tenant else job
+
+
+def _order(
+    caller: Caller, model: ServedModel, jobs: Sequence[SequenceJob], timeout_seconds: float | None
+) -> Order:
+    num_prompt_tokens = sum(len(job.request.prompt) for job in jobs)
+    return Order(
+        caller=caller,
+        adapter=model.name if model.parents else None,
+        num_sequences=len(jobs),
+        num_prompt_tokens=num_prompt_tokens,
+        num_tokens=num_prompt_tokens + sum(job.request.sampling.max_tokens for job in jobs),
+        timeout_seconds=timeout_seconds,
+    )
 
 
 async def _whole(making: _Answer, shape: AnswerShape, deltas: AsyncGenerator[Delta]) -> Response:

@@ -2,9 +2,12 @@
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.routing import Route
 
 import multiflora
 
+from .access.authorization import AuthorizationMiddleware
+from .access.ownership import Ownership
 from .edge import EdgeMiddleware
 from .errors import add_error_handlers
 from .limits import RequestLimitMiddleware
@@ -23,6 +26,7 @@ from .routes import (
     files,
     fine_tuning,
     health,
+    keys,
     learning,
     models,
     responses,
@@ -38,6 +42,7 @@ from .schemas.dataset_sampling import SampleBody
 from .schemas.embedding import EmbeddingBody
 from .schemas.feedback import FeedbackBody
 from .schemas.fine_tuning import JobBody
+from .schemas.key import KeyBody
 from .schemas.learning import LearningBody
 from .schemas.merge import MergeBody
 from .schemas.response import ResponseBody
@@ -63,10 +68,9 @@ _ROUTES = (
     datasets,
     vllm_door,
     sglang_door,
+    keys,
     health,
 )
-
-
 _BODIES = (
     JobBody,
     ChatBody,
@@ -83,11 +87,13 @@ _BODIES = (
     FeedbackBody,
     LearningBody,
     SampleBody,
+    KeyBody,
 )
 
 
 def create_app(service: Service) -> FastAPI:
     """The ASGI app; the engine is started and stopped by whoever made the service."""
+    routes: list[Route] = []
     app = FastAPI(
         title="multiflora",
         version=multiflora.__version__,
@@ -97,11 +103,30 @@ def create_app(service: Service) -> FastAPI:
         middleware=[
             Middleware(EdgeMiddleware),
             Middleware(RequestLimitMiddleware, limits=service.limits),
+            Middleware(
+                AuthorizationMiddleware,
+                routes=routes,
+                keyring=service.keyring,
+                ownership=_ownership(service),
+                origin=service.origin,
+            ),
         ],
     )
     app.state.service = service
+    routes += [route for route in app.router.routes if isinstance(route, Route)]
     for module in _ROUTES:
         app.include_router(module.router)
+        routes += [route for route in module.router.routes if isinstance(route, Route)]
     describe_bodies(app, *_BODIES)
     add_error_handlers(app)
     return app
+
+
+def _ownership(service: Service) -> Ownership:
+    return Ownership(
+        registry=service.registry,
+        catalog=service.catalog,
+        files=service.files,
+        jobs=service.jobs.rows,
+        merges=service.background,
+    )

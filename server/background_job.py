@@ -31,6 +31,7 @@ class BackgroundJob:
 
     kind: str
     name: str
+    tenant: str = ""
     id: str = ""
     status: JobStatus = "queued"
     progress: float = 0.0
@@ -58,8 +59,11 @@ class BackgroundJobs:
         """Raises ``UnknownJob``."""
         job = self._jobs.get(job_id)
         if job is None or job.kind != kind:
-            raise UnknownJob(f"no {kind} has the id {job_id[:64]!r}; a restart forgets them")
+            raise self.not_found(job_id, kind)
         return job
+
+    def not_found(self, job_id: str, kind: str) -> UnknownJob:
+        return UnknownJob(f"no {kind} has the id {job_id[:64]!r}; a restart forgets them")
 
     def cancel(self, job_id: str, kind: str) -> BackgroundJob:
         """End work whose result is not being published yet; its status tells when it has ended.

@@ -58,9 +58,16 @@ class Catalog:
 
     @contextmanager
     def lease(
-        self, model: str, *, user: str | None = None, param: str = "model"
+        self,
+        model: str,
+        *,
+        user: str | None = None,
+        param: str = "model",
+        view: str | None = None,
     ) -> Iterator[ServedModel]:
         """Resolve a name and hold its version, for ``user`` where a canary runs.
+
+        ``view`` is the tenant whose names there are, here and below; None sees all.
 
         ``base:adapter`` is the adapter, unless an adapter has that very name. Raises
         ``ModelNotFound`` naming ``param``.
@@ -68,12 +75,12 @@ class Catalog:
         if model == self.base:
             yield ServedModel(model)
             return
-        with self._lease(model, user, param) as lease:
+        with self._lease(model, user, param, view) as lease:
             yield ServedModel(model, (Parent(lease.name, lease.digest),))
 
     @contextmanager
     def lease_blend(
-        self, weights: Mapping[str, float], *, user: str | None = None
+        self, weights: Mapping[str, float], *, user: str | None = None, view: str | None = None
     ) -> Iterator[ServedModel]:
         """Resolve and hold every parent of a blend; they are named by the base.
 
@@ -83,7 +90,7 @@ class Catalog:
             parents = [
                 Parent(lease.name, lease.digest, weight)
                 for index, (name, weight) in enumerate(weights.items())
-                for lease in [held.enter_context(self._lease(name, user, _param(index)))]
+                for lease in [held.enter_context(self._lease(name, user, _param(index), view))]
             ]
             model = ServedModel(self.base, tuple(parents))
             self._check_blend(model)
@@ -100,12 +107,21 @@ class Catalog:
                     param=_param(index),
                 )
 
-    def _lease(self, model: str, user: str | None, param: str) -> Lease:
+    def _lease(self, model: str, user: str | None, param: str, view: str | None) -> Lease:
         for name in (model, self._behind_base(model)):
             with suppress(UnknownName):
                 if name is not None:
-                    return self._checked(self._adapters.lease(name, user), param)
-        raise self._not_found(model, param)
+                    return self._checked(self._adapters.lease(name, user, view=view), param)
+        raise self.not_found(model, param)
+
+    def tenant_of(self, model: str) -> str:
+        """Whose model it is; the base is shared. Raises ``ModelNotFound``."""
+        if model == self.base:
+            return ""
+        for name in (model, self._behind_base(model)):
+            if name is not None and name in self._adapters:
+                return self._adapters.entry(name).tenant
+        raise self.not_found(model)
 
     def _behind_base(self, model: str) -> str | None:
         prefix = f"{self.base}:"
@@ -117,21 +133,21 @@ class Catalog:
             raise ModelNotFound(f"{lease.name!r}: {self._match.reason(lease.digest)}", param=param)
         return lease
 
-    def cards(self, *, max_model_len: int) -> list[dict[str, Any]]:
+    def cards(self, *, max_model_len: int, view: str | None = None) -> list[dict[str, Any]]:
         """Model objects of the API: the base first, then the adapters by name."""
         return [
             self._card(self.base, self._created, max_model_len),
             *(
                 self._card(entry.name, entry.created, max_model_len, digest=entry.digest)
-                for entry in self._served()
+                for entry in self._served(view)
             ),
         ]
 
-    def card(self, model: str, *, max_model_len: int) -> dict[str, Any]:
-        for card in self.cards(max_model_len=max_model_len):
+    def card(self, model: str, *, max_model_len: int, view: str | None = None) -> dict[str, Any]:
+        for card in self.cards(max_model_len=max_model_len, view=view):
             if card["id"] in (model, self._behind_base(model)):
                 return card
-        raise self._not_found(model, "model")
+        raise self.not_found(model)
 
     def names(self) -> list[str]:
         return [self.base, *(entry.name for entry in self._served())]
@@ -147,8 +163,9 @@ class Catalog:
             return "the base has this name; rename the base with --served-model-name"
         return None if self._match.accepts(entry.digest) else self._match.reason(entry.digest)
 
-    def _served(self) -> list[AdapterEntry]:
-        return [entry for entry in self._adapters.entries() if self.reason(entry) is None]
+    def _served(self, view: str | None = None) -> list[AdapterEntry]:
+        entries = self._adapters.entries(view=view)
+        return [entry for entry in entries if self.reason(entry) is None]
 
     def _card(
         self, name: str, created: int, max_model_len: int, *, digest: str | None = None
@@ -166,7 +183,7 @@ class Catalog:
             card["adapter"] = {"version": digest}
         return card
 
-    def _not_found(self, model: str, param: str) -> ModelNotFound:
+    def not_found(self, model: str, param: str = "model") -> ModelNotFound:
         return ModelNotFound(
             f"the model {model[:100]!r} does not exist; GET /v1/models lists all names",
             param=param,

@@ -14,7 +14,8 @@ from multiflora.adapters.error import AdapterRejected, RegistryError
 from multiflora.engine.config import Device, Kernels
 from multiflora.engine.errors import EngineError, StartupError
 
-from .commands import estimate, export, extract, merge, sample, soup, train
+from .commands import estimate, export, extract, keys, merge, sample, soup, train
+from .rate_limit import RateLimits
 from .settings import ServeSettings
 from .settings_source import PREFIX, convert, read_settings
 
@@ -131,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_to(commands)
     sample.add_to(commands)
     estimate.add_to(commands)
+    keys.add_to(commands)
     serve = commands.add_parser(
         "serve",
         help="serve a base and its adapters over HTTP",
@@ -172,7 +174,7 @@ def _add_adapters(parser: argparse.ArgumentParser, about: str, metavar: str) -> 
 def _with_default(setting: "Field[Any]") -> str:
     about = setting.metadata["help"].replace("%", "%%")
     default = ",".join(setting.default) if isinstance(setting.default, tuple) else setting.default
-    has_default = default is not MISSING and default not in (None, "")
+    has_default = default is not MISSING and default not in (None, "", RateLimits())
     return f"{about} (default: {default})" if has_default else about
 
 

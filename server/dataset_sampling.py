@@ -203,7 +203,7 @@ async def _answers(
     sampling: dict[str, Any],
 ) -> list[_Answer]:
     """One answer per seed; a full queue is waited for."""
-    tokens = _tokens(service, prompt)
+    tokens = await _tokens(service, prompt)
     room = service.client.info.max_model_len - len(tokens)
     if room < 1:
         raise PromptTooLong(f"a prompt has {len(tokens)} tokens, which leaves no room to answer")
@@ -246,12 +246,15 @@ async def _run(service: Service, jobs: Sequence[SequenceJob]) -> list[_Answer]:
     ]
 
 
-def _tokens(service: Service, prompt: Prompt) -> Sequence[int]:
+async def _tokens(service: Service, prompt: Prompt) -> Sequence[int]:
     limit = service.client.info.max_model_len
     if isinstance(prompt, str):
         return tokenize_prompts(service.tokenizer, [prompt], max_model_len=limit)[0]
     body = ChatBody.model_validate({"model": "", "messages": [dict(one) for one in prompt]})
-    return tokenize_chat(service.tokenizer, service.chat_template, body, max_model_len=limit)[0]
+    (tokens,) = await tokenize_chat(
+        service.tokenizer, service.chat_template, body, max_model_len=limit
+    )
+    return tokens
 
 
 def _store(service: Service, model: str, rows: Sequence[dict[str, Any]]) -> StoredFile:

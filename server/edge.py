@@ -9,14 +9,27 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import error_response
+from .request_log import request_id as current_id
 
 logger = logging.getLogger(__name__)
 
 _HARMLESS: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
+# No answer is a page: nothing may be guessed of it, framed, run, sent on or kept.
+_SECURITY_HEADERS: Final = (
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),
+    ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("referrer-policy", "no-referrer"),
+    ("cross-origin-resource-policy", "same-origin"),
+    ("cache-control", "no-store"),
+)
+
 
 class EdgeMiddleware:
     """Puts an ``x-request-id`` on every answer: the client's own where it is harmless.
+
+    Also headers that keep browsers from making more of an answer than it is; no origin is allowed.
 
     An exception that no handler knows is logged once with that id and answered with a 500;
     Starlette's own last resort sits outside all middleware and would lose the id.
@@ -30,13 +43,17 @@ class EdgeMiddleware:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(Headers(scope=scope))
+        current_id.set(request_id)
         is_started = False
 
         async def send_with_id(message: Message) -> None:
             nonlocal is_started
             if message["type"] == "http.response.start":
                 is_started = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                for name, value in _SECURITY_HEADERS:
+                    headers.setdefault(name, value)
             await send(message)
 
         try:

@@ -1,6 +1,7 @@
 """The one place where errors become HTTP: OpenAI's envelope with string codes."""
 
 import errno
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from multiflora.adapters.error import (
     AdapterRejected,
+    ForeignName,
     InvalidCanary,
     InvalidName,
     PreconditionFailed,
@@ -33,7 +35,9 @@ from multiflora.engine.training.feedback.error import CompletionNotFound, Feedba
 from multiflora.engine.training.jobs.error import JobNotFound, JobOver, JobRuns
 from multiflora.engine.training.learning.error import LearningOff, LearningRuns, RunNotFound
 
+from .access.error import AccessDenied, InvalidKey
 from .batch_store import BatchOver, UnknownBatch
+from .refusal import DeadlineExceeded, Refused
 
 INTERNAL_ERROR: Final = "internal_error"
 _MAX_MESSAGE_CHARS: Final = 1000
@@ -126,6 +130,15 @@ class NameTaken(RegistryError):
     code = "name_exists"
 
 
+class UnknownKey(RegistryError):
+    """No API key has this id."""
+
+    code = "unknown_key"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"no API key has the id {key_id[:64]!r}")
+
+
 class KeyInUse(RegistryError):
     """A request with the same idempotency key is running."""
 
@@ -157,7 +170,7 @@ class HttpError:
     code: str
     message: str
     param: str | None = None
-    retry_after_seconds: int | None = None
+    retry_after_seconds: float | None = None
     should_retry: bool | None = None
 
     def body(self) -> dict[str, Any]:
@@ -173,7 +186,13 @@ class HttpError:
     def headers(self) -> dict[str, str]:
         headers: dict[str, str] = {}
         if self.retry_after_seconds is not None:
-            headers["retry-after"] = str(self.retry_after_seconds)
+            headers["retry-after"] = str(math.ceil(self.retry_after_seconds))
+            headers["retry-after-ms"] = str(math.ceil(1000 * self.retry_after_seconds))
+        # The rest of a body that was given up would be read as the next request.
+        if self.code == Draining.code or self.status == _REJECTED_STATUS[UploadTimeout]:
+            headers["connection"] = "close"
+        if self.status == InvalidKey.status:
+            headers["www-authenticate"] = "Bearer"
         if self.should_retry is not None:
             headers["x-should-retry"] = "true" if self.should_retry else "false"
         return headers
@@ -210,6 +229,8 @@ _REGISTRY_STATUS: Final[dict[type[RegistryError], int]] = {
     KeyReused: 409,
     KeyInUse: 409,
     OutcomeUnknown: 409,
+    ForeignName: 409,
+    UnknownKey: 404,
     PreconditionFailed: 412,
 }
 _REGISTRY_PARAMS: Final[dict[type[RegistryError], str]] = {
@@ -218,6 +239,7 @@ _REGISTRY_PARAMS: Final[dict[type[RegistryError], str]] = {
     UnknownName: "name",
     UnknownVersion: "version",
     UnknownFile: "file_id",
+    UnknownKey: "key_id",
     FileInUse: "file_id",
     UnknownBatch: "batch_id",
     BatchOver: "batch_id",
@@ -230,6 +252,7 @@ _REGISTRY_PARAMS: Final[dict[type[RegistryError], str]] = {
     LearningOff: "name",
     LearningRuns: "name",
     NameTaken: "name",
+    ForeignName: "name",
     VersionInUse: "version",
     PreconditionFailed: "if-match",
     KeyReused: "idempotency-key",
@@ -258,8 +281,17 @@ def http_error(error: Exception) -> HttpError:
                 code=error.code,
                 message=str(error),
             )
+        case AccessDenied():
+            return HttpError(
+                status=error.status, type=error.type, code=error.code, message=str(error)
+            )
         case RegistryError():
             return _registry_error(error)
+        case Refused():
+            seconds = error.retry_after_seconds
+            return _retryable(429, "rate_limit_error", error.code, str(error), seconds=seconds)
+        case DeadlineExceeded():
+            return HttpError(status=504, type="server_error", code=error.code, message=str(error))
         case EngineOverloaded():
             return _retryable(429, "rate_limit_error", error.code, str(error), seconds=1)
         case EngineUnavailable():
@@ -339,7 +371,7 @@ def _registry_error(error: RegistryError) -> HttpError:
     )
 
 
-def _retryable(status: int, kind: str, code: str, message: str, *, seconds: int) -> HttpError:
+def _retryable(status: int, kind: str, code: str, message: str, *, seconds: float) -> HttpError:
     return HttpError(
         status=status, type=kind, code=code, message=message, retry_after_seconds=seconds
     )

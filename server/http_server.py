@@ -6,11 +6,13 @@ import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import uvicorn
 
 from .drain import Drain
+from .http_protocol import bounded_protocol
+from .limits import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +32,9 @@ class HttpServer(uvicorn.Server):
         drain: Drain,
         drain_timeout_seconds: float,
         stop_engine: Callable[[], Awaitable[None]],
+        limits: Limits | None = None,
     ) -> None:
-        super().__init__(_uvicorn_config(app))
+        super().__init__(_uvicorn_config(app, limits or Limits()))
         self._drain = drain
         self._drain_timeout_seconds = drain_timeout_seconds
         self._stop_engine = stop_engine
@@ -75,10 +78,10 @@ class HttpServer(uvicorn.Server):
         self.should_exit = True
 
 
-def _uvicorn_config(app: Any) -> uvicorn.Config:
+def _uvicorn_config(app: Any, limits: Limits) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="h11",
+        http=cast(type[asyncio.Protocol], bounded_protocol(limits)),
         ws="none",
         loop="uvloop",
         lifespan="off",

@@ -11,6 +11,7 @@ from fastapi import Request, Response
 from multiflora.adapters.kept_answer import KeptAnswer
 from multiflora.engine.errors import RequestRejected
 
+from .access.caller import caller_of
 from .errors import KeyInUse, OutcomeUnknown
 from .service import Service
 
@@ -36,6 +37,9 @@ async def once(
         return await work(False)
     if not 0 < len(key) <= _MAX_KEY_CHARS:
         raise RequestRejected(f"an Idempotency-Key has 1 to {_MAX_KEY_CHARS} characters")
+    if tenant := caller_of(request).tenant:
+        # No name of a tenant has this character.
+        key = f"{tenant}\n{key}"
     if key in service.keys_in_use:
         raise KeyInUse("a request with this Idempotency-Key is running; wait for its answer")
     service.keys_in_use.add(key)

@@ -40,8 +40,8 @@ class JobPublishing:
             return None
         return self._registry.entry(name).digest
 
-    async def point(self, name: str, digest: str) -> None:
-        await asyncio.to_thread(self._registry.point, name, digest)
+    async def point(self, name: str, digest: str, *, tenant: str = "") -> None:
+        await asyncio.to_thread(partial(self._registry.point, name, digest, tenant=tenant))
         self._metrics.adapter_change("publish")
         await self._pinning.reconcile()
 
@@ -55,8 +55,10 @@ class JobPublishing:
     async def discard(self, digest: str) -> None:
         await asyncio.to_thread(self._discard, digest)
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, *, tenant: str = "") -> None:
         with suppress(UnknownName):
+            if self._registry.entry(name).tenant != tenant:
+                return
             await asyncio.to_thread(partial(self._registry.delete, name))
             self._metrics.adapter_change("delete")
             await self._pinning.reconcile()

@@ -1,5 +1,6 @@
 """Bounds on what a client may send, enforced before a request is read."""
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -7,7 +8,7 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import HeaderTooLarge, RequestTooLarge, error_response
+from .errors import HeaderTooLarge, RequestTooLarge, UploadTimeout, error_response
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -25,6 +26,11 @@ class Limits:
     max_header_bytes: int = 64 * _KIB
     max_headers: int = 100
     max_sequences: int = 256
+    # A body may stand still for so long, and must come faster than this on the whole.
+    body_idle_seconds: float = 30.0
+    body_bytes_per_second: int = 1024
+    header_seconds: float = 30.0
+    max_connections: int = 4096
     # How long an upload may stand still.
     upload_idle_seconds: float = 30.0
     # Bodies above this are parsed and tokenized in a thread: 64 KiB take about 10 ms.
@@ -79,12 +85,23 @@ class RequestLimitMiddleware:
             _check_size(int(declared), limit)
 
     def _bounded(self, receive: Receive, limit: int) -> Receive:
-        received = 0
+        received, is_whole = 0, False
+        loop = asyncio.get_running_loop()
+        started = loop.time()
 
         async def receive_bounded() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, is_whole
+            if is_whole:
+                return await receive()
+            allowed = self._limits.body_idle_seconds + received / self._limits.body_bytes_per_second
+            idle = loop.time() + self._limits.body_idle_seconds
+            try:
+                async with asyncio.timeout_at(min(idle, started + allowed)):
+                    message = await receive()
+            except TimeoutError:
+                raise UploadTimeout("the request body did not come in time") from None
             received += len(message.get("body", b""))
+            is_whole = not message.get("more_body", False)
             _check_size(received, limit)
             return message
 

@@ -7,7 +7,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from multiflora.adapters.error import AdapterRejected, PreconditionFailed, UnknownName
+from multiflora.adapters.error import (
+    AdapterRejected,
+    ForeignName,
+    PreconditionFailed,
+    UnknownName,
+)
 from multiflora.adapters.merging.child import MergeChild
 from multiflora.adapters.merging.process_message import MergeLimits, MergeRequest
 from multiflora.adapters.merging.recipe import Recipe
@@ -61,8 +66,10 @@ class Merger:
         self._thread.shutdown(wait=True)
 
     @contextmanager
-    def leased(self, sources: Sequence[tuple[str, str | None]]) -> Iterator[list[tuple[str, str]]]:
-        """Hold one version of every name, the active one where no digest is given.
+    def leased(
+        self, sources: Sequence[tuple[str, str | None]], *, view: str | None = None
+    ) -> Iterator[list[tuple[str, str]]]:
+        """Hold one version of every name in a tenant's ``view``, by default the active one.
 
         Raises ``UnknownName``, ``UnknownVersion``, and ``WrongBase`` for a version that cannot run
         on the base that is served.
@@ -71,7 +78,7 @@ class Merger:
         with ExitStack() as held:
             found = []
             for index, (name, digest) in enumerate(sources):
-                lease = held.enter_context(self._registry.lease_version(name, digest))
+                lease = held.enter_context(self._registry.lease_version(name, digest, view=view))
                 if not match.accepts(lease.digest):
                     reason = f"{name!r}: {match.reason(lease.digest)}"
                     raise WrongBase(reason, param=f"sources.{index}.adapter")
@@ -85,6 +92,8 @@ class Merger:
             entry = self._registry.entry(name)
         except UnknownName:
             return
+        if terms.tenant not in (None, entry.tenant):
+            raise ForeignName(name)
         if terms.if_match not in (None, entry.digest):
             raise PreconditionFailed(
                 f"{name!r} points at {entry.digest[:12]}; read it again and decide anew"

@@ -1,7 +1,8 @@
 """Prometheus metrics of one server, in a registry of its own."""
 
+import asyncio
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -73,11 +74,14 @@ class RequestRecord:
     started: float
     outcome: str = "disconnected"
     has_first_token: bool = False
+    on_first_token: Callable[[], None] | None = None
 
     def first_token(self) -> None:
         """Note the time, the first time only."""
         if not self.has_first_token:
             self.has_first_token = True
+            if self.on_first_token is not None:
+                self.on_first_token()
             elapsed = time.perf_counter() - self.started
             self.first_token_seconds.labels(self.adapter).observe(elapsed)
 
@@ -110,6 +114,12 @@ class Metrics:
             "multiflora_adapter_changes",
             "Changes to adapters made through the API.",
             ["action"],
+            registry=self._registry,
+        )
+        self._refusals = Counter(
+            "multiflora_admission_refusals",
+            "Inference requests that were turned away, by reason.",
+            ["reason"],
             registry=self._registry,
         )
         self._feedback = Counter(
@@ -145,6 +155,9 @@ class Metrics:
     def adapter_change(self, action: str) -> None:
         self._changes.labels(action).inc()
 
+    def refusal(self, reason: str) -> None:
+        self._refusals.labels(reason).inc()
+
     def feedback(self, adapter: str, kind: str) -> None:
         self._feedback.labels(self._label(adapter), kind).inc()
 
@@ -160,6 +173,8 @@ class Metrics:
         except EngineError:
             # A restarting engine keeps the last values; multiflora_engine_up says that it is down.
             self._engine.is_ready = False
+        self._engine.num_tasks = len(asyncio.all_tasks())
+        self._engine.num_streams = self._client.num_streams
         return generate_latest(self._registry)
 
     def _histogram(self, name: str, text: str) -> Histogram:
@@ -184,11 +199,19 @@ class _EngineCollector(Collector):
     def __init__(self) -> None:
         self.stats = EngineStats()
         self.is_ready = False
+        self.num_tasks = 0
+        self.num_streams = 0
         self.jobs: JobCensus | None = None
 
     def collect(self) -> Iterable[Metric]:
         yield GaugeMetricFamily(
             "multiflora_engine_up", "Whether the engine is ready.", float(self.is_ready)
+        )
+        yield GaugeMetricFamily(
+            "multiflora_event_loop_tasks", "Tasks of the API process.", self.num_tasks
+        )
+        yield GaugeMetricFamily(
+            "multiflora_open_streams", "Sequences that the API process waits for.", self.num_streams
         )
         for name, (attribute, text) in _GAUGES.items():
             yield GaugeMetricFamily(f"multiflora_{name}", text, getattr(self.stats, attribute))

@@ -6,6 +6,8 @@ from pathlib import Path
 from multiflora.adapters.entry import AdapterEntry
 from multiflora.adapters.error import AdapterRejected
 
+from .access.caller import Caller
+from .access.ownership import owner_of
 from .adapter_change import after_change
 from .errors import SourceNotAllowed
 from .publishing import Terms
@@ -23,7 +25,9 @@ class DoorClosed(SourceNotAllowed):
         )
 
 
-async def publish_path(service: Service, name: str, path: str, *, in_place: bool) -> AdapterEntry:
+async def publish_path(
+    service: Service, name: str, path: str, *, in_place: bool, caller: Caller
+) -> AdapterEntry:
     """Publish the folder or archive at ``path``, absolute or relative to the root, as ``name``.
 
     Raises ``DoorClosed``, ``NameTaken`` unless ``in_place``, and what ``Publisher.publish`` raises:
@@ -35,7 +39,7 @@ async def publish_path(service: Service, name: str, path: str, *, in_place: bool
         source,
         name,
         source=f"path:{source}",
-        terms=Terms(is_new=not in_place),
+        terms=Terms(is_new=not in_place, tenant=owner_of(caller, service.registry, name)),
     )
     with service.drain.running():
         taken = await service.publisher.run(publish)

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from multiflora.engine.errors import PromptTooLong, RequestRejected
-from multiflora.engine.text.chat_template import ChatTemplate
+from multiflora.engine.text.template_renderer import Renderer
 from multiflora.engine.text.tokenizer import Tokenizer
 
 from .schemas.chat import ChatBody
 from .schemas.completion import Prompt
+from .service import off_loop
 from .tool_use import template_tools
 
 
@@ -30,32 +31,34 @@ def tokenize_prompts(
     return [_last(prompt, last) for prompt in tokens]
 
 
-def tokenize_chat(
-    tokenizer: Tokenizer, template: ChatTemplate, body: ChatBody, *, max_model_len: int
+async def tokenize_chat(
+    tokenizer: Tokenizer,
+    renderer: Renderer,
+    body: ChatBody,
+    *,
+    max_model_len: int,
+    is_large: bool = False,
 ) -> list[Sequence[int]]:
-    """Render a conversation and encode it.
+    """Render a conversation and encode it, a large one in a thread.
 
     The template writes BOS where the model wants one. Special tokens in what users wrote are
     ordinary text, so that no message can begin another turn.
     """
     try:
-        text = _render(tokenizer, template, body)
+        text = await renderer.render(
+            tokenizer.quote(_messages(body)),
+            tools=tokenizer.quote(template_tools(body)),
+            documents=tokenizer.quote(body.documents),
+            add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=body.continue_final_message,
+            extra=tokenizer.quote(body.chat_template_kwargs),
+        )
     except RecursionError:
         raise RequestRejected("the messages are nested too deeply", param="messages") from None
     if body.truncate_prompt_tokens is None:
         _check_length(tokenizer, text, max_model_len=max_model_len, param="messages")
-    return [_last(tokenizer.encode_chat(text), body.truncate_prompt_tokens)]
-
-
-def _render(tokenizer: Tokenizer, template: ChatTemplate, body: ChatBody) -> str:
-    return template.render(
-        tokenizer.quote(_messages(body)),
-        tools=tokenizer.quote(template_tools(body)),
-        documents=tokenizer.quote(body.documents),
-        add_generation_prompt=body.add_generation_prompt,
-        continue_final_message=body.continue_final_message,
-        extra=tokenizer.quote(body.chat_template_kwargs),
-    )
+    tokens = await off_loop(is_large, tokenizer.encode_chat, text)
+    return [_last(tokens, body.truncate_prompt_tokens)]
 
 
 def _messages(body: ChatBody) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from multiflora.adapters.entry import AdapterEntry
-from multiflora.adapters.error import PreconditionFailed, UnknownName
+from multiflora.adapters.error import ForeignName, PreconditionFailed, UnknownName
 from multiflora.adapters.inspection import GateLimits
 from multiflora.adapters.intake import import_version
 from multiflora.adapters.registry import Registry
@@ -30,13 +30,15 @@ class Terms:
 
     ``if_match`` is the digest that the name must point at. With ``is_new`` the name must not exist,
     unless it points at this very version and ``is_repeated``. Without ``activate`` the name keeps
-    pointing where it does.
+    pointing where it does. A new name belongs to ``tenant``, and so must an old one; None is for
+    those who may change all of them.
     """
 
     if_match: str | None = None
     is_new: bool = False
     is_repeated: bool = False
     activate: bool = True
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +148,11 @@ class Publisher:
             self.match.accept(version.digest)
             try:
                 entry = self._registry.point(
-                    name, version.digest, if_match=terms.if_match, activate=terms.activate
+                    name,
+                    version.digest,
+                    if_match=terms.if_match,
+                    activate=terms.activate,
+                    tenant=terms.tenant,
                 )
             except BaseException:
                 if version.digest in self._registry.candidates():
@@ -172,6 +178,8 @@ class Publisher:
                     f"{name!r} does not exist; leave If-Match out to make it"
                 ) from None
             return
+        if terms.tenant not in (None, entry.tenant):
+            raise ForeignName(name)
         is_same = terms.is_repeated and digest in (None, entry.digest)
         if terms.is_new and not is_same:
             raise NameTaken(f"{name!r} exists; PUT /v1/adapters/{name} publishes a new version")

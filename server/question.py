@@ -1,6 +1,6 @@
 """A checked request body with what its route knows about it."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,7 +31,7 @@ class Question:
 
     body: SamplingBody
     shape: AnswerShape
-    tokenize: Callable[..., Sequence[Sequence[int]]]
+    tokenize: Callable[..., Sequence[Sequence[int]] | Awaitable[Sequence[Sequence[int]]]]
     is_large: bool
     max_tokens: int | None
     default_max_tokens: int | None = None

@@ -11,18 +11,23 @@ from .schemas.sampling import TargetBody
 _ALIASES = ("adapter_id", "lora_path")
 
 
-def lease_selected(catalog: Catalog, body: TargetBody) -> AbstractContextManager[ServedModel]:
-    """Resolve and hold what ``body`` asks for. Raises ``RequestRejected``, ``ModelNotFound``."""
+def lease_selected(
+    catalog: Catalog, body: TargetBody, *, view: str | None = None
+) -> AbstractContextManager[ServedModel]:
+    """Resolve and hold what ``body`` asks for, among what a tenant's ``view`` holds.
+
+    Raises ``RequestRejected``, ``ModelNotFound``.
+    """
     param, name = _named(catalog.base, body)
     if not body.adapters:
-        return catalog.lease(name, user=body.user, param=param)
+        return catalog.lease(name, user=body.user, param=param, view=view)
     if name != catalog.base:
         raise RequestRejected(
             f"adapters is a blend on the base; with it, {param} must be {catalog.base!r} or the "
             "blend must be left out",
             param="adapters",
         )
-    return catalog.lease_blend(_weights(body), user=body.user)
+    return catalog.lease_blend(_weights(body), user=body.user, view=view)
 
 
 def _named(base: str, body: TargetBody) -> tuple[str, str]:

@@ -17,9 +17,16 @@ from multiflora.engine.client import EngineClient
 from multiflora.engine.config import EngineConfig
 from multiflora.engine.errors import StartupError
 from multiflora.engine.memory_plan import plan_memory
+from multiflora.engine.text.template_renderer import TemplateRenderer
 from multiflora.engine.training.data.file_registry import FileRegistry
 from multiflora.engine.training.gate.text_side import TextSide
+from multiflora.engine.watchdog import watch
 
+from .access.key_file import KeyFile
+from .access.key_registry import KeyRegistry
+from .access.keyring import Keyring
+from .access.origin import OriginCheck, is_loopback
+from .admission import Admission
 from .announcement import Announcement, loading_progress
 from .app import create_app
 from .base_match import BaseMatch
@@ -39,6 +46,7 @@ from .merging import Merger
 from .metrics import Metrics
 from .pinning import Pinning
 from .publishing import Publisher
+from .request_log import configure_logging
 from .service import Service
 from .settings import ServeSettings
 from .start_adapters import publish_at_start
@@ -62,12 +70,15 @@ def serve(settings: ServeSettings) -> int:
         with closing(open_registry(settings.data_dir, base)) as registry:
             match = BaseMatch(base.fingerprint, registry.bases())
             projections = base.config.adapter_projections()
+            keyring = open_keyring(settings, registry)
             publisher = Publisher(registry, projections, match=match)
             files = open_files(settings.data_dir, registry)
             with closing(publisher), closing(FileChecker(files)) as checker:
                 publish_at_start(adapter_sources(settings), registry, publisher)
                 checker.resume()
-                uvloop.run(_run(settings, base, config, publisher, registry, checker, listener))
+                uvloop.run(
+                    _run(settings, base, config, publisher, registry, checker, keyring, listener)
+                )
     finally:
         listener.close()
     return 0
@@ -95,6 +106,23 @@ def open_registry(data_dir: Path, base: BaseModel) -> Registry:
     return registry
 
 
+def open_keyring(settings: ServeSettings, registry: Registry) -> Keyring:
+    """All API keys. Raises ``StartupError`` if others could reach a server that has none."""
+    try:
+        file = None if settings.api_key_file is None else KeyFile.open(settings.api_key_file)
+    except ValueError as error:
+        raise StartupError(str(error)) from None
+    keyring = Keyring(KeyRegistry(registry.database), file)
+    if keyring.is_open and not is_loopback(settings.host):
+        if not settings.insecure:
+            raise StartupError(
+                f"--host {settings.host} lets others in, but there are no API keys; make one with "
+                "multiflora keys create, or say --insecure to let everybody do everything"
+            )
+        logger.warning("everybody who reaches %s may do everything: no API keys", settings.host)
+    return keyring
+
+
 def open_files(data_dir: Path, registry: Registry) -> FileRegistry:
     """The files that earlier servers left in ``data_dir``. Raises ``StartupError``."""
     files = FileRegistry(registry.database, data_dir)
@@ -119,14 +147,18 @@ async def _run(
     publisher: Publisher,
     registry: Registry,
     checker: FileChecker,
+    keyring: Keyring,
     listener: socket.socket,
 ) -> None:
     client = EngineClient.in_process_of_its_own(config)
+    renderer = TemplateRenderer(base.chat_template)
     watched = None
     if settings.adapters_dir:
         watched = WatchedFolder(settings.adapters_dir, registry, publisher)
         await publisher.run(watched.scan)
-    service = _service(settings, client, base, config, registry, publisher, checker)
+    service = _service(
+        settings, client, base, config, registry, publisher, checker, keyring, renderer
+    )
     _warn_of_unserved(service.catalog)
     housekeeping = Housekeeping(registry, publisher, client, service.pinning, watched=watched)
     keeping = asyncio.create_task(housekeeping.run())
@@ -135,6 +167,7 @@ async def _run(
         drain=service.drain,
         drain_timeout_seconds=settings.drain_timeout,
         stop_engine=client.stop,
+        limits=service.limits,
     )
     announcement = Announcement(
         url=url_of(listener),
@@ -142,17 +175,23 @@ async def _run(
         adapters=service.catalog.names()[1:],
         data_dir=settings.data_dir,
         has_chat_template=base.chat_template.is_available,
+        needs_key=not keyring.is_open,
     )
+    await renderer.start()
     starting = asyncio.create_task(_start(service, server, announcement))
+    watching = asyncio.create_task(
+        watch(client.stats, client.kill, patience_seconds=settings.step_timeout)
+    )
     try:
         await server.serve(sockets=[listener])
     finally:
-        for task in (starting, keeping):
+        for task in (starting, keeping, watching):
             task.cancel()
-        await asyncio.gather(starting, keeping, return_exceptions=True)
+        await asyncio.gather(starting, keeping, watching, return_exceptions=True)
         await service.batches.stop()
         await service.jobs.stop()
         await client.stop()
+        await renderer.stop()
         service.merger.close()
     if not starting.cancelled():
         starting.result()
@@ -187,6 +226,8 @@ def _service(
     registry: Registry,
     publisher: Publisher,
     checker: FileChecker,
+    keyring: Keyring,
+    renderer: TemplateRenderer,
 ) -> Service:
     metrics, pinning = Metrics(client), Pinning(registry, client, publisher.match)
     end_tokens = frozenset(base.config.eos_token_ids)
@@ -205,7 +246,7 @@ def _service(
     return Service(
         client=client,
         tokenizer=base.tokenizer,
-        chat_template=base.chat_template,
+        chat_template=renderer,
         catalog=Catalog(base.name, registry, created=int(time.time()), match=publisher.match),
         metrics=metrics,
         registry=registry,
@@ -213,6 +254,8 @@ def _service(
         pinning=pinning,
         merger=Merger(registry, publisher),
         file_checker=checker,
+        keyring=keyring,
+        origin=OriginCheck(None if settings.insecure else {settings.host.lower()}),
         jobs=jobs,
         learner=make_learner(
             registry, files=checker.files, jobs=jobs, pinning=pinning, metrics=metrics
@@ -223,12 +266,12 @@ def _service(
             max_upload_bytes=settings.max_upload_size, max_file_bytes=settings.max_file_size
         ),
         end_tokens=end_tokens,
+        admission=Admission(settings.admission_limits(), on_refusal=metrics.refusal),
+        request_timeout_seconds=settings.request_timeout,
     )
 
 
 def _configure_logging(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure_logging(level)
     # The engine process reads its level from the environment that it inherits.
     os.environ["MULTIFLORA_LOG_LEVEL"] = level

@@ -10,12 +10,15 @@ from fastapi import Request
 
 from multiflora.adapters.registry import Registry
 from multiflora.engine.client import EngineClient
-from multiflora.engine.text.chat_template import ChatTemplate
+from multiflora.engine.text.template_renderer import Renderer
 from multiflora.engine.text.tokenizer import Tokenizer
 from multiflora.engine.training.data.file_registry import FileRegistry
 from multiflora.engine.training.jobs.training_jobs import TrainingJobs
 from multiflora.engine.training.learning.learner import Learner
 
+from .access.keyring import Keyring
+from .access.origin import OriginCheck
+from .admission import Admission
 from .background_job import BackgroundJobs
 from .batch_runner import BatchRunner
 from .catalog import Catalog
@@ -39,7 +42,7 @@ class Service:
 
     client: EngineClient
     tokenizer: Tokenizer
-    chat_template: ChatTemplate
+    chat_template: Renderer
     catalog: Catalog
     metrics: Metrics
     registry: Registry
@@ -49,6 +52,11 @@ class Service:
     learner: Learner
     pinning: Pinning
     merger: Merger
+    keyring: Keyring
+    admission: Admission = field(default_factory=Admission)
+    # How long any answer may take; None is for ever.
+    request_timeout_seconds: float | None = None
+    origin: OriginCheck = field(default_factory=OriginCheck)
     background: BackgroundJobs = field(default_factory=BackgroundJobs)
     # Where paths that clients name may lie; None closes the routes that take such paths.
     adapters_root: Path | None = None

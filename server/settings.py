@@ -25,7 +25,10 @@ from multiflora.engine.config import (
 from multiflora.engine.training.jobs.tracking.library import read_sinks
 from multiflora.engine.training.jobs.tracking.message import SinkName
 
+from .admission import AdmissionLimits
 from .hub_door import check_pattern
+from .limits import Limits
+from .rate_limit import RateLimits, parse_limits
 from .size import parse_size
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -177,6 +180,14 @@ class ServeSettings:
     port: int = field(
         default=8000, metadata=_about("port to listen on; 0 picks a free one", parse_int)
     )
+    insecure: bool = field(
+        default=False,
+        metadata=_about("listen on any address although there are no API keys", parse_bool),
+    )
+    api_key_file: Path | None = field(
+        default=None,
+        metadata=_about("API keys beside those of the database; see multiflora keys", parse_path),
+    )
     data_dir: Path = field(
         default=Path.home() / ".multiflora",
         metadata=_about("where adapters and prepared weights are kept", parse_path),
@@ -257,8 +268,37 @@ class ServeSettings:
     max_batched_tokens: int = field(
         default=512, metadata=_about("most tokens in one step", parse_int)
     )
+    max_queued_requests: int = field(
+        default=256, metadata=_about("most sequences that wait for their first token", parse_int)
+    )
+    max_queued_tokens: int = field(
+        default=500_000, metadata=_about("most prompt tokens that wait", parse_int)
+    )
+    key_limits: RateLimits = field(
+        default=RateLimits(),
+        metadata=_about(
+            "limits of API keys without their own, such as requests=60,tokens=100000,concurrent=8",
+            parse_limits,
+        ),
+    )
+    adapter_limits: RateLimits = field(
+        default=RateLimits(),
+        metadata=_about("limits of each adapter, as --key-limits", parse_limits),
+    )
+    request_timeout: float | None = field(
+        default=None,
+        metadata=_about("longest time of an answer; default: none", parse_float, metavar="SECONDS"),
+    )
     threads: int | None = field(
         default=None, metadata=_about("CPU threads of the engine", parse_int)
+    )
+    step_timeout: float = field(
+        default=120.0,
+        metadata=_about(
+            "an engine that is silent for so long is ended and started again",
+            parse_float,
+            metavar="SECONDS",
+        ),
     )
     drain_timeout: float = field(
         default=30.0,
@@ -290,7 +330,21 @@ class ServeSettings:
         ):
             if folder is not None and not folder.is_dir():
                 raise ValueError(f"{flag} is {folder}; it must be an existing folder")
+        if self.request_timeout is not None and not 0 < self.request_timeout < float("inf"):
+            raise ValueError(f"--request-timeout is {self.request_timeout}; it must be above 0")
+        if not 1 <= self.step_timeout < float("inf"):
+            raise ValueError(f"--step-timeout is {self.step_timeout}; it must be 1 or more")
+        self.admission_limits()
         _check_names([adapter.name for adapter in self.adapters])
+
+    def admission_limits(self) -> AdmissionLimits:
+        """Raises ``ValueError``."""
+        return AdmissionLimits(
+            max_queued_requests=self.max_queued_requests,
+            max_queued_tokens=self.max_queued_tokens,
+            key=self.key_limits,
+            adapter=self.adapter_limits,
+        )
 
     def engine_config(self, model: Path) -> EngineConfig:
         """Settings of the engine for the base in the folder ``model``. Raises ``ValueError``."""
@@ -312,6 +366,11 @@ class ServeSettings:
             scheduler=SchedulerConfig(
                 max_num_requests=self.max_num_requests,
                 max_batched_tokens=self.max_batched_tokens,
+                max_queued_requests=max(
+                    # The API process refuses first; one request may exceed its bound.
+                    self.max_queued_requests + Limits().max_sequences,
+                    SchedulerConfig().max_queued_requests,
+                ),
             ),
             adapter=AdapterConfig(
                 memory_bytes=self.adapter_memory,

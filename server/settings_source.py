@@ -13,6 +13,8 @@ from .settings import ServeSettings, parse_adapters
 
 PREFIX: Final = "MULTIFLORA_"
 CONFIG_VARIABLE: Final = f"{PREFIX}CONFIG"
+# What clients read; it says nothing to a server.
+KEY_VARIABLE: Final = f"{PREFIX}API_KEY"
 _FIELDS: Final = {setting.name: setting for setting in fields(ServeSettings)}
 
 
@@ -30,7 +32,7 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """The settings among environment variables."""
     values: dict[str, Any] = {}
     for variable, text in environment.items():
-        if not variable.startswith(PREFIX) or variable == CONFIG_VARIABLE:
+        if not variable.startswith(PREFIX) or variable in (CONFIG_VARIABLE, KEY_VARIABLE):
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name not in _FIELDS:

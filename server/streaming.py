@@ -76,7 +76,7 @@ class ChunkWriter:
             self.record.fail(error)
             mapped = http_error(error)
             is_unexpected = mapped.code == INTERNAL_ERROR
-            logger.warning("a stream ended early: %s", error, exc_info=is_unexpected)
+            logger.warning("a stream ended early: %s", mapped.code, exc_info=is_unexpected)
             yield _event(mapped.body())
 
     def _chunks(self, delta: Delta, opened: set[int]) -> bytes:

@@ -20,8 +20,13 @@ class UsageCount:
         if delta.index % self._num_choices == 0:
             self._cached[delta.index] = max(delta.cached_tokens, self._cached.get(delta.index, 0))
 
+    @property
+    def num_generated(self) -> int:
+        """Tokens of all answers so far."""
+        return sum(self._generated.values())
+
     def as_json(self) -> dict[str, Any]:
-        generated = sum(self._generated.values())
+        generated = self.num_generated
         return {
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": generated,

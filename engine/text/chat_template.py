@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import jinja2
 from jinja2 import nodes
+from jinja2.compiler import CodeGenerator
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -42,9 +43,10 @@ class ChatTemplate:
         max_chars: int = DEFAULT_MAX_CHARS,
     ) -> None:
         environment = _environment()
+        self.sources = dict(templates)
         self._templates = {name: _compile(environment, text) for name, text in templates.items()}
-        self._special_tokens = dict(special_tokens or {})
-        self._max_chars = max_chars
+        self.special_tokens = dict(special_tokens or {})
+        self.max_chars = max_chars
 
     @property
     def is_available(self) -> bool:
@@ -65,7 +67,7 @@ class ChatTemplate:
         if continue_final_message:
             messages = _marked(messages)
         variables = {
-            **self._special_tokens,
+            **self.special_tokens,
             **_checked_extra(extra or {}),
             "messages": messages,
             "tools": tools or None,
@@ -90,9 +92,9 @@ class ChatTemplate:
         try:
             for piece in template.generate(variables):
                 size += len(piece)
-                if size > self._max_chars:
+                if size > self.max_chars:
                     raise RequestRejected(
-                        f"the rendered chat is longer than {self._max_chars} characters",
+                        f"the rendered chat is longer than {self.max_chars} characters",
                         param="messages",
                     )
                 pieces.append(piece)
@@ -119,13 +121,29 @@ def _compile(environment: jinja2.Environment, text: str) -> jinja2.Template:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
+    environment = _Environment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_GenerationTag, loopcontrols],
+        optimized=False,
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
+
+
+class _CodeGenerator(CodeGenerator):
+    """Computes nothing while it compiles, not even ``'x' * 5000000000``."""
+
+    def _output_child_to_const(self, node: nodes.Expr, frame: Any, finalize: Any) -> str:
+        if not isinstance(node, nodes.TemplateData):
+            raise nodes.Impossible
+        return super()._output_child_to_const(node, frame, finalize)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    code_generator_class = _CodeGenerator
 
 
 class _GenerationTag(Extension):

@@ -9,8 +9,10 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from multiflora.adapters.entry import AdapterEntry
+from multiflora.adapters.error import UnknownVersion
 from multiflora.engine.errors import RequestRejected
 
+from ..access.caller import caller_of
 from ..adapter_change import after_change
 from ..adapter_view import view_adapter
 from ..errors import WrongBase
@@ -29,6 +31,7 @@ async def roll_back(request: Request, name: str) -> Response:
     """Go back to ``version``, or to the one that was active before."""
     service = service_of(request)
     body = await _body(request, RollbackBody)
+    _check_seen(request, body.version)
     _check_base(service, body.version)
     change = partial(service.registry.rollback, name, body.version, if_match=if_match_of(request))
     return await _act(request, "rollback", change, can_repeat=body.version is not None)
@@ -39,6 +42,7 @@ async def set_canary(request: Request, name: str) -> Response:
     """Give another version a share of the name's new requests; weight 0 ends it."""
     service = service_of(request)
     body = await _body(request, CanaryBody)
+    _check_seen(request, body.version)
     _check_base(service, body.version)
     if body.weight == 0:
         return await _act(request, "canary", partial(service.registry.clear_canary, name))
@@ -113,6 +117,15 @@ async def _change(
     entry = await change()
     await after_change(service, action)
     return adapter_response(orjson.dumps(await view_adapter(service, entry)))
+
+
+def _check_seen(request: Request, version: str | None) -> None:
+    """Another tenant's version is no version, whoever knows its digest."""
+    view = caller_of(request).view
+    if version is None or view is None:
+        return
+    if not any(version in entry.kept for entry in service_of(request).registry.entries(view=view)):
+        raise UnknownVersion(f"version {version[:12]} was never published, or was collected")
 
 
 def _check_base(service: Service, version: str | None) -> None:

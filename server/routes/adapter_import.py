@@ -8,6 +8,8 @@ from fastapi import APIRouter, Request, Response
 
 from multiflora.engine.errors import RequestRejected
 
+from ..access.caller import caller_of
+from ..access.ownership import owner_of
 from ..adapter_change import after_publication
 from ..idempotency import adapter_response, once
 from ..openapi import body_reference
@@ -32,7 +34,11 @@ async def import_adapter(request: Request, name: str) -> Response:
     if body.revision is not None and body.hub is None:
         raise RequestRejected("only a hub repository has revisions", param="revision")
     service.registry.check_name(name)
-    terms = Terms(if_match=if_match_of(request), activate=body.activate)
+    terms = Terms(
+        if_match=if_match_of(request),
+        activate=body.activate,
+        tenant=owner_of(caller_of(request), service.registry, name),
+    )
     work = partial(_import, service, name, body, terms)
     fingerprint = hashlib.sha256(raw).hexdigest()
     with service.drain.running():

@@ -11,6 +11,8 @@ from fastapi import APIRouter, Request, Response
 
 from multiflora.engine.errors import RequestRejected
 
+from ..access.caller import Caller, caller_of
+from ..access.ownership import owner_of
 from ..adapter_change import after_publication
 from ..background_job import BackgroundJob
 from ..idempotency import adapter_response, once
@@ -39,9 +41,14 @@ async def merge_adapters(request: Request) -> Response:
         name=body.name,
         sources=(),
         recipe=recipe,
-        terms=Terms(if_match=if_match, is_new=not body.replace),
+        terms=Terms(
+            if_match=if_match,
+            is_new=not body.replace,
+            tenant=owner_of(caller_of(request), service.registry, body.name),
+        ),
     )
-    work = partial(_begin if body.background else _answer, service, body, order)
+    caller = caller_of(request)
+    work = partial(_begin if body.background else _answer, service, caller, body, order)
     with service.drain.running():
         return await once(request, service, work, fingerprint=hashlib.sha256(raw).hexdigest())
 
@@ -59,21 +66,21 @@ async def cancel_merge(request: Request, job_id: str) -> dict[str, Any]:
 
 
 async def _answer(
-    service: Service, body: MergeBody, order: MergeOrder, is_repeated: bool
+    service: Service, caller: Caller, body: MergeBody, order: MergeOrder, is_repeated: bool
 ) -> Response:
     with ExitStack() as held:
-        order = _prepare(service, body, order, is_repeated, held)
+        order = _prepare(service, caller, body, order, is_repeated, held)
         is_new = order.name not in service.registry
         shown = await _merge(service, order, lambda share: None)
     return adapter_response(orjson.dumps(shown), 201 if is_new or order.terms.is_new else 200)
 
 
 async def _begin(
-    service: Service, body: MergeBody, order: MergeOrder, is_repeated: bool
+    service: Service, caller: Caller, body: MergeBody, order: MergeOrder, is_repeated: bool
 ) -> Response:
-    job = BackgroundJob("merge", body.name)
+    job = BackgroundJob("merge", body.name, order.terms.tenant or "")
     with ExitStack() as held:
-        order = _prepare(service, body, order, is_repeated, held)
+        order = _prepare(service, caller, body, order, is_repeated, held)
         order = replace(order, cancellation=job.cancellation)
         held.enter_context(service.drain.running())
         leases = held.pop_all()
@@ -87,13 +94,18 @@ async def _begin(
 
 
 def _prepare(
-    service: Service, body: MergeBody, order: MergeOrder, is_repeated: bool, held: ExitStack
+    service: Service,
+    caller: Caller,
+    body: MergeBody,
+    order: MergeOrder,
+    is_repeated: bool,
+    held: ExitStack,
 ) -> MergeOrder:
     """Everything that can fail at once; the leases are ``held``."""
     terms = replace(order.terms, is_repeated=is_repeated)
     service.merger.check(order.name, terms)
     wanted = [(source.adapter, source.version) for source in body.sources]
-    sources = held.enter_context(service.merger.leased(wanted))
+    sources = held.enter_context(service.merger.leased(wanted, view=caller.view))
     return replace(order, sources=sources, terms=terms)
 
 

@@ -1,6 +1,7 @@
 """``/v1/adapters``: publish, list, show, download and delete adapters."""
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ from fastapi.responses import StreamingResponse
 from multiflora.adapters.error import UnknownName, UnknownVersion
 from multiflora.engine.errors import RequestRejected
 
+from ..access.caller import caller_of
+from ..access.ownership import owner_of
 from ..adapter_change import after_publication
 from ..adapter_tar import AdapterTar
 from ..adapter_upload import AdapterUpload, receive_adapter
@@ -37,7 +40,9 @@ async def create_adapter(request: Request) -> Response:
             name = upload.texts.get("name", "")
             if "activate" in upload.texts:
                 raise RequestRejected("a new adapter is always activated", param="activate")
-            return await _publish(request, service, upload, name, Terms(is_new=True))
+            owner = owner_of(caller_of(request), service.registry, name)
+            terms = Terms(is_new=True, tenant=owner)
+            return await _publish(request, service, upload, name, terms)
 
 
 @router.put("/v1/adapters/{name}", openapi_extra=upload_form())
@@ -51,6 +56,7 @@ async def replace_adapter(request: Request, name: str, activate: str = "true") -
             terms = Terms(
                 if_match=if_match_of(request),
                 activate=_flag(upload.texts.get("activate", activate)),
+                tenant=owner_of(caller_of(request), service.registry, name),
             )
             return await _publish(request, service, upload, name, terms)
 
@@ -61,7 +67,8 @@ async def list_adapters(
 ) -> dict[str, Any]:
     """All adapters by name, ``limit`` at a time, from the one that follows ``after``."""
     service = service_of(request)
-    entries = [e for e in service.registry.entries() if after is None or e.name > after]
+    seen = service.registry.entries(view=caller_of(request).view)
+    entries = [entry for entry in seen if after is None or entry.name > after]
     data = await view_adapters(service, entries[:limit])
     return page_object(data, has_more=len(entries) > limit)
 
@@ -85,7 +92,8 @@ async def list_versions(
 async def list_history(request: Request, name: str, limit: Limit = 100) -> dict[str, Any]:
     """What happened to the name, the latest first; outlives the name."""
     registry = service_of(request).registry
-    events = await asyncio.to_thread(registry.history, name, limit=limit + 1)
+    view = caller_of(request).view
+    events = await asyncio.to_thread(registry.history, name, limit=limit + 1, view=view)
     if not events:
         raise UnknownName(name)
     return page_object(
@@ -143,7 +151,7 @@ async def _publish_upload(
 ) -> Response:
     is_new = name not in service.registry
     if terms.is_new:
-        terms = Terms(is_new=True, is_repeated=is_repeated)
+        terms = replace(terms, is_repeated=is_repeated)
     publish = partial(service.publisher.publish, upload.source, name, source="upload", terms=terms)
     taken = await service.publisher.run(publish)
     shown = await after_publication(service, taken)

@@ -2,6 +2,8 @@
 
 import uuid
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import orjson
@@ -10,6 +12,8 @@ from fastapi import APIRouter, Request, Response
 from multiflora.engine.errors import PromptTooLong
 from multiflora.engine.request import EngineInfo, GenerationRequest, SamplingParams
 
+from ..access.caller import caller_of
+from ..admission import Order
 from ..answering import version_headers
 from ..catalog import ServedModel
 from ..disconnect import until_disconnect
@@ -33,10 +37,12 @@ async def create_embeddings(request: Request) -> Response:
     raw = await request.body()
     is_large = len(raw) > service.limits.inline_body_bytes
     body = await off_loop(is_large, parse_body, raw, EmbeddingBody)
+    caller = caller_of(request)
     with (
         service.drain.running(),
-        lease_selected(service.catalog, body) as model,
+        lease_selected(service.catalog, body, view=caller.view) as model,
         service.metrics.request(model.name) as record,
+        ExitStack() as held,
     ):
         info = service.client.info
         check_number(len(body.input), limit=service.limits.max_sequences, param="input")
@@ -44,7 +50,18 @@ async def create_embeddings(request: Request) -> Response:
             tokenize_prompts, service.tokenizer, body.input, last=body.truncate_prompt_tokens
         )
         prompts = await off_loop(is_large, tokenize, max_model_len=info.max_model_len)
-        requests = _requests(body, prompts, model, info)
+        requests = [
+            replace(one, tenant=caller.tenant) for one in _requests(body, prompts, model, info)
+        ]
+        num_tokens = sum(map(len, prompts))
+        order = Order(
+            caller=caller,
+            adapter=model.name if model.parents else None,
+            num_sequences=len(requests),
+            num_prompt_tokens=num_tokens,
+            num_tokens=num_tokens,
+        )
+        held.enter_context(service.admission.admitted(order))
         vectors = await until_disconnect(request, embed(service.client, requests))
         content = _content(body, model, prompts, vectors)
         record.succeed()

@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from multiflora.engine.errors import RequestRejected
 from multiflora.engine.training.data.file_registry import StoredFile, UnknownFile
 
+from ..access.caller import caller_of
 from ..idempotency import adapter_response, once
 from ..openapi import file_form
 from ..schemas.file import BATCH, file_name, file_object, file_terms
@@ -39,7 +40,7 @@ async def create_file(request: Request) -> Response:
         async with receive_upload(
             request, service.files.staging, _FORM, idle_seconds=idle_seconds
         ) as upload:
-            work = partial(_create, service, upload)
+            work = partial(_create, service, upload, caller_of(request).tenant)
             return await once(request, service, work, fingerprint=upload.fingerprint)
 
 
@@ -52,10 +53,10 @@ async def list_files(
     order: Literal["asc", "desc"] = "desc",
 ) -> dict[str, Any]:
     """Files by the time of their upload, the latest first; ``after`` is the last id of a page."""
-    files = service_of(request).files
+    files, view = service_of(request).files, caller_of(request).view
     try:
         found, has_more = await asyncio.to_thread(
-            files.page, purpose=purpose, after=after, limit=limit, order=order
+            files.page, purpose=purpose, after=after, limit=limit, order=order, view=view
         )
     except UnknownFile as error:
         raise RequestRejected(str(error), param="after") from None
@@ -88,14 +89,14 @@ async def delete_file(request: Request, file_id: str) -> dict[str, Any]:
     return {"id": file_id, "object": "file", "deleted": True}
 
 
-async def _create(service: Service, upload: Upload, is_repeated: bool) -> Response:
-    stored = await asyncio.to_thread(_store, service, upload)
+async def _create(service: Service, upload: Upload, tenant: str, is_repeated: bool) -> Response:
+    stored = await asyncio.to_thread(_store, service, upload, tenant)
     if stored.status == "uploaded":
         service.file_checker.submit(stored.id)
     return adapter_response(orjson.dumps(file_object(stored)))
 
 
-def _store(service: Service, upload: Upload) -> StoredFile:
+def _store(service: Service, upload: Upload, tenant: str) -> StoredFile:
     terms = file_terms(upload.texts)
     if "file" not in upload.files:
         raise MalformedUpload("send the file in the field file", param="file")
@@ -106,6 +107,7 @@ def _store(service: Service, upload: Upload) -> StoredFile:
         filename=file_name(received.filename),
         purpose=terms.purpose,
         expires_after=terms.expires_after,
+        tenant=tenant,
         # A batch is checked when it is made.
         status="processed" if terms.purpose == BATCH else "uploaded",
     )

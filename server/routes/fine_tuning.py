@@ -10,11 +10,15 @@ from typing import Annotated, Any, Final
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
+from multiflora.adapters.error import ForeignName
 from multiflora.engine.errors import RequestRejected
 from multiflora.engine.training.jobs.curve import draw_losses
 from multiflora.engine.training.jobs.error import JobNotFound
 from multiflora.engine.training.jobs.job import Job
+from multiflora.engine.training.jobs.training_jobs import JobOwner
 
+from ..access.caller import Caller, caller_of
+from ..access.ownership import owner_of
 from ..idempotency import adapter_response, once
 from ..openapi import body_reference
 from ..schemas.body import parse_body
@@ -33,7 +37,7 @@ async def create_job(request: Request) -> Response:
     """Train an adapter on an uploaded file; what can be wrong with the request is wrong now."""
     service = service_of(request)
     raw = await request.body()
-    work = partial(_create, service, parse_body(raw, JobBody))
+    work = partial(_create, service, caller_of(request), parse_body(raw, JobBody))
     fingerprint = hashlib.sha256(raw).hexdigest()
     with service.drain.running():
         return await once(request, service, work, fingerprint=fingerprint, can_repeat=False)
@@ -48,7 +52,8 @@ async def list_jobs(request: Request, limit: Limit = 20, after: str | None = Non
         for name, value in request.query_params.items()
         if (found := _METADATA.fullmatch(name))
     }
-    page = partial(service.jobs.rows.page, after=after, limit=limit, metadata=metadata)
+    view = caller_of(request).view
+    page = partial(service.jobs.rows.page, after=after, limit=limit, metadata=metadata, view=view)
     found, has_more = await _page(page, after)
     return page_object([_shown(service, job) for job in found], has_more=has_more)
 
@@ -119,12 +124,23 @@ def _draw(service: Service, job_id: str) -> bytes:
     return draw_losses(service.jobs.rows.metrics(job_id), title=f"{job.name} ({job.status})")
 
 
-async def _create(service: Service, body: JobBody, is_repeated: bool) -> Response:
+async def _create(service: Service, caller: Caller, body: JobBody, is_repeated: bool) -> Response:
     wish = body.wish(seed=secrets.randbelow(1 << 31))
-    with service.catalog.lease(body.model) as model:
+    with service.catalog.lease(body.model, view=caller.view) as model:
         start = model.digests[0] if model.digests else None
-        job = await service.jobs.create(wish, start=start)
+        owner = JobOwner(_tenant(service, caller, wish.suffix), caller.view)
+        job = await service.jobs.create(wish, start=start, owner=owner)
     return adapter_response(orjson.dumps(_shown(service, job)))
+
+
+def _tenant(service: Service, caller: Caller, suffix: str | None) -> str:
+    """Raises ``ForeignName`` for a name that the result could not have."""
+    if suffix is None:
+        return caller.tenant
+    tenant = owner_of(caller, service.registry, suffix)
+    if suffix in service.registry and service.registry.entry(suffix).tenant != tenant:
+        raise ForeignName(suffix)
+    return tenant
 
 
 def _shown(service: Service, job: Job) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from multiflora.engine.errors import EngineUnavailable
 
 from ..errors import Draining
 from ..metrics import CONTENT_TYPE
+from ..refusal import Saturated
 from ..service import service_of
 
 router = APIRouter()
@@ -30,6 +31,8 @@ async def ready(request: Request) -> dict[str, str]:
         raise Draining("the server is shutting down")
     if service.client.state is not EngineState.READY:
         raise EngineUnavailable(f"the engine is {service.client.state}")
+    if service.admission.is_saturated:
+        raise Saturated("the queue is filling up; other replicas have more room")
     return {"status": "ready"}
 
 

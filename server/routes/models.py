@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 
 from multiflora.engine.errors import RequestRejected
 
+from ..access.caller import caller_of
 from ..removal import remove_adapter
 from ..service import service_of
 
@@ -16,7 +17,9 @@ router = APIRouter()
 async def list_models(request: Request) -> dict[str, Any]:
     """List the base first, then the adapters by name."""
     service = service_of(request)
-    cards = service.catalog.cards(max_model_len=service.client.info.max_model_len)
+    cards = service.catalog.cards(
+        max_model_len=service.client.info.max_model_len, view=caller_of(request).view
+    )
     return {"object": "list", "data": cards}
 
 
@@ -24,7 +27,9 @@ async def list_models(request: Request) -> dict[str, Any]:
 async def retrieve_model(request: Request, model: str) -> dict[str, Any]:
     """Describe one model; its id may contain slashes."""
     service = service_of(request)
-    return service.catalog.card(model, max_model_len=service.client.info.max_model_len)
+    return service.catalog.card(
+        model, max_model_len=service.client.info.max_model_len, view=caller_of(request).view
+    )
 
 
 @router.delete("/v1/models/{model:path}")

@@ -5,6 +5,7 @@ from fastapi import APIRouter, Request, Response
 
 from multiflora.adapters.error import AdapterRejected, InvalidName, UnknownName
 
+from ..access.caller import caller_of
 from ..errors import NameTaken
 from ..path_door import DoorClosed, publish_path
 from ..removal import remove_adapter
@@ -23,7 +24,7 @@ async def load_lora_adapter(request: Request) -> Response:
     if not isinstance(name, str) or not isinstance(path, str):
         return _answer(service, "lora_name and lora_path must be provided.")
     try:
-        await publish_path(service, name, path, in_place=False)
+        await publish_path(service, name, path, in_place=False, caller=caller_of(request))
         if fields.get("pinned") is True:
             await service.pinning.pin(name)
     except NameTaken:

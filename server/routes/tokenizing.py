@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from multiflora.engine.errors import RequestRejected
 
+from ..access.caller import caller_of
 from ..ignored_field import ignored_header
 from ..openapi import body_reference
 from ..prompting import tokenize_chat
@@ -27,8 +28,8 @@ async def tokenize(request: Request) -> Response:
     raw = await request.body()
     is_large = len(raw) > service.limits.inline_body_bytes
     body = await off_loop(is_large, parse_body, raw, TokenizeBody)
-    _check_model(service, body.model)
-    tokens = await off_loop(is_large, _tokens, service, body)
+    _check_model(request, body.model)
+    tokens = await _tokens(service, body, is_large)
     content: dict[str, Any] = {
         "count": len(tokens),
         "max_model_len": service.client.info.max_model_len,
@@ -49,7 +50,7 @@ async def detokenize(request: Request) -> Response:
     raw = await request.body()
     is_large = len(raw) > service.limits.inline_body_bytes
     body = await off_loop(is_large, parse_body, raw, DetokenizeBody)
-    _check_model(service, body.model)
+    _check_model(request, body.model)
     check_tokens(body.tokens, service.client.info.vocab_size, param="tokens")
     decode = service.tokenizer.decode
     text = await off_loop(is_large, decode, body.tokens, skip_special_tokens=False)
@@ -71,21 +72,29 @@ async def tokenizer_info(request: Request) -> dict[str, Any]:
     }
 
 
-def _check_model(service: Service, model: str | None) -> None:
+def _check_model(request: Request, model: str | None) -> None:
     """All models share the base's tokenizer, but an unknown one is an error."""
+    catalog, view = service_of(request).catalog, caller_of(request).view
     with ExitStack() as held:
         if model is not None:
-            held.enter_context(service.catalog.lease(model))
+            held.enter_context(catalog.lease(model, view=view))
 
 
-def _tokens(service: Service, body: TokenizeBody) -> list[int]:
+async def _tokens(service: Service, body: TokenizeBody, is_large: bool) -> list[int]:
     if (body.prompt is None) == (body.messages is None):
         raise RequestRejected("give either prompt or messages", param="prompt")
     if body.prompt is not None:
-        return service.tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens)
+        encode = service.tokenizer.encode
+        return await off_loop(
+            is_large, encode, body.prompt, add_special_tokens=body.add_special_tokens
+        )
     assert body.messages is not None
     conversation = body.conversation(body.messages)
-    (tokens,) = tokenize_chat(
-        service.tokenizer, service.chat_template, conversation, max_model_len=sys.maxsize
+    (tokens,) = await tokenize_chat(
+        service.tokenizer,
+        service.chat_template,
+        conversation,
+        max_model_len=sys.maxsize,
+        is_large=is_large,
     )
     return list(tokens)

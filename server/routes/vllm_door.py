@@ -12,6 +12,7 @@ from fastapi.responses import PlainTextResponse
 
 from multiflora.adapters.error import AdapterRejected, InvalidName, UnknownName
 
+from ..access.caller import caller_of
 from ..errors import NameTaken
 from ..path_door import DoorClosed, publish_path
 from ..removal import remove_adapter
@@ -29,7 +30,11 @@ async def load_lora_adapter(request: Request) -> Response:
         return _error(400, "InvalidUserInput", "Both 'lora_name' and 'lora_path' must be provided.")
     try:
         await publish_path(
-            service_of(request), name, path, in_place=fields.get("load_inplace") is True
+            service_of(request),
+            name,
+            path,
+            in_place=fields.get("load_inplace") is True,
+            caller=caller_of(request),
         )
     except NameTaken:
         return _error(400, "InvalidUserInput", duplicate_text(name))

@@ -1,6 +1,7 @@
 """From the bytes of a request body to a checked model, or to one clear error."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -11,7 +12,9 @@ from multiflora.engine.errors import RequestRejected
 
 from ..errors import UnknownParameter, UnsupportedParameter
 
+MAX_DEPTH: Final = 64
 _MAX_NAME_CHARS: Final = 64
+_STRUCTURE: Final = re.compile(rb'[\[\]{}]|"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 
 
 class MalformedBody(RequestRejected):
@@ -56,6 +59,7 @@ def check_fields(fields: Mapping[str, Any], kind: type[Body]) -> Body:
 
 
 def _json_object(raw: bytes) -> dict[str, Any]:
+    check_depth(raw)
     try:
         fields = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -63,6 +67,22 @@ def _json_object(raw: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise MalformedBody("the request body must be a JSON object")
     return fields
+
+
+def check_depth(raw: bytes) -> None:
+    """Refuse what is nested too deeply before anything walks through it. Raises ``MalformedBody``.
+
+    Linear in the size: a string that never ends is taken to the end of the body.
+    """
+    depth = 0
+    for found in _STRUCTURE.finditer(raw):
+        mark = found.group()[:1]
+        if mark in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise MalformedBody(f"the request body is nested deeper than {MAX_DEPTH} levels")
+        elif mark in b"]}":
+            depth -= 1
 
 
 def _is_wanted(name: str, value: object, kind: type[RequestBody]) -> bool:

@@ -1,7 +1,7 @@
 """``POST /v1/chat/completions``."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -17,6 +17,8 @@ from multiflora.engine.text.message import read_content, template_message
 
 from .sampling import SamplingBody, TopLogprobs
 from .tool import MAX_TOOLS, ToolBody, ToolChoice
+
+MAX_MESSAGES: Final = 4096
 
 
 class ChatMessage(BaseModel):
@@ -68,7 +70,7 @@ class ChatBody(SamplingBody):
         "chat_template": (),
     }
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool = False
     top_logprobs: TopLogprobs = 0

@@ -113,7 +113,18 @@ def test_seeded_sampling_is_the_same_among_neighbours(make_bench: Callable[..., 
     assert bench.answers["other"] != bench.answers["alone"]
 
 
-def test_a_request_that_breaks_the_step_ends_alone(make_bench: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("a kernel of this request fails at /some/path"),
+        torch.OutOfMemoryError("no room for /some/path"),
+        MemoryError("/some/path"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_request_that_breaks_the_step_ends_alone(
+    make_bench: Callable[..., Any], error: Exception
+) -> None:
     bench = make_bench()
     requests = [bench.request(None, PROMPT[i:], id=str(i), max_tokens=6) for i in range(3)]
     bench.run(requests)
@@ -125,7 +136,7 @@ def test_a_request_that_breaks_the_step_ends_alone(make_bench: Callable[..., Any
     def fragile(plan: StepPlan) -> torch.Tensor:
         for item in plan.items:
             if item.request.id == "1" and item.request.num_generated == 2:
-                raise RuntimeError("a kernel of this request fails at /some/path")
+                raise error
         return compute(plan)
 
     bench.loop._runner.logits = fragile
@@ -134,6 +145,31 @@ def test_a_request_that_breaks_the_step_ends_alone(make_bench: Callable[..., Any
     assert bench.answers["2"] == expected["2"]
     assert bench.reasons["1"] is FinishReason.ERROR
     assert "/some/path" not in (bench.errors["1"].error or "")
+    assert_idle(bench)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("x"), MemoryError("x")], ids=repr)
+def test_out_of_memory_in_one_load_fails_that_adapter_only(
+    make_bench: Callable[..., Any], error: Exception
+) -> None:
+    bench = make_bench()
+    reader = bench.loop._residency._loader._reader
+    read, bad = reader.read, bench.digests["rank-1"]
+
+    def fragile(planned: Any) -> Any:
+        if planned.digest == bad:
+            raise error
+        return read(planned)
+
+    reader.read = fragile
+    names = {"lost": "rank-1", "kept": "rank-3", "base": None}
+    bench.run([bench.request(name, PROMPT, id=key) for key, name in names.items()])
+    assert bench.reasons["lost"] is FinishReason.ERROR
+    assert (bench.reasons["kept"], bench.reasons["base"]) == (FinishReason.LENGTH,) * 2
+    assert bench.errors["lost"].error_code == "load_failed"
+    reader.read = read
+    bench.run([bench.request("rank-1", PROMPT, id="again")])
+    assert bench.reasons["again"] is FinishReason.LENGTH
     assert_idle(bench)
 
 

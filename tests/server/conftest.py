@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,8 @@ from multiflora.engine.training.data.file_registry import FileRegistry
 from multiflora.engine.training.gate.text_side import TextSide
 from multiflora.engine.training.jobs.training_jobs import TrainingJobs
 from multiflora.engine.training.learning.learner import Learner
+from multiflora.server.access.key_registry import KeyRegistry
+from multiflora.server.access.keyring import Keyring
 from multiflora.server.app import create_app
 from multiflora.server.catalog import Catalog
 from multiflora.server.file_checker import FileChecker
@@ -130,9 +133,19 @@ def write_adapter(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+@dataclass
+class LocalRenderer:
+    """Renders here and now what servers render in a process of its own."""
+
+    template: ChatTemplate
+
+    async def render(self, messages: Any, **options: Any) -> str:
+        return self.template.render(messages, **options)
+
+
 @pytest.fixture
-def chat_template(tokenizer: Tokenizer) -> ChatTemplate:
-    return chat_template_of(tokenizer.folder)
+def chat_template(tokenizer: Tokenizer) -> LocalRenderer:
+    return LocalRenderer(chat_template_of(tokenizer.folder))
 
 
 @pytest.fixture
@@ -237,7 +250,7 @@ def learner(
 def service(
     engine: FakeEngine,
     tokenizer: Tokenizer,
-    chat_template: ChatTemplate,
+    chat_template: LocalRenderer,
     registry: Registry,
     publisher: Publisher,
     merger: Merger,
@@ -260,6 +273,7 @@ def service(
         file_checker=file_checker,
         jobs=jobs,
         learner=learner,
+        keyring=Keyring(KeyRegistry(registry.database)),
         end_tokens=frozenset({end}),
     )
 

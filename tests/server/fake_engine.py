@@ -61,6 +61,10 @@ class FakeEngine:
             load_seconds=0.0,
         )
 
+    @property
+    def num_streams(self) -> int:
+        return len(self.running)
+
     async def start(self) -> EngineInfo:
         self.state = EngineState.READY
         return self.info
@@ -68,6 +72,9 @@ class FakeEngine:
     async def stop(self) -> None:
         self.num_stops += 1
         self.state = EngineState.STOPPED
+
+    def kill(self) -> None:
+        self.state = EngineState.RESTARTING
 
     async def load_version(self, digest: str) -> None:
         self.tiers.setdefault(digest, Tier.HOST)

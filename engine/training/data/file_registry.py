@@ -24,7 +24,9 @@ Order: TypeAlias = Literal["asc", "desc"]
 # Why a file cannot be deleted now, such as the job that needs it; None if it can.
 Guard: TypeAlias = Callable[[str], str | None]
 
-_COLUMNS: Final = "id, filename, purpose, num_bytes, created, expires, status, details, is_internal"
+_COLUMNS: Final = (
+    "id, filename, purpose, num_bytes, created, expires, status, details, tenant, is_internal"
+)
 _PREFIX: Final = "file-"
 
 
@@ -58,6 +60,7 @@ class StoredFile:
     expires: int | None
     status: Status
     details: str | None
+    tenant: str = ""
     is_internal: bool = False
 
 
@@ -90,6 +93,7 @@ class FileRegistry:
         expires_after: int | None = None,
         status: Status = "uploaded",
         is_internal: bool = False,
+        tenant: str = "",
     ) -> StoredFile:
         """Move ``staged`` in under a new id, durably. Raises ``OSError``."""
         now = int(self._clock())
@@ -103,6 +107,7 @@ class FileRegistry:
             status=status,
             details=None,
             is_internal=is_internal,
+            tenant=tenant,
         )
         durable.make_folder(self._root)
         durable.sync(staged)
@@ -112,14 +117,15 @@ class FileRegistry:
             durable.sync(self._root)
             with self._database.transaction() as connection:
                 connection.execute(
-                    f"INSERT INTO file ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", _row(file)
+                    f"INSERT INTO file ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    _row(file),
                 )
         return file
 
-    def get(self, file_id: str) -> StoredFile:
-        """Raises ``UnknownFile``."""
+    def get(self, file_id: str, *, view: str | None = None) -> StoredFile:
+        """Raises ``UnknownFile``; a tenant's ``view`` holds its own files and the shared ones."""
         found = self._select("id = ?", file_id)
-        if not found:
+        if not found or (view is not None and found[0].tenant not in ("", view)):
             raise UnknownFile(file_id)
         return found[0]
 
@@ -130,6 +136,7 @@ class FileRegistry:
         after: str | None = None,
         limit: int = 10_000,
         order: Order = "desc",
+        view: str | None = None,
     ) -> tuple[list[StoredFile], bool]:
         """Up to ``limit`` files in the order in which they were added, and whether more follow.
 
@@ -139,8 +146,11 @@ class FileRegistry:
         if purpose is not None:
             conditions.append("purpose = ?")
             values.append(purpose)
+        if view is not None:
+            conditions.append("tenant IN ('', ?)")
+            values.append(view)
         if after is not None:
-            self.get(after)
+            self.get(after, view=view)
             conditions.append(
                 f"number {'>' if order == 'asc' else '<'} (SELECT number FROM file WHERE id = ?)"
             )

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from multiflora.adapters import durable
-from multiflora.adapters.error import AdapterRejected
+from multiflora.adapters.error import AdapterRejected, ForeignName
 
 from ..job import CheckpointExported
 from .job import Job, JobCheckpoint, JobNote
@@ -44,18 +44,26 @@ class Checkpoints:
                 return
             if isinstance(error, OSError):
                 raise
-            text = f"The checkpoint after step {event.step} cannot be served: {error}"
-            await to_thread(self._shop.jobs.note, job.id, [JobNote(message=text, level="warn")])
+            await self._warn(event, error)
             return
         finally:
             # Half of it under its name would pass for a whole export after a crash.
             with suppress(OSError):
                 await to_thread(durable.remove_folder, folder)
         name = checkpoint_name(job, event.step)
-        await self._shop.publishing.point(name, digest)
+        try:
+            await self._shop.publishing.point(name, digest, tenant=job.tenant)
+        except ForeignName as error:
+            await self._warn(event, error)
+            await self._shop.publishing.discard(digest)
+            return
         await to_thread(self._add_row, event.step, name, metrics, log.best_step == event.step)
         # Also for one that is known already: a crash may have come between its row and this.
         await self._prune()
+
+    async def _warn(self, event: CheckpointExported, error: Exception) -> None:
+        text = f"The checkpoint after step {event.step} cannot be served: {error}"
+        await to_thread(self._shop.jobs.note, self._job.id, [JobNote(message=text, level="warn")])
 
     async def remove_all(self) -> None:
         found, _ = await to_thread(self._shop.jobs.checkpoints, self._job.id, limit=10_000)
@@ -77,7 +85,7 @@ class Checkpoints:
                 await self._remove(checkpoint)
 
     async def _remove(self, checkpoint: JobCheckpoint) -> None:
-        await self._shop.publishing.remove(checkpoint.name)
+        await self._shop.publishing.remove(checkpoint.name, tenant=self._job.tenant)
         await to_thread(self._shop.jobs.remove_checkpoint, checkpoint.id)
 
 

@@ -99,7 +99,8 @@ class Job:
     """One row. Times are Unix times; ``settings`` is the document of the ``TrainingSettings``.
 
     ``name`` is what the result is to be called, ``start`` the version to go on from, ``digest`` the
-    trained version once there is one, whether it passed its gate or not.
+    trained version once there is one, whether it passed its gate or not. ``tenant`` is whose job
+    and result it is; empty is shared.
     """
 
     id: str
@@ -119,6 +120,7 @@ class Job:
     error: JobError | None = None
     started: int | None = None
     finished: int | None = None
+    tenant: str = ""
 
     @property
     def is_over(self) -> bool:

@@ -29,7 +29,7 @@ from .job import (
 
 _COLUMNS: Final = (
     "id, status, wish, name, created, start, settings, is_paused, is_sealed, step, num_steps, "
-    "trained_tokens, digest, verdict, error, started, finished"
+    "trained_tokens, digest, verdict, error, started, finished, tenant"
 )
 _JSON: Final[Mapping[str, Any]] = {
     "wish": JobWish,
@@ -49,23 +49,34 @@ class JobRegistry:
         self._clock = clock
 
     def create(
-        self, wish: JobWish, *, name: Callable[[str], str], start: str | None, notes: Sequence[str]
+        self,
+        wish: JobWish,
+        *,
+        name: Callable[[str], str],
+        start: str | None,
+        notes: Sequence[str],
+        tenant: str | None = None,
     ) -> Job:
-        """A job is acknowledged once this returns; ``name`` makes the result's name of its id."""
+        """A job is acknowledged once this returns; ``name`` makes the result's name of its id.
+
+        ``tenant`` None is that of the adapter which has the name.
+        """
         job_id = _JOB_PREFIX + secrets.token_hex(12)
+        result = name(job_id)
         with self._database.transaction() as connection:
             connection.execute(
-                "INSERT INTO job (id, status, wish, name, start, created) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                (job_id, "validating_files", to_json(wish), name(job_id), start, self._now()),
+                "INSERT INTO job (id, status, wish, name, start, tenant, created) "
+                "VALUES (?, 'validating_files', ?, ?, ?, "
+                "coalesce(?, (SELECT tenant FROM name WHERE name = ?), ''), ?)",
+                (job_id, to_json(wish), result, start, tenant, result, self._now()),
             )
             self._write_notes(connection, job_id, [JobNote(message=text) for text in notes])
         return self.get(job_id)
 
-    def get(self, job_id: str) -> Job:
-        """Raises ``JobNotFound``."""
+    def get(self, job_id: str, *, view: str | None = None) -> Job:
+        """Raises ``JobNotFound``; a tenant's ``view`` holds its own jobs and the shared ones."""
         found = self._select("id = ?", job_id)
-        if not found:
+        if not found or (view is not None and found[0].tenant not in ("", view)):
             raise JobNotFound(job_id)
         return found[0]
 
@@ -75,14 +86,18 @@ class JobRegistry:
         after: str | None = None,
         limit: int = 20,
         metadata: Mapping[str, str] | None = None,
+        view: str | None = None,
     ) -> tuple[list[Job], bool]:
         """Up to ``limit`` jobs, the latest first, and whether more follow.
 
         Raises ``JobNotFound`` if there is no job ``after``.
         """
         conditions, values = ["1"], list[Any]()
+        if view is not None:
+            conditions.append("tenant IN ('', ?)")
+            values.append(view)
         if after is not None:
-            self.get(after)
+            self.get(after, view=view)
             conditions.append("number < (SELECT number FROM job WHERE id = ?)")
             values.append(after)
         for key, value in (metadata or {}).items():

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from multiflora.adapters.error import AdapterRejected, RegistryError
+from multiflora.adapters.error import AdapterRejected, ForeignName, RegistryError
 
 from ...errors import EngineUnavailable, RequestRejected
 from ..config import LoraSettings
@@ -363,7 +363,13 @@ class JobRunner:
         )
 
     async def _publish(self, job: Job) -> None:
-        result = await publish(self._shop, job)
+        try:
+            result = await publish(self._shop, job)
+        except ForeignName as error:
+            # Another tenant took the name while the job ran; nobody's adapter is overwritten.
+            failure = JobError(code=error.code, message=str(error), param="suffix")
+            await asyncio.to_thread(self._shop.jobs.fail, self._id, failure)
+            return
         note = f"The job has successfully completed; {result}"
         await asyncio.to_thread(self._shop.jobs.succeed, self._id, note)
 

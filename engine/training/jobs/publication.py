@@ -10,7 +10,7 @@ async def publish(shop: Workshop, job: Job) -> str:
     assert job.digest is not None
     publishing, settings = shop.publishing, publish_settings(job.wish)
     if settings.mode == "point":
-        await publishing.point(job.name, job.digest)
+        await publishing.point(job.name, job.digest, tenant=job.tenant)
         return f"{job.name} is live"
     assert job.start is not None
     weight = settings.weight

@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final, get_args
 
 from multiflora.adapters.name import MAX_NAME_CHARS, check_name
@@ -25,6 +26,20 @@ logger = logging.getLogger(__name__)
 _PURPOSE: Final = "fine-tune"
 _MAX_BASE_CHARS: Final = 48
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
+
+
+@dataclass(frozen=True, slots=True)
+class JobOwner:
+    """Whose a job is to be, and whose files it may read: ``view`` None is everybody's.
+
+    ``tenant`` None is that of the adapter which has the name of the result.
+    """
+
+    tenant: str | None = None
+    view: str | None = None
+
+
+SERVER: Final = JobOwner()
 
 
 class InvalidTrainingFile(RequestRejected):
@@ -56,14 +71,16 @@ class TrainingJobs:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def create(self, wish: JobWish, *, start: str | None = None) -> Job:
+    async def create(
+        self, wish: JobWish, *, start: str | None = None, owner: JobOwner = SERVER
+    ) -> Job:
         """Acknowledge a job and begin with it; ``start`` is the stored version to go on from.
 
         Raises ``RequestRejected`` for what cannot become a job, and ``AdapterRejected`` if training
         cannot go on from ``start``.
         """
         await self._check_judge(wish)
-        job = await asyncio.to_thread(self._create, wish, start)
+        job = await asyncio.to_thread(self._create, wish, start, owner)
         self._run(job)
         return job
 
@@ -167,10 +184,10 @@ class TrainingJobs:
                 param=f"{PARAM}.publish.mode",
             )
 
-    def _create(self, wish: JobWish, start: str | None) -> Job:
+    def _create(self, wish: JobWish, start: str | None, owner: JobOwner) -> Job:
         self.check(wish, start=start)
-        self._check_files(wish)
-        self._check_beside(wish)
+        self._check_files(wish, owner)
+        self._check_beside(wish, owner)
         notes = [
             f"Created fine-tuning job on {wish.model}",
             f"Validating training file: {wish.training_file}",
@@ -178,7 +195,11 @@ class TrainingJobs:
         if wish.validation_file is not None:
             notes.append(f"Validating validation file: {wish.validation_file}")
         return self.rows.create(
-            wish, name=lambda job_id: self._name(wish, job_id), start=start, notes=notes
+            wish,
+            name=lambda job_id: self._name(wish, job_id),
+            start=start,
+            notes=notes,
+            tenant=owner.tenant,
         )
 
     def _name(self, wish: JobWish, job_id: str) -> str:
@@ -199,10 +220,10 @@ class TrainingJobs:
         if len(suffix) > longest:
             raise RequestRejected(f"suffix has up to {longest} characters", param="suffix")
 
-    def _check_files(self, wish: JobWish) -> None:
-        self.check_file(wish.training_file, "training_file")
+    def _check_files(self, wish: JobWish, owner: JobOwner) -> None:
+        self.check_file(wish.training_file, "training_file", owner)
         if wish.validation_file is not None:
-            self.check_file(wish.validation_file, "validation_file")
+            self.check_file(wish.validation_file, "validation_file", owner)
             if wish.validation_file == wish.training_file:
                 raise InvalidTrainingFile(
                     "a validation file with the rows that are trained on measures nothing; leave "
@@ -210,14 +231,14 @@ class TrainingJobs:
                     param="validation_file",
                 )
 
-    def _check_beside(self, wish: JobWish) -> None:
+    def _check_beside(self, wish: JobWish, owner: JobOwner) -> None:
         """The files that settings name, which are settings of the right kind by now."""
         for file_id, param in (
             (wish.replay_file, f"{PARAM}.replay.file"),
             (wish.recent_file, f"{PARAM}.gate.recent"),
         ):
             if file_id is not None:
-                self.check_file(file_id, param)
+                self.check_file(file_id, param, owner)
 
     async def _check_judge(self, wish: JobWish) -> None:
         name = gate_policy(wish).judge
@@ -230,10 +251,10 @@ class TrainingJobs:
                 param=f"{PARAM}.gate.judge",
             )
 
-    def check_file(self, file_id: str, param: str) -> StoredFile:
-        """Raise ``RequestRejected`` for a file that no job can read."""
+    def check_file(self, file_id: str, param: str, owner: JobOwner = SERVER) -> StoredFile:
+        """Raise ``RequestRejected`` for a file that no job of ``owner`` can read."""
         try:
-            file = self._shop.files.get(file_id)
+            file = self._shop.files.get(file_id, view=owner.view)
         except UnknownFile as error:
             raise RequestRejected(str(error), param=param) from None
         if file.purpose != _PURPOSE:

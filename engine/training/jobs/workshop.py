@@ -51,8 +51,8 @@ class Publishing(Protocol):
         """The version that the name points at; None if there is no such name."""
         ...
 
-    async def point(self, name: str, digest: str) -> None:
-        """Make the name, or swap it to the version."""
+    async def point(self, name: str, digest: str, *, tenant: str = "") -> None:
+        """Make the name, for ``tenant``, or swap its name to the version."""
         ...
 
     async def set_canary(self, name: str, digest: str, weight: float, *, live: str) -> bool:
@@ -65,8 +65,8 @@ class Publishing(Protocol):
         """Let go of a version that was taken in, unless a name has it."""
         ...
 
-    async def remove(self, name: str) -> None:
-        """Forget the name, if there is one."""
+    async def remove(self, name: str, *, tenant: str = "") -> None:
+        """Forget the name, if it is there and the tenant's."""
         ...
 
 

@@ -164,3 +164,9 @@ def test_reserved_names_cannot_be_overridden():
         ChatTemplate({"default": "{{ bos_token }}"}).render(MESSAGES, extra={"bos_token": "x"})
 
     assert caught.value.param == "chat_template_kwargs.bos_token"
+
+
+def test_a_template_is_not_run_while_it_is_compiled():
+    bombs = "{{ 'x' * 50_000_000_000 }}{% set x = 'x' | center(50_000_000_000) %}"
+
+    assert ChatTemplate({"default": bombs}).is_available

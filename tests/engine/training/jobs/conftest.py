@@ -167,7 +167,7 @@ class ScriptedPublishing:
     async def live(self, name: str) -> str | None:
         return self.names.get(name)
 
-    async def point(self, name: str, digest: str) -> None:
+    async def point(self, name: str, digest: str, *, tenant: str = "") -> None:
         await asyncio.sleep(0)
         assert digest in self.versions
         self.names[name] = digest
@@ -183,7 +183,7 @@ class ScriptedPublishing:
         if digest not in self.names.values():
             self.versions.pop(digest, None)
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, *, tenant: str = "") -> None:
         self.names.pop(name, None)
 
 

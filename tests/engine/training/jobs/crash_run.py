@@ -100,14 +100,14 @@ class StoredPublishing:
     async def live(self, name: str) -> str | None:
         return self._registry.entry(name).digest if name in self._registry else None
 
-    async def point(self, name: str, digest: str) -> None:
+    async def point(self, name: str, digest: str, *, tenant: str = "") -> None:
         self._registry.point(name, digest)
 
     async def discard(self, digest: str) -> None:
         if digest in self._registry.candidates():
             self._registry.retire(digest)
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, *, tenant: str = "") -> None:
         with suppress(RegistryError):
             self._registry.delete(name)
 

@@ -45,7 +45,7 @@ class RegistryPublishing(ScriptedPublishing):
     async def live(self, name: str) -> str | None:
         return self.registry.entry(name).digest if name in self.registry else None
 
-    async def point(self, name: str, digest: str) -> None:
+    async def point(self, name: str, digest: str, *, tenant: str = "") -> None:
         self.registry.point(name, digest)
 
     async def set_canary(self, name: str, digest: str, weight: float, *, live: str) -> bool:
@@ -54,7 +54,7 @@ class RegistryPublishing(ScriptedPublishing):
         self.registry.set_canary(name, digest, weight)
         return True
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, *, tenant: str = "") -> None:
         if name in self.registry:
             self.registry.delete(name)
 

@@ -1,0 +1,147 @@
+"""A server as a user starts it, and a client that costs next to nothing, for load tests."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+import psutil
+
+_START_SECONDS: Final = 180
+
+
+@dataclass(frozen=True, slots=True)
+class ServerProcess:
+    """``pid`` is the API process; the engine and the others are its children."""
+
+    pid: int
+    port: int
+
+    def resources(self) -> dict[str, float]:
+        """Memory by process in MiB, and open files of the API process."""
+        api = psutil.Process(self.pid)
+        found = {"api_mib": _mib(api), "api_open_files": float(api.num_fds())}
+        for child in api.children():
+            with suppress(psutil.Error):
+                line = " ".join(child.cmdline())
+                name = "engine" if "engine.process" in line else "renderer"
+                found[f"{name}_mib"] = _mib(child)
+                found[f"{name}_open_files"] = float(child.num_fds())
+        return found
+
+    def metrics(self) -> dict[str, float]:
+        """Sums of all families by name."""
+        found: dict[str, float] = {}
+        for line in self.get("/metrics").decode().splitlines():
+            if line and not line.startswith("#"):
+                series, _, value = line.rpartition(" ")
+                name = series.partition("{")[0]
+                found[name] = found.get(name, 0.0) + float(value)
+        return found
+
+    def get(self, path: str) -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
+            return answer.read()
+
+    def is_ready(self) -> bool:
+        try:
+            self.get("/ready")
+        except (urllib.error.URLError, OSError):
+            return False
+        return True
+
+
+@contextmanager
+def running_server(*flags: str) -> Iterator[ServerProcess]:
+    """``multiflora serve`` with the embedded demo and ``flags``, on a free port, ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as data:
+        command = [sys.executable, "-m", "multiflora.server.cli", "serve", *flags]
+        process = subprocess.Popen(
+            [*command, "--port", str(port), "--data-dir", data, "--log-level", "error"],
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        try:
+            server = ServerProcess(process.pid, port)
+            deadline = time.monotonic() + _START_SECONDS
+            while not server.is_ready():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError("the server did not start")
+                time.sleep(0.1)
+            yield server
+        finally:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Connection:
+    """One HTTP/1.1 connection that is kept open."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    def send(self, method: str, path: str, body: object, headers: Mapping[str, str]) -> None:
+        content = body if isinstance(body, bytes) else orjson.dumps(body)
+        lines = [f"{method} {path} HTTP/1.1", "host: 127.0.0.1", f"content-length: {len(content)}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        self.writer.write("\r\n".join((*lines, "", "")).encode() + content)
+
+    async def ask(
+        self, method: str, path: str, body: object = b"", headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """Send a request and read the whole answer."""
+        self.send(method, path, body, headers or {})
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        fields = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+        if "chunked" in fields.get("transfer-encoding", ""):
+            content = await self._chunks()
+        else:
+            content = await self.reader.readexactly(int(fields.get("content-length", 0)))
+        return Answer(int(head[0].split()[1]), fields, content)
+
+    async def _chunks(self) -> bytes:
+        content = b""
+        while size := int((await self.reader.readuntil(b"\r\n")).strip(), 16):
+            content += await self.reader.readexactly(size)
+            await self.reader.readexactly(2)
+        await self.reader.readexactly(2)
+        return content
+
+
+@asynccontextmanager
+async def connected(server: ServerProcess) -> AsyncIterator[Connection]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        yield Connection(reader, writer)
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+def _mib(process: psutil.Process) -> float:
+    return round(process.memory_info().rss / 2**20, 1)

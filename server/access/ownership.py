@@ -1,0 +1,87 @@
+"""Whether what a path names is there for a caller: what is hidden and what is absent look alike."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from multiflora.adapters.error import ForeignName, RegistryError, UnknownName
+from multiflora.adapters.registry import Registry
+from multiflora.engine.errors import RequestRejected
+from multiflora.engine.training.data.file_registry import FileRegistry, UnknownFile
+from multiflora.engine.training.jobs.error import JobNotFound
+from multiflora.engine.training.jobs.job_registry import JobRegistry
+
+from ..background_job import BackgroundJobs
+from ..catalog import Catalog
+from .caller import Caller
+from .error import NotYours
+from .rule import Kind, Rule
+
+
+@dataclass(frozen=True, slots=True)
+class _Things:
+    """``tenant_of`` raises what ``absent`` makes, or its like, for an id that nothing has."""
+
+    tenant_of: Callable[[str], str]
+    absent: Callable[[str], Exception]
+    waits_for_disk: bool = False
+
+
+class Ownership:
+    """The check comes before the route looks at anything else of a request.
+
+    So a malformed request for what is hidden is answered as one for what is not there.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        catalog: Catalog,
+        files: FileRegistry,
+        jobs: JobRegistry,
+        merges: BackgroundJobs,
+    ) -> None:
+        self._things: Mapping[Kind, _Things] = {
+            Kind.ADAPTER: _Things(lambda name: registry.entry(name).tenant, UnknownName),
+            Kind.MODEL: _Things(catalog.tenant_of, catalog.not_found),
+            Kind.FILE: _Things(lambda file_id: files.get(file_id).tenant, UnknownFile, True),
+            Kind.JOB: _Things(lambda job_id: jobs.get(job_id).tenant, JobNotFound, True),
+            Kind.MERGE: _Things(
+                lambda job_id: merges.find(job_id, "merge").tenant,
+                lambda job_id: merges.not_found(job_id, "merge"),
+            ),
+        }
+
+    async def check(self, caller: Caller, rule: Rule, params: Mapping[str, Any]) -> None:
+        """Raise as the route would for what is absent, also for what is hidden.
+
+        ``params`` hold what the path names. Raises ``NotYours``, ``ForeignName`` for changes.
+        """
+        if rule.kind is None:
+            return
+        things, name = self._things[rule.kind], params[rule.param]
+        try:
+            tenant = await _tenant(things, name)
+        except (RegistryError, RequestRejected):
+            if rule.makes:
+                return
+            raise
+        if not caller.sees(tenant):
+            raise ForeignName(name) if rule.makes else things.absent(name)
+        if rule.changes and not caller.owns(tenant):
+            raise NotYours(f"{name!r} is shared: all tenants may use it, and none may change it")
+
+
+def owner_of(caller: Caller, registry: Registry, name: str) -> str:
+    """Whose ``name`` is, or would be if ``caller`` made it; for changes on the caller's behalf."""
+    if not caller.is_admin or name not in registry:
+        return caller.tenant
+    return registry.entry(name).tenant
+
+
+async def _tenant(things: _Things, name: str) -> str:
+    if things.waits_for_disk:
+        return await asyncio.to_thread(things.tenant_of, name)
+    return things.tenant_of(name)
