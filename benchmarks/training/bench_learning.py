@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -190,6 +191,8 @@ def worst(results: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def main() -> None:
     arguments = _arguments()
+    # Whoever stops this must not leave a server behind that goes on training.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     record: dict[str, Any] = {"arguments": vars(arguments), "aims": AIMS, "seeds": []}
     path: Path | None = None
     with (

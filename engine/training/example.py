@@ -3,7 +3,11 @@
 The data side (formats, templates, masks) makes these; the trainer knows nothing of text.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+Row = TypeVar("Row", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +36,13 @@ class Preference:
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
     line: int
+
+
+class Rows(Protocol[Row]):
+    """Rows by number, made when they are asked for: a data set on the disk, or a list."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int, /) -> Row: ...
+
+    def __iter__(self) -> Iterator[Row]: ...

@@ -41,14 +41,15 @@ class TrainingJob:
     def from_document(cls, document: dict[str, Any]) -> Self:
         """Raises ``ValueError`` for anything that ``document`` does not make."""
         try:
-            settings = _settings(document["settings"])
+            settings = settings_of(document["settings"])
             rest = {name: value for name, value in document.items() if name != "settings"}
             return cls(settings=settings, **_typed(cls, rest))
         except (KeyError, TypeError, msgspec.ValidationError) as error:
             raise ValueError(f"this is no training job: {error}") from error
 
 
-def _settings(document: dict[str, Any]) -> TrainingSettings:
+def settings_of(document: dict[str, Any]) -> TrainingSettings:
+    """What a job's ``document`` has under ``settings``. Raises for anything else."""
     method = dict(document["method"])
     made = _METHODS[method.pop("kind")]
     rest = {name: value for name, value in document.items() if name != "method"}

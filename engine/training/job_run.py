@@ -8,6 +8,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from .config import TrainingSettings
 from .data.dataset import PreparedDataset
 from .error import NotEnoughTrainingMemory
 from .estimate import estimate_memory
+from .example import Rows
 from .exported_folder import export_checkpoint, export_result, exported_folder, sweep_exports
 from .job import (
     CheckpointExported,
@@ -130,6 +132,8 @@ class JobRun:
         self._wished_bytes: int | None = None
         self._exports: deque[tuple[int, Future[Path]]] = deque()
         self._ending: Future[JobEvent] | None = None
+        # Rows are read from the disk's cache as they are needed.
+        self._opened = ExitStack()
         self._steps = self._live()
 
     @property
@@ -184,6 +188,7 @@ class JobRun:
             self.is_over = True
             self._steps.close()
             self._run = None
+            self._opened.close()
             self._place.budget.release(self.job.id)
             self._report(_last_event(self._ending))
 
@@ -239,8 +244,13 @@ class JobRun:
         job, method = self.job, self._settings.method
         validation = None
         if job.validation is not None:
-            validation = make_task(_read_rows(job.validation), method)
-        return _Rows(make_task(_read_rows(job.data), method), validation)
+            validation = make_task(self._open(job.validation), method)
+        return _Rows(make_task(self._open(job.data), method), validation)
+
+    def _open(self, folder: str) -> Rows[Any]:
+        dataset = self._opened.enter_context(PreparedDataset.open(Path(folder)))
+        dataset.check_tokens(self._place.network.config.vocab_size)
+        return dataset
 
     def _choose_tokens(self, longest: int) -> Steps[int]:
         """Reserve memory, and size micro-batches by it and by the time of a quantum."""
@@ -360,11 +370,6 @@ class JobRun:
             best_step=best,
             folder=str(folder),
         )
-
-
-def _read_rows(folder: str) -> list[Any]:
-    with PreparedDataset.open(Path(folder)) as dataset:
-        return list(dataset)
 
 
 def _last_event(ending: Future[JobEvent]) -> JobEvent:

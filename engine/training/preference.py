@@ -1,5 +1,6 @@
 """Learning from pairs: DPO and its relatives, against cached log-probabilities of a reference."""
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from .config import PreferenceSettings
 from .error import InvalidTrainingData
-from .example import Preference
+from .example import Preference, Rows
 from .head import TokenScores
 from .packed_batch import PackedBatch, Packer
 from .tally import Tally
@@ -58,8 +59,12 @@ def _mean_margin(pairs: PairScores) -> Tensor:
 class PreferenceTask:
     """Pairs and their loss; ``reference`` [N, 2], chosen and rejected, is filled in before use."""
 
-    def __init__(self, preferences: Sequence[Preference], settings: PreferenceSettings) -> None:
+    def __init__(self, preferences: Rows[Preference], settings: PreferenceSettings) -> None:
+        self._lengths, self._lines = array("q"), array("q")
         for preference in preferences:
+            parts = (preference.prompt, preference.chosen, preference.rejected)
+            self._lengths.extend(map(len, parts))
+            self._lines.append(preference.line)
             if not (preference.prompt and preference.chosen and preference.rejected):
                 raise InvalidTrainingData(
                     f"line {preference.line} has an empty prompt or completion; give all three at "
@@ -82,15 +87,14 @@ class PreferenceTask:
 
     def num_tokens(self, row: int) -> int:
         """The prompt counts once: both completions share it."""
-        found = self._preferences[row]
-        return len(found.prompt) + len(found.chosen) + len(found.rejected)
+        return sum(self._parts(row))
 
     def num_positions(self, row: int) -> int:
-        found = self._preferences[row]
-        return len(found.prompt) + max(len(found.chosen), len(found.rejected))
+        prompt, chosen, rejected = self._parts(row)
+        return prompt + max(chosen, rejected)
 
     def line(self, row: int) -> int:
-        return self._preferences[row].line
+        return self._lines[row]
 
     def pack(self, rows: Sequence[int], device: torch.device) -> PackedBatch:
         packer = Packer()
@@ -100,8 +104,12 @@ class PreferenceTask:
 
     def step_loss(self, rows: Sequence[int]) -> "PreferenceLoss":
         assert self.reference is not None
-        chosen_tokens = sum(len(self._preferences[row].chosen) for row in rows)
+        chosen_tokens = sum(self._parts(row)[1] for row in rows)
         return PreferenceLoss(self._settings, self.reference, len(rows), chosen_tokens)
+
+    def _parts(self, row: int) -> Sequence[int]:
+        """Tokens of the prompt, of the chosen and of the rejected completion."""
+        return self._lengths[3 * row : 3 * row + 3]
 
 
 class PreferenceLoss:

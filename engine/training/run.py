@@ -2,9 +2,10 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from .checkpoint import VALUES, CheckpointFolder, CheckpointWriter, RunState, Sn
 from .config import PreferenceSettings, SupervisedSettings, TrainingSettings
 from .error import InvalidTrainingData, TrainingDiverged, TrainingError
 from .evaluation import evaluate
-from .example import Example, Preference
+from .example import Example, Preference, Rows
 from .factors import TrainedFactors
 from .network import TrainingNetwork
 from .optimizer import Optimizer
@@ -298,19 +299,21 @@ class TrainingRun:
 
 
 def make_task(
-    rows: Sequence[Example] | Sequence[Preference],
+    rows: Rows[Example] | Rows[Preference],
     method: SupervisedSettings | PreferenceSettings,
 ) -> Task:
-    """The task that ``method`` makes of rows. Raises ``InvalidTrainingData`` for the wrong kind."""
-    examples = [row for row in rows if isinstance(row, Example)]
-    preferences = [row for row in rows if isinstance(row, Preference)]
+    """The task that ``method`` makes of rows of one kind, which it keeps and reads as it goes.
+
+    Raises ``InvalidTrainingData`` for the wrong kind.
+    """
+    first = next(iter(rows), None)
     if isinstance(method, PreferenceSettings):
-        if examples:
+        if isinstance(first, Example):
             raise InvalidTrainingData("learning preferences needs pairs; these rows are examples")
-        return PreferenceTask(preferences, method)
-    if preferences:
+        return PreferenceTask(cast("Rows[Preference]", rows), method)
+    if isinstance(first, Preference):
         raise InvalidTrainingData("supervised learning needs examples; these rows are pairs")
-    return SupervisedTask(examples)
+    return SupervisedTask(cast("Rows[Example]", rows))
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -1,6 +1,7 @@
 """What is learned: rows that can be packed, and a loss on their tokens' log-probabilities."""
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .error import InvalidTrainingData
-from .example import Example
+from .example import Example, Rows
 from .head import TokenScores
 from .packed_batch import PackedBatch, Packer
 from .tally import Tally
@@ -60,8 +61,11 @@ class Task(Protocol):
 class SupervisedTask:
     """Weighted cross-entropy over the tokens of examples."""
 
-    def __init__(self, examples: Sequence[Example]) -> None:
+    def __init__(self, examples: Rows[Example]) -> None:
+        self._lengths, self._lines = array("q"), array("q")
         for example in examples:
+            self._lengths.append(len(example.ids))
+            self._lines.append(example.line)
             if not any(example.weights):
                 raise InvalidTrainingData(
                     f"line {example.line} trains no token: every weight is 0; leave it out, or "
@@ -78,13 +82,13 @@ class SupervisedTask:
         return len(self._examples)
 
     def num_tokens(self, row: int) -> int:
-        return len(self._examples[row].ids)
+        return self._lengths[row]
 
     def num_positions(self, row: int) -> int:
         return self.num_tokens(row)
 
     def line(self, row: int) -> int:
-        return self._examples[row].line
+        return self._lines[row]
 
     def pack(self, rows: Sequence[int], device: torch.device) -> PackedBatch:
         packer = Packer()

@@ -6,16 +6,21 @@ import json
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
+from multiflora.adapters.folder import CONFIG_NAME, AdapterFolder
+from multiflora.adapters.intake import import_adapter
+from multiflora.adapters.store import AdapterStore
 from multiflora.engine.client import EngineClient
 from multiflora.engine.config import BaseConfig, EngineConfig, TrainingConfig
 from multiflora.engine.errors import RequestFailed
 from multiflora.engine.models.named_folder import NamedFolder
 from multiflora.engine.models.registry import load_model_config
+from multiflora.engine.training.config import LoraSettings
 from multiflora.engine.training.data.dataset import PreparedDataset
 from multiflora.engine.training.data.report import Report
 from multiflora.engine.training.job import (
@@ -29,11 +34,13 @@ from multiflora.engine.training.job import (
 )
 from multiflora.engine.training.jobs.job import JobWish
 from multiflora.engine.training.jobs.job_folder import JobFolder
+from multiflora.engine.training.jobs.order import make_order
 from multiflora.engine.training.jobs.preparation import Preparation
 from multiflora.engine.training.jobs.settings import (
     DataSize,
     check_wish,
     data_config,
+    lora_settings_of,
     read_hyperparameters,
     training_settings,
 )
@@ -44,7 +51,7 @@ from multiflora.engine.training.jobs.tracking.tracker import Tracker
 from ..announcement import loading_progress
 from ..settings import parse_path, parse_sinks
 from ..training_progress import TrainingProgress
-from .argument import DATA_DIR, DEMO_BASE_NAME, find_model, typed
+from .argument import DATA_DIR, DEMO_BASE_NAME, find_base, find_model, typed
 
 _EPILOG: Final = (
     "What is left out is chosen by the size of the data. An interrupted run goes on when the same "
@@ -66,7 +73,13 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
     option("data", type=parse_path, metavar="DATA", help="JSONL: messages, prompts, preferences")
     option("-o", "--output", required=True, type=parse_path, metavar="DIR", help="a folder to make")
     option("--method", choices=("sft", "dpo"), default="sft", help="default: sft")
-    option("--model", default=DEMO_BASE_NAME, metavar="BASE", help="folder or hub id of the base")
+    option(
+        "--model",
+        default=DEMO_BASE_NAME,
+        metavar="MODEL",
+        help="folder or hub id of the base, or a PEFT folder to go on from and, with dpo, against",
+    )
+    option("--base", metavar="BASE", help="of that PEFT folder; default: what its config names")
     option("--validation", type=parse_path, metavar="FILE", help="rows that are only scored")
     option("--epochs", type=int, metavar="N", help="passes over the data")
     option("--batch-size", type=int, metavar="ROWS", help="rows per step")
@@ -99,6 +112,7 @@ def run(
     output: Path,
     method: str,
     model: str,
+    base: str | None,
     validation: Path | None,
     seed: int,
     device: Any,
@@ -111,13 +125,13 @@ def run(
         raise ValueError(f"{output} exists; choose another --output, or remove it")
     kind = "dpo" if method == "dpo" else "supervised"
     wish = _wish(data, validation, method=kind, seed=seed, **choices)
-    check_wish(wish)
-    base = find_model(model)
+    start = find_start(model, base)
+    check_wish(wish, start=start.lora)
     console = Console(stderr=True)
     folder = JobFolder(output.absolute().with_name(f".{output.name}.training"))
-    job = _prepare(wish, base, folder, console)
+    job = _prepare(wish, start, folder, console)
     config = EngineConfig(
-        base=BaseConfig(model=str(base.folder)),
+        base=BaseConfig(model=str(start.base.folder)),
         device=device,
         max_model_len=_MAX_MODEL_LEN,
         data_dir=str(DATA_DIR),
@@ -128,8 +142,54 @@ def run(
     assert ended.folder is not None
     shutil.move(ended.folder, output)
     folder.remove()
-    console.print(f"{output}: a PEFT adapter of {base.name}, after {ended.step} steps")
+    text = f"{output}: a PEFT adapter of {start.base.name}, after {ended.step} steps"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    named = model if start.adapter is None else start.base.folder
+    hint = "" if start.base.name == DEMO_BASE_NAME else f"{named} "
+    serve = f"serve it with: multiflora serve {hint}--adapter {output.name}={output}"
+    console.print(serve, highlight=False, markup=False, soft_wrap=True)
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where training begins: at ``base``, or at the PEFT folder ``adapter`` of it.
+
+    Such a folder's settings stay as they are: ``lora``.
+    """
+
+    base: NamedFolder
+    adapter: Path | None = None
+    lora: LoraSettings | None = None
+
+    def store(self) -> str | None:
+        """Check the adapter and keep it where the engine finds it; returns its digest.
+
+        A server that starts on this data directory removes what no name has. Raises
+        ``AdapterRejected`` and ``OSError``.
+        """
+        if self.adapter is None:
+            return None
+        return import_adapter(
+            self.adapter,
+            projections=load_model_config(self.base.folder).adapter_projections(),
+            store=AdapterStore(DATA_DIR),
+        )
+
+
+def find_start(model: str, base: str | None) -> Start:
+    """Read ``model``, a base or a PEFT folder, and ``base``, which replaces the folder's own.
+
+    Raises ``AdapterRejected``, ``StartupError``, and ``ValueError`` for a base of a base.
+    """
+    adapter = Path(model).expanduser()
+    if not (adapter / CONFIG_NAME).is_file():
+        if base is not None:
+            raise ValueError(f"--base goes with a PEFT folder in --model; {model} is none")
+        return Start(find_model(model))
+    return Start(
+        find_base(base, adapter=adapter), adapter, lora_settings_of(AdapterFolder(adapter))
+    )
 
 
 def parse_change(text: str) -> tuple[str, str, Any]:
@@ -192,8 +252,8 @@ def _wish(
     )
 
 
-def _prepare(wish: JobWish, base: NamedFolder, folder: JobFolder, console: Console) -> TrainingJob:
-    model = load_model_config(base.folder)
+def _prepare(wish: JobWish, start: Start, folder: JobFolder, console: Console) -> TrainingJob:
+    base, model = start.base, load_model_config(start.base.folder)
     validation = None if wish.validation_file is None else Path(wish.validation_file)
     with console.status("checking and tokenizing"):
         Preparation(base.folder, end_tokens=frozenset(model.eos_token_ids)).prepare(
@@ -206,21 +266,14 @@ def _prepare(wish: JobWish, base: NamedFolder, folder: JobFolder, console: Conso
         report = rows.info.report
         size = DataSize(num_rows=len(rows), num_tokens=report.num_trained_tokens)
     console.print(render(report), highlight=False)
-    settings = training_settings(wish, model, size)
+    settings = training_settings(wish, model, size, start=start.lora)
     console.print(
         f"rank {settings.lora.rank}, {settings.batch.num_epochs} epochs of "
         f"{settings.batch.batch_size} rows a step, learning rate "
         f"{settings.optimizer.learning_rate:.2g}",
         highlight=False,
     )
-    return TrainingJob(
-        id="train",
-        data=str(folder.training),
-        folder=str(folder.run),
-        settings=settings,
-        base_name=base.name,
-        validation=None if validation is None else str(folder.validation),
-    )
+    return make_order(*("train", wish, settings, folder), base_name=base.name, start=start.store())
 
 
 def _tracker(sinks: Iterable[SinkName], output: Path, console: Console) -> Tracker:
@@ -261,6 +314,7 @@ async def _train(
                         case JobFailed(code, message):
                             raise RequestFailed(message, code=code)
                         case JobEnded():
+                            progress.end(event)
                             tracker.close(True)
                             return event
                         case _:

@@ -53,8 +53,10 @@ def create(server: Server, training_file: str, *, epochs: int = 6, **fields: Any
     )
 
 
-def wait(server: Server, job_id: str, done: Callable[[FineTuningJob], bool]) -> FineTuningJob:
-    deadline = time.monotonic() + 60
+def wait(
+    server: Server, job_id: str, done: Callable[[FineTuningJob], bool], *, seconds: float = 60
+) -> FineTuningJob:
+    deadline = time.monotonic() + seconds
     while not done(job := server.client.fine_tuning.jobs.retrieve(job_id)):
         assert time.monotonic() < deadline, f"{job_id} is still {job.status}"
         time.sleep(0.1)

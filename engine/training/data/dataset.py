@@ -16,6 +16,7 @@ import os
 import shutil
 import struct
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ from pathlib import Path
 from typing import BinaryIO, Final, Self
 
 import msgspec
+import numpy as np
 
 from multiflora.adapters import durable
 
 from ...errors import EngineError
+from ..error import InvalidTrainingData
 from ..example import Example, Preference
 from .config import DataConfig
 from .report import Report
@@ -171,7 +174,7 @@ class PreparedDataset:
             chosen, rejected = ids[first : first + second], ids[first + second :]
             return Preference(ids[:first], chosen, rejected, line)
         marks = self._marks[start : start + first]
-        return Example(ids, tuple(self._weights[mark] for mark in marks), line)
+        return Example(ids, tuple(map(self._weights.__getitem__, marks)), line)
 
     def __iter__(self) -> Iterator[Example | Preference]:
         return (self[place] for place in range(len(self)))
@@ -181,12 +184,35 @@ class PreparedDataset:
         _, first, second, third, _ = self._entry(place)
         return first + second + third
 
+    def check_tokens(self, vocab_size: int) -> None:
+        """Raise ``InvalidTrainingData`` for a token that is not below ``vocab_size``.
+
+        Looking such a token up would end an accelerator's whole process.
+        """
+        window = 1 << 20
+        ids = np.frombuffer(self._tokens, np.int32)
+        for start in range(0, len(ids), window):
+            part = ids[start : start + window]
+            (places,) = ((part < 0) | (part >= vocab_size)).nonzero()
+            if len(places):
+                line, token = self._line_of(start + int(places[0])), part[places[0]]
+                del ids, part  # or the mapping could not be closed
+                raise InvalidTrainingData(
+                    f"line {line} has the token {token}, the base knows 0 to {vocab_size - 1}; "
+                    "prepare the file again with the tokenizer of this base"
+                )
+
     def row_keys(self) -> Iterator[tuple[RowKey, int]]:
         """The keys and lines of all rows."""
         with open(self.folder / _KEYS, "rb") as file:
             while entry := file.read(_KEY.size):
                 exact, near, prompt, line = _KEY.unpack(entry)
                 yield RowKey(exact, near, prompt), line
+
+    def _line_of(self, token: int) -> int:
+        """The line of the item that has the ``token``-th token of all."""
+        after = bisect_right(range(len(self)), token, key=lambda place: self._entry(place)[0])
+        return self._entry(after - 1)[-1]
 
     def _entry(self, place: int) -> tuple[int, int, int, int, int]:
         if not 0 <= place < len(self):

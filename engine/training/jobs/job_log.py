@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from ..data.run_doctor import diagnose
 from ..job import EvaluationMetrics, StepMetrics
 from .job import Job, JobNote
 from .job_census import Split
@@ -96,6 +97,13 @@ class JobLog:
         )
         self._tracker.add(rows)
         self._folder.add_metrics(rows)
+
+
+def note_diagnosis(jobs: JobRegistry, job_id: str, metrics: Sequence[Mapping[str, Any]]) -> None:
+    """What the losses of a run say of its settings, in the job's log."""
+    found = diagnose(metrics)
+    notes = [JobNote(message=f.message, level="warn") for f in found if f.severity != "info"]
+    jobs.note(job_id, notes)
 
 
 def _openai_names(event: StepMetrics | EvaluationMetrics) -> dict[str, float]:

@@ -37,7 +37,7 @@ from ..job import (
 from .checkpoints import Checkpoints
 from .job import Job, JobError, JobNote
 from .job_census import Split
-from .job_log import JobLog
+from .job_log import JobLog, note_diagnosis
 from .order import training_order
 from .publication import publish
 from .quality_gate import Check, QualityGate, Verdict
@@ -308,6 +308,7 @@ class JobRunner:
         await self._note("Checking the trained version")
         parents = () if job.start is None else (job.start,)
         metrics = await asyncio.to_thread(self._shop.jobs.metrics, self._id)
+        await asyncio.to_thread(note_diagnosis, self._shop.jobs, self._id, metrics)
         last = await asyncio.to_thread(self._shop.jobs.openai_metrics, self._id, ended.step)
         try:
             digest = await self._shop.publishing.take_in(

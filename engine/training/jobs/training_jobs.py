@@ -167,8 +167,8 @@ class TrainingJobs:
             )
 
     def _create(self, wish: JobWish, start: str | None) -> Job:
-        self._check_files(wish)
         self.check(wish, start=start)
+        self._check_files(wish)
         notes = [
             f"Created fine-tuning job on {wish.model}",
             f"Validating training file: {wish.training_file}",

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from multiflora.engine.messages import (
     StartTraining,
     Submit,
 )
+from multiflora.engine.training.config import BatchSettings, CheckpointSettings
+from multiflora.engine.training.data.config import DataConfig
+from multiflora.engine.training.data.dataset import DatasetWriter
+from multiflora.engine.training.data.report import Report
+from multiflora.engine.training.example import Example
 from multiflora.engine.training.head import TrainingHead
 from multiflora.engine.training.job import (
     CheckpointExported,
@@ -31,6 +37,7 @@ from .job_bench import (
     NAMES,
     PATIENT,
     PROMPT,
+    SETTINGS,
     assert_equal,
     finish,
     found,
@@ -39,6 +46,12 @@ from .job_bench import (
     stand_alone,
     tensors,
     turn_until,
+)
+
+DORA = dataclasses.replace(
+    SETTINGS,
+    lora=dataclasses.replace(SETTINGS.lora, use_dora=True),
+    optimizer=dataclasses.replace(SETTINGS.optimizer, kind="adamw_8bit"),
 )
 
 
@@ -59,6 +72,31 @@ def digest_base(value: Any) -> str:
     list(add(value))
     assert total.digest() != hashlib.sha256().digest()
     return total.hexdigest()
+
+
+def watch_logits(bench: Any) -> dict[str, list[torch.Tensor]]:
+    """Logits [V] of every token that is drawn from now on, by request."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    runner = bench.loop._runner
+    logits = runner.logits
+
+    def watched(plan: Any) -> torch.Tensor:
+        found = logits(plan)
+        items = [item for item in plan.items if item.samples]
+        for item, row in zip(items, found, strict=True):
+            seen.setdefault(item.request.request.id, []).append(row.clone())
+        return found
+
+    runner.logits = watched
+    return seen
+
+
+def assert_same_bits(
+    found: dict[str, list[torch.Tensor]], expected: dict[str, list[torch.Tensor]]
+) -> None:
+    assert found.keys() == expected.keys()
+    for name, rows in expected.items():
+        assert torch.equal(torch.stack(found[name]), torch.stack(rows)), name
 
 
 def test_a_job_trains_as_if_it_were_alone_and_leaves_nothing_behind(
@@ -108,27 +146,33 @@ def test_an_exported_adapter_is_served(
     assert bench.digests["trained"] != bench.digests["checkpoint"]
 
 
-def test_answers_are_the_same_before_during_and_after_a_job(
-    make_bench: Callable[..., Any], make_job: Callable[..., TrainingJob]
+@pytest.mark.parametrize("settings", [SETTINGS, DORA], ids=["lora", "dora-8bit"])
+def test_logits_have_the_same_bits_before_during_and_after_a_job(
+    settings: Any, make_bench: Callable[..., Any], make_job: Callable[..., TrainingJob]
 ) -> None:
-    bench, job = make_bench(training=PATIENT), make_job()
-    during = 0
+    bench, job = make_bench(training=PATIENT), make_job(settings=settings)
+    base = bench.loop._background._place.network._weights
+    before, seen, during, numbers = digest_base(base), watch_logits(bench), 0, count()
 
-    def ask(when: str) -> list[list[int]]:
-        requests = [bench.request(n, PROMPT, id=f"{when} {n}", max_tokens=12) for n in NAMES]
-        bench.run(requests)
-        return [bench.answers[request.id] for request in requests]
+    def ask() -> dict[str, list[torch.Tensor]]:
+        when = str(next(numbers))
+        seen.clear()
+        bench.run(bench.request(name, PROMPT, id=f"{name} {when}", max_tokens=12) for name in NAMES)
+        return {id.removesuffix(f" {when}"): rows for id, rows in seen.items()}
 
-    before = ask("before")
+    expected = ask()
+    assert [len(rows) for rows in expected.values()] == [12] * len(NAMES)
+    assert not torch.equal(expected["None"][0], expected["rank-3"][0])
     bench.send(StartTraining(job.document()))
     while not is_over(bench):
-        steps = bench.loop.stats().training.quanta
-        assert ask(f"during {during}") == before
-        during += bench.loop.stats().training.quanta > steps
+        quanta = bench.loop.stats().training.quanta
+        assert_same_bits(ask(), expected)
+        during += bench.loop.stats().training.quanta > quanta
         bench.turn()
     assert during > 3
     assert isinstance(last(bench), JobEnded)
-    assert ask("after") == before
+    assert_same_bits(ask(), expected)
+    assert digest_base(base) == before
 
 
 def test_requests_do_not_change_what_is_learned(
@@ -170,6 +214,63 @@ def test_a_crash_in_a_run_ends_the_job_and_nothing_else(
     bench.run([bench.request("rank-3", PROMPT, id="after")])
     assert bench.answers["after"] == bench.answers["before"]
     assert isinstance(finish(bench, make_job("next"))[-1], JobEnded)
+
+
+def test_a_poisoned_row_ends_the_job_publishes_nothing_and_leaves_serving_alone(
+    make_bench: Callable[..., Any], make_job: Callable[..., TrainingJob], tmp_path: Path
+) -> None:
+    """A token that nobody sends but the fourth row has no finite embedding."""
+    poison = 383
+    rows = [Example((5, 6, 7), (0.0, 1.0, 1.0), line) for line in (1, 2, 3)]
+    rows.append(Example((5, poison, 7), (0.0, 0.0, 1.0), 4))
+    job = make_job(
+        data=write_examples(tmp_path / "poisoned", rows),
+        settings=dataclasses.replace(
+            SETTINGS,
+            batch=BatchSettings(batch_size=1, num_epochs=1, shuffle=False),
+            checkpoint=CheckpointSettings(every_steps=2),
+        ),
+    )
+    # Its head is a matrix of its own.
+    bench = make_bench("mistral", training=PATIENT)
+    bench.run([bench.request("rank-3", PROMPT, id="before")])
+    embedding = bench.loop._background._place.network._weights.embedding
+    with torch.inference_mode():
+        embedding[poison] = float("inf")
+    failed = finish(bench, job)[-1]
+    assert isinstance(failed, JobFailed)
+    assert failed.code == "training_diverged"
+    assert [event.step for event in found(bench, StepMetrics)] == [1, 2, 3]
+    assert not (Path(job.folder) / "adapter").exists()
+    assert [event.step for event in found(bench, CheckpointExported)] == [2]
+    assert all(tensor.isfinite().all() for tensor in tensors(exported(bench)).values())
+    bench.run([bench.request("rank-3", PROMPT, id="after")])
+    assert bench.answers["after"] == bench.answers["before"]
+
+
+@pytest.mark.parametrize("token", [-1, 384])
+def test_a_row_with_a_token_that_the_base_has_not_is_refused_by_line(
+    token: int, make_bench: Callable[..., Any], make_job: Callable[..., TrainingJob], tmp_path: Path
+) -> None:
+    """On an accelerator it would take the device down with it."""
+    rows = [Example((5, 6, 7), (0.0, 1.0, 1.0), 1), Example((5, 6, token), (0.0, 1.0, 1.0), 2)]
+    bench = make_bench(training=PATIENT)
+    failed = finish(bench, make_job(data=write_examples(tmp_path / "bad", rows)))[-1]
+    assert isinstance(failed, JobFailed)
+    assert failed.code == "invalid_training_data"
+    assert f"line 2 has the token {token}, the base knows 0 to 383" in failed.message
+
+
+def write_examples(folder: Path, rows: list[Example]) -> str:
+    with DatasetWriter(folder, DataConfig()) as writer:
+        for row in rows:
+            writer.add(row)
+        writer.finish(Report(format="test"), fingerprint="")
+    return str(folder)
+
+
+def exported(bench: Any) -> str:
+    return found(bench, CheckpointExported)[-1].folder
 
 
 def test_a_loss_that_is_not_finite_ends_the_job_and_publishes_nothing(

@@ -1,8 +1,10 @@
 """A run's steps: losses, accumulation, suspension, divergence, evaluation and early stopping."""
 
 import random
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,9 @@ from multiflora.engine.training.config import (
     ScheduleSettings,
     SupervisedSettings,
 )
+from multiflora.engine.training.data.config import DataConfig
+from multiflora.engine.training.data.dataset import DatasetWriter, PreparedDataset
+from multiflora.engine.training.data.report import Report
 from multiflora.engine.training.error import (
     InvalidTrainingData,
     TrainingDiverged,
@@ -31,6 +36,7 @@ from multiflora.engine.training.quantum import (
     RunEnded,
     StepTaken,
 )
+from multiflora.engine.training.run import make_task
 
 LENGTHS = [30, 12, 45, 7, 22, 18, 9, 40, 26, 33]
 FAST = OptimizerSettings(learning_rate=5e-3)
@@ -217,6 +223,23 @@ def test_rows_that_cannot_be_trained_on_are_refused_by_line(
         make_run(rows, method=PreferenceSettings())
     with pytest.raises(InvalidTrainingData, match="line 3 has an empty"):
         make_run([Preference((1,), (2,), (), line=3)], method=PreferenceSettings())
+
+
+def test_rows_stay_on_the_disk(tmp_path: Path, make_examples: Callable[..., Any]) -> None:
+    num_tokens = 400 * 500
+    with DatasetWriter(tmp_path / "rows", DataConfig()) as writer:
+        for example in make_examples([500]) * 400:
+            writer.add(example)
+        writer.finish(Report(format="test"), fingerprint="")
+    with PreparedDataset.open(tmp_path / "rows") as rows:
+        tracemalloc.start()
+        task: Any = make_task(rows, SupervisedSettings())  # type: ignore[arg-type]
+        batch = task.pack([3, 399], torch.device("cpu"))
+        assert task.num_tokens(399) == 500
+        held, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert batch.num_tokens == 1000
+    assert held < peak < num_tokens * 4
 
 
 def test_training_goes_on_from_given_factors(

@@ -1,14 +1,19 @@
 """`multiflora train` and `estimate`, as typed in a shell."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
-from multiflora.adapters.folder import AdapterFolder
+from multiflora.adapters.folder import WEIGHTS_NAME, AdapterFolder
+from multiflora.adapters.store import AdapterStore
+from multiflora.engine.training.job import JobEnded, TrainingJob
 from multiflora.engine.training.jobs.tracking import library
 from multiflora.server import cli
+from multiflora.server.base_model import DEMO
 from multiflora.server.commands import train
 from multiflora.server.commands.train import parse_change
 
@@ -70,6 +75,58 @@ def test_an_output_that_exists_is_left_alone(
     assert "exists" in capsys.readouterr().err
 
 
+PIRATE = DEMO / "adapters" / "pirate"
+
+
+def pair(question: str, better: str, worse: str) -> dict[str, Any]:
+    return {
+        "input": row(question, None),
+        "preferred_output": [{"role": "assistant", "content": better}],
+        "non_preferred_output": [{"role": "assistant", "content": worse}],
+    }
+
+
+def test_an_adapter_folder_is_gone_on_from_and_preferred_against(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the training itself."""
+    ordered: list[TrainingJob] = []
+
+    async def end(job: TrainingJob, *_: Any) -> JobEnded:
+        ordered.append(job)
+        shutil.copytree(PIRATE, tmp_path / "trained")
+        return JobEnded(reason="finished", step=1, folder=str(tmp_path / "trained"))
+
+    monkeypatch.setattr(train, "DATA_DIR", tmp_path / "data")
+    monkeypatch.setattr(train, "_train", end)
+    rows = write_rows(tmp_path / "rows.jsonl", row("Hi!", "Ahoy."), row("Bye!", "Fair winds."))
+    pairs = write_rows(tmp_path / "pairs.jsonl", pair("Hi!", "Ahoy.", "Hello."))
+    for method, file in (("sft", rows), ("dpo", pairs)):
+        out = tmp_path / method
+        assert run(str(file), "-o", str(out), "--method", method, "--model", str(PIRATE)) == 0
+    config = AdapterFolder(PIRATE).config
+    (digest,) = AdapterStore(tmp_path / "data").digests()
+    assert [job.start for job in ordered] == [digest, digest]
+    assert [job.reference for job in ordered] == [None, digest]
+    assert {job.base_name for job in ordered} == {"multiflora/demo-base"}
+    for job in ordered:
+        lora = job.settings.lora
+        assert (lora.rank, lora.alpha) == (config["r"], config["lora_alpha"])
+        assert set(lora.target_modules) == set(config["target_modules"])
+
+
+def test_what_does_not_go_with_an_adapter_folder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", row("Hi!", "Ahoy."))
+    arguments = (str(data), "-o", str(tmp_path / "out"))
+    assert run(*arguments, "--model", str(PIRATE), "--rank", "3") != 0
+    assert "keeps its rank" in capsys.readouterr().err
+    assert run(*arguments, "--base", "multiflora/demo-base") != 0
+    assert "--base goes with a PEFT folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.full
 def test_a_file_becomes_a_folder_that_peft_can_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -86,3 +143,8 @@ def test_a_file_becomes_a_folder_that_peft_can_load(
     assert "after 4 steps" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out", "rows.jsonl", "runs"]
     assert list((tmp_path / "runs" / "out").glob("events.out.tfevents.*"))
+    again = ("--model", str(out), *arguments[:4], "--device", "cpu")
+    assert run(str(data), "-o", str(tmp_path / "further"), *again) == 0
+    first, second = (load_file(tmp_path / name / WEIGHTS_NAME) for name in ("out", "further"))
+    assert first.keys() == second.keys()
+    assert all(0 < (second[name] - first[name]).abs().max() < 0.1 for name in first)
