@@ -222,6 +222,8 @@ CREATE TABLE batch (
     ('validating', 'in_progress', 'cancelling', 'completed', 'failed', 'cancelled', 'expired')),
   metadata TEXT NOT NULL,
   total INTEGER NOT NULL DEFAULT 0,
+  answered INTEGER NOT NULL DEFAULT 0,
+  failed INTEGER NOT NULL DEFAULT 0,
   output_file TEXT,
   error_file TEXT,
   errors TEXT,

@@ -134,14 +134,16 @@ class BatchStore:
     def finish(
         self, batch_id: str, *, status: str, output_file: str | None, error_file: str | None
     ) -> None:
-        """End it; its results are in files."""
+        """End it; its results are in files, and go from here."""
         now = int(self._clock())
+        answered, failed = self.counts(batch_id)
         with self._database.transaction() as connection:
             connection.execute(
-                "UPDATE batch SET status = ?, output_file = ?, error_file = ?, finished = ? "
-                f"WHERE id = ? AND {_OPEN}",
-                (status, output_file, error_file, now, batch_id),
+                "UPDATE batch SET status = ?, answered = ?, failed = ?, output_file = ?, "
+                f"error_file = ?, finished = ? WHERE id = ? AND {_OPEN}",
+                (status, answered, failed, output_file, error_file, now, batch_id),
             )
+            connection.execute("DELETE FROM batch_result WHERE batch = ?", (batch_id,))
 
     def is_expired(self, batch: Batch) -> bool:
         return self._clock() >= batch.expires
@@ -164,11 +166,17 @@ class BatchStore:
     def counts(self, batch_id: str) -> tuple[int, int]:
         """How many lines were answered, and how many of them with an error."""
         with self._database.reading() as connection:
-            count, errors = connection.execute(
-                "SELECT count(*), coalesce(sum(is_error), 0) FROM batch_result WHERE batch = ?",
+            kept = connection.execute(
+                "SELECT answered, failed FROM batch WHERE id = ? AND finished IS NOT NULL",
                 (batch_id,),
             ).fetchone()
-        return count, errors
+            return (
+                kept
+                or connection.execute(
+                    "SELECT count(*), coalesce(sum(is_error), 0) FROM batch_result WHERE batch = ?",
+                    (batch_id,),
+                ).fetchone()
+            )
 
     def results(self, batch_id: str, *, is_error: bool) -> Iterator[str]:
         """Results in the order of their lines, a page at a time."""

@@ -118,7 +118,7 @@ async def test_lists_come_in_pages_in_either_order(openai_client):
         assert caught.value.param in wrong
 
 
-@pytest.mark.parametrize("purpose", ["assistants", "batch", "fine-tune-results", "", "x" * 100])
+@pytest.mark.parametrize("purpose", ["assistants", "fine-tune-results", "", "x" * 100])
 async def test_other_purposes_are_refused(openai_client, stored, purpose):
     with pytest.raises(openai.BadRequestError, match="files are kept for fine-tune") as caught:
         await openai_client.files.create(file=GOOD, purpose=purpose)
