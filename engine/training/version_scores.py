@@ -56,7 +56,12 @@ class Scorer:
         divergences: tuple[float, ...] = ()
         if beside.recent is not None:
             divergences = yield from self._diverge(beside.recent, candidate, baseline.factors)
-        return VersionScores(baseline=baseline.kind, divergences=divergences, **scored)
+        return VersionScores(
+            baseline=baseline.kind,
+            validation=scored.get("validation"),
+            replay=scored.get("replay"),
+            divergences=divergences,
+        )
 
     def _score(
         self, task: Task, rows: Sequence[int], factors: TrainedFactors | None

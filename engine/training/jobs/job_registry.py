@@ -26,17 +26,8 @@ from .job import (
     StoredNote,
     to_json,
 )
+from .job_row import COLUMNS, job_of
 
-_COLUMNS: Final = (
-    "id, status, wish, name, created, start, settings, is_paused, is_sealed, step, num_steps, "
-    "trained_tokens, digest, verdict, error, started, finished, tenant"
-)
-_JSON: Final[Mapping[str, Any]] = {
-    "wish": JobWish,
-    "settings": dict[str, Any],
-    "verdict": dict[str, Any],
-    "error": JobError,
-}
 _OVER: Final = ", ".join(f"'{status}'" for status in TERMINAL)
 _JOB_PREFIX, _EVENT_PREFIX, _CHECKPOINT_PREFIX = "ftjob-", "ftevent-", "ftckpt-"
 
@@ -389,22 +380,12 @@ class JobRegistry:
     def _select(self, condition: str, *values: Any, tail: str = "") -> list[Job]:
         with self._database.reading() as connection:
             rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM job WHERE {condition} {tail}", values
+                f"SELECT {COLUMNS} FROM job WHERE {condition} {tail}", values
             ).fetchall()
-        return [_job(row) for row in rows]
+        return [job_of(row) for row in rows]
 
     def _now(self) -> int:
         return int(self._clock())
-
-
-def _job(row: Sequence[Any]) -> Job:
-    values: dict[str, Any] = dict(zip(_COLUMNS.split(", "), row, strict=True))
-    for name, kind in _JSON.items():
-        if values[name] is not None:
-            values[name] = msgspec.json.decode(values[name], type=kind)
-    for name in ("is_paused", "is_sealed"):
-        values[name] = bool(values[name])
-    return Job(**values)
 
 
 def _loads(text: str | None) -> dict[str, Any] | None:

@@ -1,7 +1,9 @@
 """What is learnt is what serving asks for: prompts of the chat route, answers to the last token."""
 
+import asyncio
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -45,8 +47,19 @@ def served_prompt(renderer: Renderer, messages: Any) -> list[int]:
     """What the chat route makes of these messages."""
     sent = json.dumps({"model": "base", "messages": list(messages)})
     body = parse_body(sent.encode(), ChatBody)
-    (ids,) = tokenize_chat(renderer.tokenizer, renderer._template, body, max_model_len=10**6)
+    rendered = InPlace(renderer._template)
+    (ids,) = asyncio.run(tokenize_chat(renderer.tokenizer, rendered, body, max_model_len=10**6))
     return list(ids)
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """A template rendered by this process."""
+
+    template: ChatTemplate
+
+    async def render(self, messages: Any, **options: Any) -> str:
+        return self.template.render(messages, **options)
 
 
 # Marks, white space and letters in odd places; the answers must not be blank.
