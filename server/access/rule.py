@@ -101,6 +101,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "DELETE /v1/feedback/{feedback_id}": _ADMIN,
     "POST /v1/datasets/sample": _ADMIN,
     "GET /v1/datasets/sample/{job_id}": _ADMIN,
+    "POST /v1/datasets/sample/{job_id}/cancel": _ADMIN,
     "POST /v1/batches": _ADMIN,
     "GET /v1/batches": _ADMIN,
     "GET /v1/batches/{batch_id}": _ADMIN,

@@ -158,5 +158,5 @@ def test_a_full_disk_changes_nothing(tmp_path: Path, tiny_folder: AdapterFolder)
 def test_the_schema_is_strict_about_references() -> None:
     database = Database.in_memory(MIGRATIONS)
     with pytest.raises(sqlite3.IntegrityError), database.transaction() as connection:
-        connection.execute("INSERT INTO name VALUES ('a', ?, 0, 0, 0)", ("f" * 64,))
+        connection.execute("INSERT INTO name VALUES ('a', ?, 0, 0, 0, '')", ("f" * 64,))
     database.close()

@@ -1,5 +1,6 @@
 """The loop keeps its promises whatever is thrown at it."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -150,7 +151,7 @@ def test_a_request_that_breaks_the_step_ends_alone(
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("x"), MemoryError("x")], ids=repr)
 def test_out_of_memory_in_one_load_fails_that_adapter_only(
-    make_bench: Callable[..., Any], error: Exception
+    make_bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     bench = make_bench()
     reader = bench.loop._residency._loader._reader
@@ -168,6 +169,8 @@ def test_out_of_memory_in_one_load_fails_that_adapter_only(
     assert (bench.reasons["kept"], bench.reasons["base"]) == (FinishReason.LENGTH,) * 2
     assert bench.errors["lost"].error_code == "load_failed"
     reader.read = read
+    # A version that failed is left alone for a second.
+    monkeypatch.setattr(bench.loop._residency, "_clock", lambda: time.monotonic() + 2)
     bench.run([bench.request("rank-1", PROMPT, id="again")])
     assert bench.reasons["again"] is FinishReason.LENGTH
     assert_idle(bench)

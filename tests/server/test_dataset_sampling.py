@@ -157,7 +157,7 @@ async def test_a_sampling_in_background_can_be_cancelled(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     body = {**ASK, "prompts": [EVEN] * 50, "background": True}
-    engine.script = lambda request: [0.05, *engine.say(request)]
+    engine.script = lambda request: [0.5, *engine.say(request)]
     job = (await client.post(SAMPLE, json=body)).json()
     await client.post(f"{SAMPLE}/{job['id']}/cancel")
     while job["status"] in ("queued", "running"):

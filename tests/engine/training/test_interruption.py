@@ -25,7 +25,14 @@ from multiflora.engine.training.job import JobEnded, JobPaused, TrainingJob
 
 from .job_bench import PATIENT, finish, found, is_over, last, turn_until
 
-PHASES = {"_score_references", "_take_step", "_evaluate", "_write_checkpoint", "_end_write"}
+PHASES = {
+    "score_references",
+    "_take_step",
+    "_evaluate",
+    "_compare",
+    "_write_checkpoint",
+    "_end_write",
+}
 SETTINGS = TrainingSettings(
     method=PreferenceSettings(),
     lora=LoraSettings(rank=2, alpha=2),

