@@ -1,5 +1,6 @@
 """Which sinks a job may have."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,5 +43,7 @@ def test_a_folder_of_the_name_is_no_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "wandb").mkdir()
+    # A library that another test has imported is found without looking at the path.
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.setattr("sys.path", [str(tmp_path)])
     assert "not installed" in str(complaint_about("wandb", allowed=["wandb"]))
