@@ -3,8 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from multiflora.adapters.tier import Tier
 from multiflora.engine.messages import Submit
+
+from .peft_extras import Extras
 
 PROMPT = list(range(10, 40))
 NAMES = ("rank-1", "rank-3", "rank-8-rslora")
@@ -102,3 +106,21 @@ def test_a_borrowed_version_that_is_pinned_moves_to_memory_of_its_own(
     assert bench.loop._residency.tier_of(digest) is Tier.DEVICE
     assert not slots.is_borrowed(digest)
     assert ask(bench, NAMES, "later") == expected
+
+
+@pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
+def test_versions_that_do_more_than_lora_borrow_and_answer_alike(
+    extras: Callable[[str], Extras], make_bench: Callable[..., Any]
+) -> None:
+    model, folders = extras("biased")
+    names = ("dora", "bias-dora", "lora-bias", "ia3")
+    adapters = {name: folders[name] for name in names}
+    expected = ask(make_bench(model=model, adapters=adapters), names, "reference")
+    assert len(set(map(tuple, expected.values()))) == len(names)
+    bench = make_bench(model=model, adapters=adapters)
+    ask(bench, names[:1], "probe")
+    shrink(bench, names[0])
+    assert ask(bench, names, "first") == expected
+    assert bench.loop._residency.slots.is_borrowed(bench.digests["bias-dora"])
+    assert ask(bench, names, "again") == expected

@@ -77,6 +77,7 @@ async def test_an_uploaded_adapter_answers_in_the_next_call(client, create, comp
     assert adapter["object"] == "adapter"
     assert (adapter["name"], adapter["rank"], adapter["pinned"]) == ("poet", 2, False)
     assert (adapter["state"], adapter["leases"], adapter["canary"]) == ("disk", 0, None)
+    assert adapter["features"] == []
     assert adapter["bytes"] > 100
     assert response.headers["etag"] == f'"{adapter["version"]}"'
     assert (await complete(model="poet")).status_code == 200
