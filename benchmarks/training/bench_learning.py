@@ -177,13 +177,13 @@ def _look_up(rows: Sequence[dict[str, Any]], asked: Sequence[Question]) -> Score
 
 
 def worst(results: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The worst seed in everything that has an aim."""
+    """The worst seed in everything that has an aim, of greedy answers."""
     return {
         "skill_before": max(r["base"]["greedy"]["skill"] for r in results),
         "skill": min(r["supervised"]["greedy"]["skill"] for r in results),
         "seconds": max(r["supervised"]["seconds"] for r in results),
-        "preference_before": max(r["supervised"]["drawn"]["preference"] for r in results),
-        "preference": min(r["dpo"]["drawn"]["preference"] for r in results),
+        "preference_before": max(r["supervised"]["greedy"]["preference"] for r in results),
+        "preference": min(r["dpo"]["greedy"]["preference"] for r in results),
         "skill_kept": min(r["dpo"]["greedy"]["skill"] for r in results),
         "dpo_seconds": max(r["dpo"]["seconds"] for r in results),
     }

@@ -190,6 +190,10 @@ def run_trl(
     )
     if is_decoded:
         _decode(model)
+    # Checkpoints with a quantization keep the dtype of their other tensors, whatever is asked for.
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
     lora = {**our_settings(work).lora.adapter_config(""), "inference_mode": False}
     model = get_peft_model(model, LoraConfig(**lora))
     loaded: Any = set_peft_model_state_dict(model, load_file(work.base / "start.safetensors"))
