@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
+from multiflora.kernels.single_thread import compute_alone
+
 from .error import AdapterRejected
 from .version_reader import HostVersion, PlannedVersion, Reader
 
@@ -96,7 +98,8 @@ def _make_lane(num_threads: int, name: str) -> ThreadPoolExecutor:
 
 
 def _yield_to_steps() -> None:
-    """Give this thread less of a busy processor than the engine's loop gets."""
+    """Give this thread one processor, and less of a busy one than the engine's loop gets."""
+    compute_alone()
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 

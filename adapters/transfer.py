@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from multiflora.kernels.single_thread import compute_alone
+
 
 class Completion(Protocol):
     """Something that happens once; a CUDA event is one."""
@@ -44,7 +46,9 @@ class SharedTransfer:
     shares_memory = True
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapter-copy")
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix="adapter-copy", initializer=compute_alone
+        )
 
     def start(self, buffer: Tensor, *, into: Tensor | None = None) -> Arrival:
         if into is None:

@@ -138,6 +138,10 @@ class Pupil:
 
         return await asyncio.gather(*(ask(*pair) for pair in enumerate(asked)))
 
+    async def close(self) -> None:
+        await self._asker.close()
+        self._client.close()
+
 
 async def measure(url: str, *, seed: int, num_rows: int, num_pairs: int) -> dict[str, Any]:
     """Scores of the base, after the first job and after the second."""
@@ -153,13 +157,15 @@ async def measure(url: str, *, seed: int, num_rows: int, num_pairs: int) -> dict
     preference = await asyncio.to_thread(
         pupil.learn, pairs, model=skill.model, method="dpo", seed=seed
     )
+    after = await _scores(pupil, held_out, preference.model)
+    await pupil.close()
     return {
         "seed": seed,
         "held_out_prompts_in_training": len(overlap),
         "lookup": asdict(_look_up(rows, held_out)),
         "base": before,
         "supervised": {**asdict(skill), **between},
-        "dpo": {**asdict(preference), **await _scores(pupil, held_out, preference.model)},
+        "dpo": {**asdict(preference), **after},
     }
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from multiflora.adapters import durable
 from multiflora.adapters.tensor_file import write_tensors
+from multiflora.kernels.single_thread import compute_alone
 
 from .error import CheckpointMismatch
 
@@ -131,7 +132,9 @@ class CheckpointWriter:
 
     def __init__(self, folder: CheckpointFolder) -> None:
         self._folder = folder
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix="checkpoint", initializer=compute_alone
+        )
         self._pending: Future[Path] | None = None
 
     def start(self, snapshot: Snapshot) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+from multiflora.kernels.single_thread import compute_alone
+
 from ..background import NO_WORK, ServingLoad, TrainingCommand
 from ..messages import CancelTraining, PauseTraining, Report, ResumeTraining, StartTraining, Trained
 from ..request import TrainingStats
@@ -33,7 +35,7 @@ class TrainingDesk:
         self._report = report
         self._pace = Pace(place.config, place.clock)
         # One thread, so that nothing overtakes: a job ends after its exports.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="training")
+        self._thread = ThreadPoolExecutor(1, "training", initializer=compute_alone)
         self._runs: dict[str, JobRun] = {}
         self._last: JobRun | None = None
         self._work: Counter[str] = Counter()
