@@ -20,6 +20,7 @@ from .routes import (
     batches,
     chat,
     completions,
+    console,
     datasets,
     embeddings,
     feedback,
@@ -70,6 +71,7 @@ _ROUTES = (
     sglang_door,
     keys,
     health,
+    console,
 )
 _BODIES = (
     JobBody,

@@ -55,6 +55,10 @@ RULES: Final[Mapping[str, Rule]] = {
     "GET /health": _PUBLIC,
     "GET /version": _PUBLIC,
     "GET /openapi.json": _PUBLIC,
+    # The page itself; it asks for a key and shows nothing without one.
+    "GET /console": _PUBLIC,
+    "GET /console/": _PUBLIC,
+    "GET /console/{name}": _PUBLIC,
     "GET /metrics": Rule(Scope.METRICS),
     "POST /v1/chat/completions": _INFERENCE,
     "POST /v1/completions": _INFERENCE,

@@ -25,7 +25,10 @@ from multiflora.server.service import Service
 pytestmark = pytest.mark.anyio
 
 PASSED = 299
-PUBLIC = {"/live", "/ready", "/health", "/version", "/openapi.json"}
+PUBLIC = {
+    *("/live", "/ready", "/health", "/version", "/openapi.json"),
+    *("/console", "/console/", "/console/{name}"),
+}
 # The specification in its own words, the first match counts; None is public.
 SCOPES: tuple[tuple[str, Scope], ...] = (
     (r"/metrics", Scope.METRICS),

@@ -1,0 +1,189 @@
+// All adapters: where their weights are, who uses them, and the door for new ones.
+
+import * as api from "./api.js";
+import { sparkline } from "./chart.js";
+import { h, icon } from "./dom.js";
+import { ago, bytes, figure, milliseconds, percent } from "./format.js";
+import {
+  badge,
+  button,
+  digest,
+  dropzone,
+  empty,
+  input,
+  meter,
+  page,
+  panel,
+  residency,
+  stat,
+  table,
+} from "./part.js";
+import { openUpload } from "./upload.js";
+
+const COLUMNS = [
+  { label: "Name" },
+  { label: "Version" },
+  { label: "Residency" },
+  { label: "Rank", kind: "number" },
+  { label: "Size", kind: "number" },
+  { label: "Running", kind: "number" },
+  { label: "Requests", kind: "number" },
+  { label: "Errors", kind: "number" },
+  { label: "First token", kind: "number" },
+  { label: "Traffic" },
+  { label: "Changed", kind: "number" },
+];
+
+export function adaptersView(app) {
+  let adapters = null;
+  let filter = "";
+  const upload = (files = []) =>
+    openUpload({ files, adapters: adapters ?? [], onDone: app.refresh });
+
+  function rows() {
+    const wanted = filter.toLowerCase();
+    return adapters
+      .filter((one) => one.name.toLowerCase().includes(wanted))
+      .map((one) => row(app, one));
+  }
+
+  function list() {
+    if (adapters === null)
+      return panel({ title: "Adapters" }, h("div", { class: "waiting" }, "Loading"));
+    if (adapters.length === 0) return null;
+    const search = input({
+      type: "search",
+      placeholder: "Filter",
+      "aria-label": "Filter by name",
+      value: filter,
+      oninput: (event) => {
+        filter = event.target.value;
+        app.redraw();
+      },
+    });
+    const found = rows();
+    return panel(
+      { title: "Adapters", hint: figure(adapters.length), actions: search, flush: true },
+      found.length
+        ? table("Adapters", COLUMNS, found)
+        : empty("No such name", `No adapter has “${filter}” in its name.`),
+    );
+  }
+
+  return {
+    load: async () => {
+      adapters = await api.all("v1/adapters");
+    },
+    draw: () =>
+      page(
+        {
+          title: "Adapters",
+          lead: "Names that clients put in “model”. Each points at a version; many versions share one base.",
+          actions: [button("Upload", { kind: "primary", sign: "upload", onclick: () => upload() })],
+        },
+        load(app),
+        list(),
+        adapters?.length === 0 &&
+          empty(
+            "No adapter yet",
+            "The base answers by itself until one is here. Drop a PEFT folder below, or train one from rows.",
+            h("a", { class: "button", href: "#/training/new" }, "Train one"),
+          ),
+        adapters !== null &&
+          dropzone({
+            title: "Drop an adapter here",
+            text: "adapter_config.json with adapter_model.safetensors, their folder, or a .tar.gz or .zip of it",
+            multiple: true,
+            onfiles: upload,
+          }),
+      ),
+  };
+}
+
+/** The server as a whole. */
+function load({ traffic }) {
+  if (traffic.problem)
+    return h("p", { class: "hint strip-missing" }, `No live numbers: ${traffic.problem}.`);
+  const value = (name) => traffic.value(`multiflora_${name}`);
+  const rate = traffic.rate("multiflora_generated_tokens_total");
+  const waiting = value("requests_waiting");
+  return h(
+    "div",
+    { class: "strip" },
+    stat(
+      "Running",
+      figure(value("requests_running")),
+      waiting === null ? " " : `${figure(waiting)} waiting`,
+    ),
+    stat(
+      "Tokens per second",
+      rate === null ? "–" : figure(Math.round(rate)),
+      "drawn, all adapters",
+    ),
+    meter("Adapter memory", value("adapter_bytes_used") ?? 0, value("adapter_bytes_total") ?? 0),
+    meter(
+      "Host memory",
+      value("adapter_host_bytes_used") ?? 0,
+      value("adapter_host_bytes_total") ?? 0,
+    ),
+    cache(
+      value("kv_blocks_used") ?? 0,
+      value("kv_blocks_cached") ?? 0,
+      value("kv_blocks_total") ?? 0,
+    ),
+  );
+}
+
+function cache(used, cached, total) {
+  const more = total
+    ? `${figure(used)} of ${figure(total)} blocks, ${figure(cached)} kept`
+    : "not known";
+  return stat("KV cache", total ? percent(used / total) : "–", more);
+}
+
+function row(app, one) {
+  const href = `#/adapters/${encodeURIComponent(one.name)}`;
+  const totals = app.traffic.totals(one.name);
+  return h(
+    "tr",
+    {
+      key: one.name,
+      class: "link",
+      onclick: (event) => {
+        if (!event.target.closest("a")) location.hash = href;
+      },
+    },
+    h("td", null, h("a", { class: "name", href }, one.name), marks(one)),
+    h("td", null, digest(one.version)),
+    h("td", null, residency(one.state)),
+    h("td", { class: "number" }, one.rank),
+    h("td", { class: "number" }, bytes(one.bytes)),
+    h("td", { class: "number" }, one.leases ? h("span", { class: "live" }, one.leases) : "0"),
+    h("td", { class: "number" }, totals ? figure(totals.requests) : "0"),
+    h(
+      "td",
+      { class: "number" },
+      totals?.errors ? h("span", { class: "bad" }, figure(totals.errors)) : "0",
+    ),
+    h(
+      "td",
+      { class: "number" },
+      totals?.firsts ? milliseconds(totals.firstSeconds / totals.firsts) : "–",
+    ),
+    h("td", null, sparkline(app.traffic.history(one.name), `Traffic of ${one.name}`)),
+    h("td", { class: "number quiet" }, ago(one.updated)),
+  );
+}
+
+function marks(one) {
+  return [
+    one.canary &&
+      badge(
+        `canary ${percent(one.canary.weight)}`,
+        "accent",
+        "a second version gets this share of the requests",
+      ),
+    one.pinned && h("span", { class: "mark", title: "pinned: stays on the device" }, icon("pin")),
+    !one.served && badge("not served", "bad", one.problem),
+  ];
+}
