@@ -209,6 +209,8 @@ function canary(view, acts, redraw) {
       ),
       h("input", {
         class: "split-range",
+        // The canary is at the right, so its share grows from there.
+        dir: "rtl",
         type: "range",
         min: 0,
         max: 100,
@@ -296,11 +298,16 @@ function origin({ source, parents, metrics }) {
 }
 
 const SAID = {
-  publish: "published",
-  activate: "swapped",
+  point: "points at",
+  keep: "kept",
   rollback: "rolled back",
-  canary: "canary",
+  set_canary: "canary",
+  clear_canary: "canary ended",
   promote: "promoted",
+  retire: "retired",
+  pin: "pinned",
+  unpin: "unpinned",
+  delete: "deleted",
 };
 
 function history(events) {

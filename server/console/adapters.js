@@ -7,6 +7,7 @@ import { ago, bytes, figure, milliseconds, percent } from "./format.js";
 import {
   badge,
   button,
+  checkbox,
   digest,
   dropzone,
   empty,
@@ -20,6 +21,8 @@ import {
 } from "./part.js";
 import { openUpload } from "./upload.js";
 
+// Checkpoints of training jobs are served by name too; many of them hide the adapters.
+const CHECKPOINT = /:ckpt-step-\d+$/;
 const COLUMNS = [
   { label: "Name" },
   { label: "Version" },
@@ -37,20 +40,17 @@ const COLUMNS = [
 export function adaptersView(app) {
   let adapters = null;
   let filter = "";
+  let hasCheckpoints = false;
   const upload = (files = []) =>
     openUpload({ files, adapters: adapters ?? [], onDone: app.refresh });
-
-  function rows() {
-    const wanted = filter.toLowerCase();
-    return adapters
-      .filter((one) => one.name.toLowerCase().includes(wanted))
-      .map((one) => row(app, one));
-  }
 
   function list() {
     if (adapters === null)
       return panel({ title: "Adapters" }, h("div", { class: "waiting" }, "Loading"));
     if (adapters.length === 0) return null;
+    const checkpoints = adapters.filter((one) => CHECKPOINT.test(one.name)).length;
+    const offered = adapters.filter((one) => hasCheckpoints || !CHECKPOINT.test(one.name));
+    const found = offered.filter((one) => one.name.toLowerCase().includes(filter.toLowerCase()));
     const search = input({
       type: "search",
       placeholder: "Filter",
@@ -61,12 +61,27 @@ export function adaptersView(app) {
         app.redraw();
       },
     });
-    const found = rows();
+    const toggle = checkbox(`Checkpoints (${checkpoints})`, {
+      checked: hasCheckpoints,
+      onchange: (event) => {
+        hasCheckpoints = event.target.checked;
+        app.redraw();
+      },
+    });
     return panel(
-      { title: "Adapters", hint: figure(adapters.length), actions: search, flush: true },
+      {
+        title: "Adapters",
+        hint: figure(offered.length),
+        actions: [checkpoints > 0 && toggle, search],
+        flush: true,
+      },
       found.length
-        ? table("Adapters", COLUMNS, found)
-        : empty("No such name", `No adapter has “${filter}” in its name.`),
+        ? table(
+            "Adapters",
+            COLUMNS,
+            found.map((one) => row(app, one)),
+          )
+        : empty("No such name", "No adapter that is shown has this in its name."),
     );
   }
 

@@ -1,7 +1,7 @@
 // One model's answer in the playground: its text as it comes, its numbers, and feedback on it.
 
 import * as api from "./api.js";
-import { complain, tell } from "./dialog.js";
+import { tell } from "./dialog.js";
 import { h } from "./dom.js";
 import { figure, milliseconds } from "./format.js";
 import { badge, button, digest, problem, signButton } from "./part.js";
@@ -11,6 +11,9 @@ const SAID = {
   down: "Noted: a bad answer.",
   edit: "Noted: what the answer should have been.",
 };
+
+// A pace of fewer tokens says more of the network than of the model.
+const ENOUGH_TOKENS = 16;
 
 export class Answer {
   text = "";
@@ -22,6 +25,7 @@ export class Answer {
   #times = { begun: 0, first: null, end: null };
   #error = null;
   #given = null;
+  #refusal = null;
   #draft = null;
   #abort = new AbortController();
 
@@ -79,6 +83,10 @@ export class Answer {
       ),
       this.#draft === null ? this.#body() : this.#editor(),
       problem(this.#error),
+      problem(this.#refusal, () => {
+        this.#refusal = null;
+        this.redraw();
+      }),
       h("div", { class: "answer-end" }, this.#numbers(), this.#opinions()),
     ];
   }
@@ -99,7 +107,7 @@ export class Answer {
       return h("span", { class: "hint" }, this.isRunning ? "waiting for the first token" : " ");
     const seconds = ((end ?? performance.now()) - first) / 1000;
     const pace =
-      this.#numTokens > 1 && seconds > 0
+      this.#numTokens >= ENOUGH_TOKENS
         ? ` · ${figure(Math.round((this.#numTokens - 1) / seconds))} tokens/s`
         : "";
     return h(
@@ -169,6 +177,7 @@ export class Answer {
   }
 
   async #say(kind, value) {
+    this.#refusal = null;
     try {
       await api.post("v1/feedback", { completion_id: this.#id, [kind]: value });
       this.#given = kind === "edit" ? "edit" : value;
@@ -177,8 +186,14 @@ export class Answer {
     } catch (error) {
       if (error.code === "completion_not_found")
         error.message = `answers of ${this.model} are not kept; turn feedback on for it under Learning, and ask again`;
-      complain(error);
+      this.#refusal = error;
     }
     this.redraw();
+    if (this.#refusal) queueMicrotask(showRefusal);
   }
+}
+
+/** Below the last lines there may be no room for it. */
+function showRefusal() {
+  document.querySelector("#duel .problem")?.scrollIntoView({ block: "nearest" });
 }

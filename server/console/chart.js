@@ -3,9 +3,9 @@
 import { h } from "./dom.js";
 import { figure } from "./format.js";
 
-const WIDTH = 860;
-const HEIGHT = 280;
-const EDGE = { left: 56, right: 16, top: 12, bottom: 34 };
+const WIDTH = 1116;
+const HEIGHT = 300;
+const EDGE = { left: 56, right: 16, top: 10, bottom: 26 };
 const MANY = 50;
 const SMOOTHING = 0.9;
 
@@ -72,7 +72,7 @@ export function chart({ series, label, xLabel, xMax, state, redraw }) {
         onpointermove: move,
         onpointerleave: leave,
       },
-      axes(scale, xLabel),
+      axes(scale),
       drawn.flatMap((one) => lines(one, scale)),
       state.at !== null && state.at !== undefined && pointer(drawn, scale, state.at),
     ),
@@ -80,6 +80,7 @@ export function chart({ series, label, xLabel, xMax, state, redraw }) {
       "figcaption",
       { class: "legend" },
       drawn.map((one) => legend(one, state.at)),
+      h("span", { class: "hint end" }, xLabel),
     ),
   );
 }
@@ -92,28 +93,32 @@ function scaleOf(series, xMax) {
   const xs = series.flatMap((one) => one.points.map(([x]) => x));
   const ys = series.flatMap((one) => one.points.map(([, y]) => y)).filter(Number.isFinite);
   const right = Math.max(xMax ?? 0, ...xs, 1);
-  const yTicks = ticks(Math.min(0, ...ys), Math.max(...ys), 5);
-  const [low, high] = [yTicks[0], yTicks.at(-1)];
-  const xTicks = ticks(0, right, 8).filter((one) => one <= right && Number.isInteger(one));
+  const low = Math.min(0, ...ys);
+  const high = Math.max(...ys, low + Number.EPSILON) * 1.04;
   const x = (value) => EDGE.left + (value / right) * (WIDTH - EDGE.left - EDGE.right);
   const y = (value) =>
     HEIGHT - EDGE.bottom - ((value - low) / (high - low)) * (HEIGHT - EDGE.top - EDGE.bottom);
-  return { x, y, xTicks, yTicks, right };
+  return {
+    x,
+    y,
+    xTicks: ticks(0, right, 10).filter(Number.isInteger),
+    yTicks: ticks(low, high, 5),
+  };
 }
 
-/** Round numbers that reach from below `low` to above `high`. */
-export function ticks(low, high, most) {
-  const raw = (high - low || 1) / most;
+/** Round numbers from `low` to `high`, about `most` of them. */
+function ticks(low, high, most) {
+  const raw = (high - low) / most;
   const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((one) => one * power).find((one) => one >= raw);
-  const first = Math.floor(low / step);
-  const last = Math.ceil(high / step);
-  return Array.from({ length: last - first + 1 }, (_, index) =>
+  const step = [1, 2, 2.5, 5, 10].map((one) => one * power).find((one) => one >= raw);
+  const first = Math.ceil(low / step);
+  const number = Math.floor(high / step) - first + 1;
+  return Array.from({ length: number }, (_, index) =>
     Number(((first + index) * step).toPrecision(12)),
   );
 }
 
-function axes(scale, xLabel) {
+function axes(scale) {
   return [
     scale.yTicks.map((value) => [
       h("line", {
@@ -135,11 +140,6 @@ function axes(scale, xLabel) {
         { class: "tick", x: scale.x(value), y: HEIGHT - EDGE.bottom + 17, "text-anchor": "middle" },
         figure(value),
       ),
-    ),
-    h(
-      "text",
-      { class: "tick", x: WIDTH - EDGE.right, y: HEIGHT - 2, "text-anchor": "end" },
-      xLabel,
     ),
   ];
 }

@@ -72,10 +72,10 @@ function update(node, child) {
     if (name !== "value" && name !== "ref" && old[name] !== value) assign(node, name, value);
   }
   reconcile(node, child.children);
-  // A select has its value from its options, so it comes last.
+  // A select has its value from its options, which may be others by now.
   const { value } = child.props;
-  if (value !== undefined && old.value !== value && node.value !== String(value))
-    node.value = value;
+  const isStale = value !== undefined && (old.value !== value || child.tag === "select");
+  if (isStale && node.value !== String(value)) node.value = value;
   if (!before) child.props.ref?.(node);
 }
 
@@ -98,7 +98,7 @@ const PATHS = {
   merge: "M6 4v4c0 4 6 4 6 8v4M18 4v4c0 4-6 4-6 8",
   training: "M4 4v16h16M7 8c3 7 6 8 12 9",
   learning: "M20 12a8 8 0 1 1-2.500-5.800M20 3v4h-4M12 8v4l3 2",
-  keys: "M14.500 9.500a4.500 4.500 0 1 0-3.200 4.300L13 15.500h2.500V18H18v3h3v-3.500z",
+  keys: "M8 12a4 4 0 1 0 0 .1zm0 0h13v4M16.500 12v3",
   upload: "M12 16V4m0 0L7 9m5-5 5 5M4 16v4h16v-4",
   up: "M7 11v9H4v-9zm0 0 4-8c1.700 0 2.600 1.300 2.300 2.800L12.700 9H19a1.800 1.800 0 0 1 1.800 2.200l-1.500 7A2.200 2.200 0 0 1 17.100 20H7",
   down: "M17 13V4h3v9zm0 0-4 8c-1.700 0-2.600-1.300-2.300-2.800l.6-3.200H5a1.800 1.800 0 0 1-1.800-2.200l1.500-7A2.200 2.200 0 0 1 6.900 4H17",

@@ -31,7 +31,7 @@ export function figure(number) {
 }
 
 export function percent(share, digits = 0) {
-  return `${(100 * share).toFixed(digits)} %`;
+  return `${Number((100 * share).toFixed(digits))} %`;
 }
 
 export function milliseconds(seconds) {

@@ -3,9 +3,12 @@
 import { h } from "./dom.js";
 import { figure } from "./format.js";
 
+// As wide as a column of the report is drawn, so that numbers keep their size.
+const WIDTH = 372;
+const MARGIN = 26;
 const ROW = 24;
 const LEFT = 36;
-const HEAD = 92;
+const HEAD = 64;
 const MOST_NUMBERS = 220;
 
 /** Cosine and overlap of the parents, each as a map; null for a merge of one. */
@@ -63,8 +66,11 @@ function placeOf(path) {
 }
 
 function map(grid, { title, hint, value, limit, kind }) {
-  const column = Math.max(38, Math.min(64, Math.floor(420 / grid.kinds.length)));
-  const width = LEFT + grid.kinds.length * column + 40;
+  const column = Math.max(
+    26,
+    Math.min(60, Math.floor((WIDTH - LEFT - MARGIN) / grid.kinds.length)),
+  );
+  const width = LEFT + grid.kinds.length * column + MARGIN;
   const height = HEAD + grid.layers.length * ROW + 4;
   const hasNumbers = grid.kinds.length * grid.layers.length <= MOST_NUMBERS;
   return h(
@@ -73,7 +79,7 @@ function map(grid, { title, hint, value, limit, kind }) {
     h("figcaption", null, h("h3", null, title), h("p", { class: "hint" }, hint)),
     h(
       "svg",
-      { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title },
+      { viewBox: `0 0 ${width} ${height}`, width, role: "img", "aria-label": title },
       grid.kinds.map((name, index) => {
         const x = LEFT + index * column + column / 2;
         return h(

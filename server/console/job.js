@@ -144,7 +144,9 @@ function facts(job, last) {
       h(
         "div",
         { class: "stat-value" },
-        job.total_steps ? `${figure(job.step)} / ${figure(job.total_steps)}` : "–",
+        job.total_steps
+          ? `${figure(Math.max(job.step, last?.step ?? 0))} / ${figure(job.total_steps)}`
+          : "–",
       ),
       h("div", { class: "meter" }, progress(share(job), "Progress")),
     ),
@@ -201,7 +203,7 @@ const CHECKS = [
 ];
 
 /** Every number that the gate went by, and what it could not ask. */
-export function gate({ gate: verdict, version }) {
+function gate({ gate: verdict, version }) {
   const rows = verdict.checks.map((one) =>
     h(
       "tr",

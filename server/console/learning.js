@@ -4,26 +4,9 @@ import * as api from "./api.js";
 import { complain, confirm, tell } from "./dialog.js";
 import { h } from "./dom.js";
 import { ago, figure, percent } from "./format.js";
-import {
-  badge,
-  button,
-  checkbox,
-  digest,
-  empty,
-  field,
-  input,
-  page,
-  panel,
-  problem,
-  select,
-  table,
-} from "./part.js";
+import { badge, button, digest, empty, page, panel, problem, select, table } from "./part.js";
+import { bodyOf, draftOf, policyForm } from "./policy.js";
 
-const METHODS = [
-  ["supervised", "supervised: from edits"],
-  ["dpo", "dpo: from edits and choices"],
-  ["kto", "kto: from thumbs"],
-];
 const GOOD = {
   promoted: "good",
   rolled_back: "bad",
@@ -33,17 +16,6 @@ const GOOD = {
   canary: "accent",
   collecting: "accent",
 };
-const NUMBERS = ["min_rows", "max_age_s", "canary_weight", "keep_completions", "keep_seconds"];
-const BARS = [
-  "min_requests",
-  "max_error_increase",
-  "max_dislike_increase",
-  "length_factor",
-  "latency_factor",
-  "max_seconds",
-  "confidence",
-];
-
 export function learningView(app, name) {
   const view = {
     names: null,
@@ -112,7 +84,7 @@ export function learningView(app, name) {
       page(
         {
           title: "Learning",
-          lead: "Feedback becomes rows, rows become a job, its version passes a gate, answers a share of the requests, and is promoted or taken back.",
+          lead: "Feedback becomes rows, rows a job, and its version a canary that is promoted or taken back.",
           actions: view.names?.length > 0 && [
             select(view.names, {
               value: name,
@@ -139,110 +111,21 @@ export function learningView(app, name) {
           h(
             "div",
             { class: "columns form" },
-            policy(app, view, save),
+            policyForm({
+              draft: (view.draft ??= draftOf(view.policy)),
+              policy: view.policy,
+              error: view.error,
+              redraw: app.redraw,
+              save,
+              undo: () => {
+                view.draft = null;
+                app.redraw();
+              },
+            }),
             h("div", null, kept(view), runs(view), said(view, erase)),
           ),
       ),
   };
-}
-
-/** The policy as the form has it: what is being typed, or what is set. */
-function shown(view) {
-  view.draft ??= structuredClone(view.policy);
-  return view.draft;
-}
-
-function bodyOf(draft) {
-  const body = {
-    enabled: draft.enabled,
-    feedback: draft.feedback,
-    method: draft.method,
-    canary: {},
-  };
-  for (const name of NUMBERS) body[name] = Number(draft[name]);
-  for (const name of BARS) body.canary[name] = Number(draft.canary[name]);
-  for (const name of ["replay", "gate", "training", "hyperparameters", "validation_file"])
-    body[name] = draft[name] ?? undefined;
-  return body;
-}
-
-function policy(app, view, save) {
-  const draft = shown(view);
-  const set =
-    (place, name, read = (event) => event.target.value) =>
-    (event) => {
-      place[name] = read(event);
-      app.redraw();
-    };
-  const isChanged = JSON.stringify(bodyOf(draft)) !== JSON.stringify(bodyOf(view.policy));
-  const number = (place, name, label, hint) =>
-    field(
-      label,
-      input({ value: place[name], name, inputmode: "decimal", oninput: set(place, name) }),
-      hint,
-    );
-  const tick = (event) => event.target.checked;
-  return h(
-    "form",
-    { onsubmit: save },
-    panel(
-      { title: "Policy" },
-      h(
-        "div",
-        { class: "checks" },
-        checkbox("Keep answers and feedback", {
-          checked: draft.feedback || draft.enabled,
-          disabled: draft.enabled,
-          name: "feedback",
-          onchange: set(draft, "feedback", tick),
-        }),
-        checkbox("Learn from them", {
-          checked: draft.enabled,
-          name: "enabled",
-          onchange: set(draft, "enabled", tick),
-        }),
-      ),
-      field("Method", select(METHODS, { value: draft.method, onchange: set(draft, "method") })),
-      h(
-        "div",
-        { class: "fields two" },
-        number(draft, "min_rows", "Begin at", "pieces of feedback"),
-        number(draft, "max_age_s", "Or after", "seconds of the oldest; 0: never"),
-        number(draft, "canary_weight", "Canary share", "of the requests"),
-        number(draft.canary, "min_requests", "Decide after", "requests of both versions"),
-        number(
-          draft.canary,
-          "max_error_increase",
-          "More errors",
-          "a share above the live version’s",
-        ),
-        number(draft.canary, "max_dislike_increase", "More dislikes", "the same, of answers"),
-        number(draft.canary, "length_factor", "Length factor", "either way"),
-        number(draft.canary, "latency_factor", "Latency factor", "first token and between tokens"),
-        number(draft.canary, "max_seconds", "Give up after", "seconds"),
-        number(draft.canary, "confidence", "Confidence", "of an early roll-back"),
-        number(draft, "keep_completions", "Keep", "answers at most"),
-        number(draft, "keep_seconds", "Keep for", "seconds"),
-      ),
-      problem(view.error),
-      h(
-        "div",
-        { class: "dialog-end" },
-        button("Undo", {
-          disabled: !isChanged,
-          onclick: () => {
-            view.draft = null;
-            app.redraw();
-          },
-        }),
-        h(
-          "button",
-          { type: "submit", class: "button primary", disabled: !isChanged },
-          "Save the policy",
-        ),
-      ),
-    ),
-  );
 }
 
 function kept({

@@ -143,7 +143,7 @@ function form(app, { adapters, method, usesT }) {
   return [
     h(
       "fieldset",
-      { class: "sources" },
+      { class: "sources many" },
       h("legend", { class: "field-label" }, "Parents"),
       adapters.length < 2 && h("p", { class: "hint" }, "Upload or train another adapter first."),
       adapters.map((one) => source(app, one, { weighs: !usesT && !method.noWeights })),
@@ -309,9 +309,7 @@ function report(adapter) {
         stat(
           "Modules",
           figure(summary.num_modules),
-          summary.num_missing
-            ? `${summary.num_missing} in some parents only`
-            : "all parents have them",
+          summary.num_missing ? `${summary.num_missing} not in all` : "all parents have them",
         ),
         stat(
           "Rank",
@@ -356,7 +354,11 @@ function modules({ modules: all }) {
         "tr",
         { key: one.path },
         h("td", null, h("code", null, one.path.replace(/^model\.layers\./, ""))),
-        h("td", { class: "number" }, one.pairs.length ? figure(one.pairs[0].cosine) : "–"),
+        h(
+          "td",
+          { class: "number" },
+          one.ranks.every(Boolean) && one.pairs.length ? figure(one.pairs[0].cosine) : "–",
+        ),
         h(
           "td",
           { class: "number" },

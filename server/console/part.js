@@ -216,6 +216,8 @@ export function problem(error, onClose) {
 }
 
 export function sentence(text) {
+  // A name at the beginning keeps its spelling.
+  if (!/^[a-z]+[ ,;']/.test(text)) return text;
   return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }
 

@@ -91,23 +91,18 @@ export function playgroundView(app, name) {
         settingsBar(app),
         h(
           "div",
-          { class: "duel" },
+          { class: "duel", id: "duel", tabindex: "0", "aria-label": "Prompts and answers" },
           h(
             "div",
             { class: "duel-heads" },
             SIDES.map((side, index) => head(app, side, index)),
           ),
-          h(
-            "div",
-            { class: "turns", id: "turns" },
-            kept.turns.length ? kept.turns.map(turn) : nothing(),
-          ),
+          kept.turns.length ? kept.turns.map(turn) : nothing(),
         ),
         problem(error),
         composer(app, { send, stop, isBusy: isBusy() }),
       ];
     },
-    leave: () => {},
   };
 }
 
@@ -229,7 +224,8 @@ function composer(app, { send, stop, isBusy }) {
 }
 
 function scroll() {
-  queueMicrotask(() =>
-    document.getElementById("turns")?.lastElementChild?.scrollIntoView({ block: "end" }),
-  );
+  queueMicrotask(() => {
+    const place = document.getElementById("duel");
+    place?.scrollTo(0, place.scrollHeight);
+  });
 }

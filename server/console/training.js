@@ -231,7 +231,7 @@ function newJob(app, view) {
         ),
         h(
           "div",
-          { class: "fields two" },
+          { class: "fields five" },
           number("epochs", "Epochs", "auto"),
           number("batch", "Rows per step", "auto"),
           number("rank", "Rank", "auto"),

@@ -1,7 +1,7 @@
 // A new adapter or version: what was dropped, what it holds, and what the server's check says, live.
 
 import * as api from "./api.js";
-import { close, open, tell } from "./dialog.js";
+import { close, open } from "./dialog.js";
 import { h, icon } from "./dom.js";
 import { bytes, percent, short } from "./format.js";
 import { badge, button, dropzone, field, input, problem, progress, select } from "./part.js";
@@ -83,7 +83,7 @@ function form(state, { adapters, fixed, redraw }) {
   ];
   return h(
     "div",
-    { class: "fields two" },
+    { class: "fields pair" },
     field(
       "Name",
       name,
@@ -273,5 +273,4 @@ async function settle(state, adapter, isKnown) {
   };
   const text = isKnown ? said[state.mode] : `${state.name} is live.`;
   state.steps.push({ label: "Published", status: "good", text });
-  tell(text);
 }
