@@ -34,6 +34,7 @@ class Announcement:
                 f"  device    {info.device}, kernels {info.kernels}, dtype {info.dtype}",
                 f"  context   {info.max_model_len} tokens",
                 f"  data      {self.data_dir}",
+                f"  console   {self.url}/console",
                 "",
                 "try it:",
                 "",

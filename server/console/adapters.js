@@ -120,6 +120,8 @@ function load({ traffic }) {
   if (traffic.problem)
     return h("p", { class: "hint strip-missing" }, `No live numbers: ${traffic.problem}.`);
   const value = (name) => traffic.value(`multiflora_${name}`);
+  const total = (name) => value(name) ?? value(`${name}_total`) ?? 0;
+  const memory = (label, name) => meter(label, value(`${name}_used`) ?? 0, total(name));
   const rate = traffic.rate("multiflora_generated_tokens_total");
   const waiting = value("requests_waiting");
   return h(
@@ -130,22 +132,10 @@ function load({ traffic }) {
       figure(value("requests_running")),
       waiting === null ? " " : `${figure(waiting)} waiting`,
     ),
-    stat(
-      "Tokens per second",
-      rate === null ? "–" : figure(Math.round(rate)),
-      "drawn, all adapters",
-    ),
-    meter("Adapter memory", value("adapter_bytes_used") ?? 0, value("adapter_bytes_total") ?? 0),
-    meter(
-      "Host memory",
-      value("adapter_host_bytes_used") ?? 0,
-      value("adapter_host_bytes_total") ?? 0,
-    ),
-    cache(
-      value("kv_blocks_used") ?? 0,
-      value("kv_blocks_cached") ?? 0,
-      value("kv_blocks_total") ?? 0,
-    ),
+    stat("Tokens per second", rate === null ? "–" : figure(Math.round(rate)), "of all answers"),
+    memory("Adapter memory", "adapter_bytes"),
+    memory("Host memory", "adapter_host_bytes"),
+    cache(value("kv_blocks_used") ?? 0, value("kv_blocks_cached") ?? 0, total("kv_blocks")),
   );
 }
 

@@ -269,7 +269,8 @@ api.whenKeyIsNeeded(() => {
 document.getElementById("skip").onclick = () => document.getElementById("main").focus();
 window.addEventListener("hashchange", () => {
   enter();
-  document.getElementById("title")?.focus();
+  // Where a reader goes on; the view is drawn by then.
+  queueMicrotask(() => document.getElementById("title")?.focus());
 });
 // A file that misses its place must not replace the page.
 for (const name of ["dragover", "drop"])

@@ -43,7 +43,7 @@ export function keysView(app) {
     event.preventDefault();
     view.error = null;
     try {
-      const isFirst = view.keys.length === 0;
+      const isFirst = view.keys.length === 0 && !api.hasKey();
       view.made = await api.post("v1/keys", bodyOf(view.draft));
       // The first key closes the server, for this page too.
       if (isFirst) api.useKey(view.made.key);
@@ -74,10 +74,11 @@ export function keysView(app) {
           lead: "Only a hash of a key is kept. Scopes say what it opens; a tenant’s key sees its own things and the shared ones.",
         },
         view.keys?.length === 0 &&
+          !api.hasKey() &&
           h(
             "p",
             { class: "note" },
-            "This server has no keys: whoever reaches it may do everything, and it listens on this machine only. The first key closes it for good, and needs the scope admin, to make others with. This tab goes on with it.",
+            "This server has no keys: whoever reaches it may do everything. That is this machine alone, unless it was started with --insecure. The first key closes it for good, and needs the scope admin, to make others with. This tab goes on with it.",
           ),
         view.made && shownOnce(app, view),
         h(

@@ -5,6 +5,15 @@ import { ApiError, request } from "./api.js";
 const PLACES = 90;
 const LINE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)/;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
+const OTHER = "other";
+const LEAN = {
+  requests: "multiflora_requests_total",
+  firstToken: "multiflora_time_to_first_token_seconds",
+};
+const WHOLE = {
+  requests: "multiflora_adapter_requests_total",
+  firstToken: "multiflora_adapter_first_token_seconds",
+};
 const HARMLESS = new Set(["ok", "disconnected"]);
 
 /** Samples of one server; `look` takes one. `problem` says why there are none. */
@@ -18,18 +27,18 @@ export class Traffic {
 
   async look() {
     try {
-      const response = await request("GET", "metrics");
-      this.#add(parse(await response.text()));
+      const families = await read("metrics");
+      const lean = byAdapter(families, LEAN);
+      // The page that is read often has the busiest adapters; of the others it says that there are.
+      const isWhole = !lean.has(OTHER);
+      const adapters = isWhole ? lean : byAdapter(await read("metrics/adapters"), WHOLE);
+      this.#samples.push({ time: performance.now() / 1000, families, adapters, isWhole });
+      if (this.#samples.length > PLACES + 1) this.#samples.shift();
       this.problem = null;
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       this.problem = error.message;
     }
-  }
-
-  #add(families) {
-    this.#samples.push({ time: performance.now() / 1000, families, adapters: byAdapter(families) });
-    if (this.#samples.length > PLACES + 1) this.#samples.shift();
   }
 
   /** A gauge or counter without labels, as it is now. */
@@ -54,8 +63,9 @@ export class Traffic {
   history(adapter) {
     return this.#samples.slice(1).map((now, index) => {
       const before = this.#samples[index];
-      const read = (sample) => sample.adapters.get(adapter)?.requests ?? 0;
-      return growth(read(before), read(now)) / (now.time - before.time);
+      if (before.isWhole !== now.isWhole) return 0;
+      const requests = (sample) => sample.adapters.get(adapter)?.requests ?? 0;
+      return growth(requests(before), requests(now)) / (now.time - before.time);
     });
   }
 
@@ -69,6 +79,11 @@ export class Traffic {
 /** A restarted server counts from zero. */
 function growth(before, now) {
   return now >= before ? now - before : now;
+}
+
+async function read(path) {
+  const response = await request("GET", path);
+  return parse(await response.text());
 }
 
 function parse(text) {
@@ -85,24 +100,21 @@ function parse(text) {
   return families;
 }
 
-function byAdapter(families) {
+/** Requests, errors and times to the first token, by the name of the adapter. */
+function byAdapter(families, { requests, firstToken }) {
   const adapters = new Map();
-  const of = (name) => {
-    if (!adapters.has(name))
-      adapters.set(name, { requests: 0, errors: 0, firsts: 0, firstSeconds: 0 });
-    return adapters.get(name);
+  const of = ({ adapter }) => {
+    if (!adapters.has(adapter))
+      adapters.set(adapter, { requests: 0, errors: 0, firsts: 0, firstSeconds: 0 });
+    return adapters.get(adapter);
   };
-  for (const { labels, value } of families.get("multiflora_requests_total") ?? []) {
-    of(labels.adapter).requests += value;
-    if (!HARMLESS.has(labels.outcome)) of(labels.adapter).errors += value;
+  for (const { labels, value } of families.get(requests) ?? []) {
+    of(labels).requests += value;
+    if (!HARMLESS.has(labels.outcome)) of(labels).errors += value;
   }
-  for (const { labels, value } of families.get("multiflora_time_to_first_token_seconds_count") ??
-    []) {
-    of(labels.adapter).firsts += value;
-  }
-  for (const { labels, value } of families.get("multiflora_time_to_first_token_seconds_sum") ??
-    []) {
-    of(labels.adapter).firstSeconds += value;
-  }
+  for (const { labels, value } of families.get(`${firstToken}_count`) ?? [])
+    of(labels).firsts += value;
+  for (const { labels, value } of families.get(`${firstToken}_sum`) ?? [])
+    of(labels).firstSeconds += value;
   return adapters;
 }

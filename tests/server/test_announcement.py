@@ -49,5 +49,6 @@ def test_the_python_snippet_compiles_and_names_two_models(announce, adapters):
 def test_the_facts_are_there(announce):
     text = announce()
 
-    for fact in ("http://127.0.0.1:8000", "json, it's", "cpu", "torch", "float32", "/data", "nf4"):
+    facts = ("http://127.0.0.1:8000/console", "json, it's", "cpu", "torch", "float32")
+    for fact in (*facts, "/data", "nf4"):
         assert fact in text
