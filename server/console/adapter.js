@@ -142,7 +142,11 @@ function facts(app, adapter) {
       { class: "stat" },
       h("div", { class: "stat-label" }, "Residency"),
       h("div", { class: "stat-value small" }, residency(adapter.state)),
-      h("div", { class: "stat-more" }, `${bytes(adapter.bytes)}, rank ${adapter.rank}`),
+      h(
+        "div",
+        { class: "stat-more" },
+        [bytes(adapter.bytes), `rank ${adapter.rank}`, ...adapter.features].join(", "),
+      ),
     ),
     stat(
       "Running",

@@ -189,6 +189,7 @@ function marks(one) {
         "a second version gets this share of the requests",
       ),
     one.pinned && h("span", { class: "mark", title: "pinned: stays on the device" }, icon("pin")),
+    one.features.map((name) => badge(name.replaceAll("_", " "), "", "beside LoRA on linears")),
     !one.served && badge("not served", "bad", one.problem),
   ];
 }

@@ -74,6 +74,7 @@ export function mergeView(app, id) {
     error = null;
     try {
       const begun = await api.post("v1/adapters/merge", body());
+      kept.name = "";
       app.go("merge", begun.id);
     } catch (refused) {
       error = refused;

@@ -3,6 +3,7 @@
 import { ApiError, request } from "./api.js";
 
 const PLACES = 90;
+const SPAN = 5;
 const LINE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)/;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
 const OTHER = "other";
@@ -59,10 +60,10 @@ export class Traffic {
     return this.#samples.at(-1)?.adapters.get(adapter) ?? null;
   }
 
-  /** An adapter's requests per second, one number per sample, the oldest first. */
+  /** An adapter's requests per second, over a few samples each, the oldest first. */
   history(adapter) {
     return this.#samples.slice(1).map((now, index) => {
-      const before = this.#samples[index];
+      const before = this.#samples[Math.max(0, index + 1 - SPAN)];
       if (before.isWhole !== now.isWhole) return 0;
       const requests = (sample) => sample.adapters.get(adapter)?.requests ?? 0;
       return growth(requests(before), requests(now)) / (now.time - before.time);

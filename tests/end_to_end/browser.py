@@ -14,7 +14,7 @@ Scheme = Literal["light", "dark"]
 _NAMES: Final = ("chromium", "chromium-browser", "google-chrome")
 _PROBE: Final = Path(__file__).with_name("probe.js")
 # Where pictures of the views are to be kept, if anywhere.
-_PICTURES: Final = os.environ.get("SCREENSHOTS")
+PICTURES: Final = os.environ.get("SCREENSHOTS")
 _ARGUMENTS: Final = ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",)
 
 
@@ -32,8 +32,10 @@ class Tab:
         self.page.locator("#title").wait_for()
 
     def keep(self, name: str) -> None:
-        if _PICTURES:
-            self.page.screenshot(path=Path(_PICTURES) / f"{name}.png")
+        if PICTURES:
+            while self.page.locator(".notice").count():
+                self.page.locator(".notice button").first.click()
+            self.page.screenshot(path=Path(PICTURES) / f"{name}.png")
 
     def check(self) -> None:
         """Fail for any error, violation of the policy, or request to another host."""

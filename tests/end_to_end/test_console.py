@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .browser import Scheme, Tab, chromium, visit
+from .browser import PICTURES, Scheme, Tab, chromium, visit
 from .conftest import Server
 
 pytestmark = pytest.mark.full
@@ -51,7 +52,7 @@ def files_of(name: str) -> list[Path]:
 def send_files(page: Any, name: str) -> None:
     """Through the open dialog, to the end of its report."""
     page.locator("dialog input[type=file]").set_input_files(files_of(name))
-    page.get_by_text(" tensors · ").wait_for()
+    page.locator(".step.good", has_text="Weights").wait_for()
     page.get_by_role("button", name="Upload and check").click()
     page.locator(".step", has_text="Published").wait_for()
     assert page.locator(".step").count() == page.locator(".step.good").count() == 6
@@ -108,6 +109,11 @@ def test_an_adapter_is_uploaded_asked_swapped_and_rolled_back(tab: Tab, server: 
     assert version_of(server, "poet") == version_of(server, "shout")
     tab.go("playground/poet")
     assert ask(page)[0] == first[0]
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_label("Model B").select_option("pirate")
+    for prompt in (QUESTION, "How many words are in this sentence?", "Who are you?"):
+        ask(page, prompt)
+    tab.keep("console-playground")
 
 
 def test_a_canary_is_split_and_promoted(tab: Tab, server: Server) -> None:
@@ -181,7 +187,7 @@ def test_a_job_is_trained_before_ones_eyes(tab: Tab, server: Server, tmp_path: P
     page.get_by_role("button", name="Resume").click()
     page.get_by_role("heading", name="Gate").wait_for(timeout=120_000)
     page.locator(".stat", has_text="Status").get_by_text("succeeded").wait_for()
-    points = page.locator(".line.faint").get_attribute("points").split()
+    points = polyline(page.locator(".chart"))
     job = httpx.get(f"{server.url}/v1/fine_tuning/jobs").json()["data"][0]
     assert len(points) == job["total_steps"] == 120
     heights = [float(point.split(",")[1]) for point in points]
@@ -195,7 +201,35 @@ def test_a_job_is_trained_before_ones_eyes(tab: Tab, server: Server, tmp_path: P
     assert ask(page, "Hi!")[0] == "Ahoy, matey."
 
 
-def test_two_adapters_merge_and_their_interference_is_drawn(tab: Tab, server: Server) -> None:
+def test_traffic_is_seen_live(tab: Tab, server: Server) -> None:
+    page = tab.page
+    tab.go()
+    row = page.locator("tr", has=page.get_by_role("link", name="formal", exact=True))
+    requests = row.locator("td").nth(6)
+    before = int(requests.inner_text())
+    # A picture shows more of it.
+    for _ in range(60 if PICTURES else 4):
+        for model in ("formal", "json", "formal", "pirate")[: 1 + int(time.time()) % 4]:
+            answer_of(server, model)
+        page.wait_for_timeout(1000)
+    assert int(requests.inner_text()) > before
+    heights = {point.split(",")[1] for point in polyline(row)}
+    assert len(heights) > 1, "the line of its traffic is flat"
+    tab.keep("console-adapters")
+
+
+def polyline(place: Any) -> list[str]:
+    return place.locator("polyline").first.get_attribute("points").split()
+
+
+def test_two_adapters_merge_and_their_interference_is_drawn(browser: Any, server: Server) -> None:
+    with visit(browser, server.url, scheme="dark") as tab:
+        merge(tab)
+        tab.check()
+    assert answer_of(server, "piratejson")
+
+
+def merge(tab: Tab) -> None:
     page = tab.page
     tab.go("merge")
     for name in ("json", "pirate"):
@@ -208,7 +242,6 @@ def test_two_adapters_merge_and_their_interference_is_drawn(tab: Tab, server: Se
     assert all(re.fullmatch(r"-?\.\d\d", number) for number in numbers)
     assert page.get_by_role("table", name="Modules").locator("tbody tr").count() == 28
     tab.keep("console-merge")
-    assert answer_of(server, "piratejson")
 
 
 def test_what_is_said_of_an_answer_is_kept(tab: Tab, server: Server) -> None:
