@@ -68,6 +68,8 @@ export function open(title, { oncancel = () => {}, canClose = true } = {}, conte
 }
 
 export function close() {
+  // Closing gives the focus back to where it was; removing alone does not.
+  document.querySelector("#dialogs dialog")?.close();
   draw(document.getElementById("dialogs"));
 }
 

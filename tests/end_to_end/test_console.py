@@ -208,7 +208,7 @@ def test_traffic_is_seen_live(tab: Tab, server: Server) -> None:
     requests = row.locator("td").nth(6)
     before = int(requests.inner_text())
     # A picture shows more of it.
-    for _ in range(60 if PICTURES else 4):
+    for _ in range(40 if PICTURES else 4):
         for model in ("formal", "json", "formal", "pirate")[: 1 + int(time.time()) % 4]:
             answer_of(server, model)
         page.wait_for_timeout(1000)
@@ -292,6 +292,7 @@ def test_it_is_used_without_a_mouse(tab: Tab) -> None:
     assert page.evaluate("document.activeElement.closest('dialog') !== null")
     page.keyboard.press("Escape")
     page.locator("dialog").wait_for(state="detached")
+    assert page.evaluate("document.activeElement.textContent") == "Upload"
 
 
 def test_the_theme_is_chosen_and_kept(tab: Tab) -> None:
