@@ -70,7 +70,6 @@ function redraw() {
 function enter() {
   app.route = location.hash.replace(/^#\/?/, "").split("/").filter(Boolean).map(decodeURIComponent);
   const [, label, make] = VIEWS.find(([name]) => name === app.route[0]) ?? VIEWS[0];
-  view?.leave?.();
   app.error = null;
   view = make(app, app.route[1]);
   document.title = `${app.route[1] ?? label} · multiflora`;

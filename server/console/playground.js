@@ -43,7 +43,7 @@ export function playgroundView(app, name) {
       max_tokens: number(kept.maxTokens),
     };
     const wrong = Object.entries(settings).find(([, value]) => Number.isNaN(value));
-    error = wrong ? new api.ApiError(0, { message: `${wrong[0]} is no number` }) : null;
+    error = wrong ? new api.ApiError(null, { message: `${wrong[0]} is no number` }) : null;
     if (error) return app.redraw();
     const answers = kept.models.map(
       (model, side) => new Answer(model, messages(side, prompt), settings, app.redraw),
