@@ -1,6 +1,7 @@
 """Bounds on what a client may send, enforced before a request is read."""
 
 import asyncio
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -12,8 +13,9 @@ from .errors import HeaderTooLarge, RequestTooLarge, UploadTimeout, error_respon
 
 _KIB = 1024
 _MIB = 1024 * _KIB
-_ADAPTERS: Final = "/v1/adapters"
-_FILES: Final = "/v1/files"
+_UPLOADS: Final = re.compile(
+    r"(?P<files>POST /v1/files)|POST /v1/adapters|PUT /v1/adapters/[^/]+", re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +65,13 @@ class RequestLimitMiddleware:
         await self._app(scope, self._bounded(receive, limit), send)
 
     def _body_limit(self, scope: Scope) -> int:
-        is_form = scope["method"] in ("POST", "PUT") and Headers(scope=scope).get(
-            "content-type", ""
-        ).startswith("multipart/")
-        if is_form and scope["path"].startswith(_ADAPTERS):
-            return self._limits.max_upload_bytes
-        if is_form and scope["path"] == _FILES:
-            return self._limits.max_file_bytes
-        return self._limits.max_body_bytes
+        """Only what goes to the disk as it arrives may be larger than what memory can hold."""
+        kind = Headers(scope=scope).get("content-type", "")
+        found = _UPLOADS.fullmatch(f"{scope['method']} {scope['path']}")
+        if found is None or not kind.startswith("multipart/"):
+            return self._limits.max_body_bytes
+        is_file = found["files"] is not None
+        return self._limits.max_file_bytes if is_file else self._limits.max_upload_bytes
 
     def _check_headers(self, headers: Iterable[tuple[bytes, bytes]], limit: int) -> None:
         headers = list(headers)

@@ -85,6 +85,18 @@ async def test_connections_beyond_the_bound_are_turned_away(port: int) -> None:
         writer.close()
 
 
+@pytest.mark.parametrize("action", ["rollback", "canary", "promote", "import", "pin"])
+async def test_only_uploads_may_be_larger_than_memory(
+    client: httpx.AsyncClient, action: str
+) -> None:
+    headers = {"content-type": "multipart/form-data; boundary=x", "content-length": str(1 << 30)}
+
+    answer = await client.post(f"/v1/adapters/json/{action}", content=b"{}", headers=headers)
+
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "request_too_large"
+
+
 async def test_answers_are_no_pages_and_no_origin_is_allowed(client: httpx.AsyncClient) -> None:
     for path in ("/health", "/v1/models", "/nowhere"):
         headers = (await client.get(path, headers={"origin": "http://server"})).headers
