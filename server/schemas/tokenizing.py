@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from .body import RequestBody
+from .body import RequestBody, check_fields
 from .chat import ChatBody, ChatMessage
 from .sampling import TokenId
 from .tool import ToolBody
@@ -26,17 +26,19 @@ class TokenizeBody(RequestBody):
     return_token_strs: bool = False
 
     def conversation(self, messages: list[ChatMessage]) -> ChatBody:
-        """The chat request that would be rendered to the same tokens."""
-        return ChatBody.model_validate(
-            {
-                "model": self.model or "",
-                "messages": messages,
-                "add_generation_prompt": self.add_generation_prompt,
-                "continue_final_message": self.continue_final_message,
-                "chat_template_kwargs": self.chat_template_kwargs,
-                "tools": self.tools,
-            }
-        )
+        """The chat request that would be rendered to the same tokens.
+
+        Raises ``RequestRejected`` where that would be refused.
+        """
+        fields = {
+            "model": self.model or "",
+            "messages": messages,
+            "add_generation_prompt": self.add_generation_prompt,
+            "continue_final_message": self.continue_final_message,
+            "chat_template_kwargs": self.chat_template_kwargs,
+            "tools": self.tools,
+        }
+        return check_fields(fields, ChatBody)
 
 
 class DetokenizeBody(RequestBody):

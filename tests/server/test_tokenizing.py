@@ -30,6 +30,22 @@ async def test_a_conversation_has_the_tokens_that_chat_would_send(client, chat, 
     assert tuple(answer["tokens"]) == engine.requests[0].prompt
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}] * 129}, "tools"),
+        ({"messages": MESSAGES * 4097}, "messages"),
+    ],
+    ids=["both_ways_to_end", "tools", "messages"],
+)
+async def test_a_conversation_that_chat_would_refuse_is_refused(client, fields, param):
+    answer = await client.post("/tokenize", json={"messages": MESSAGES, **fields})
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+
+
 async def test_what_a_harness_needs_instead_of_a_tokenizer(client, tokenizer):
     info = (await client.get("/tokenizer_info")).json()
 
