@@ -11,7 +11,7 @@ from .access.ownership import Ownership
 from .edge import EdgeMiddleware
 from .errors import add_error_handlers
 from .limits import RequestLimitMiddleware
-from .openapi import describe_bodies
+from .openapi import DocumentedApp
 from .routes import (
     adapter_actions,
     adapter_import,
@@ -96,7 +96,7 @@ _BODIES = (
 def create_app(service: Service) -> FastAPI:
     """The ASGI app; the engine is started and stopped by whoever made the service."""
     routes: list[Route] = []
-    app = FastAPI(
+    app = DocumentedApp(
         title="multiflora",
         version=multiflora.__version__,
         docs_url=None,
@@ -119,7 +119,7 @@ def create_app(service: Service) -> FastAPI:
     for module in _ROUTES:
         app.include_router(module.router)
         routes += [route for route in module.router.routes if isinstance(route, Route)]
-    describe_bodies(app, *_BODIES)
+    app.bodies = _BODIES
     add_error_handlers(app)
     return app
 

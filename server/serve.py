@@ -162,8 +162,11 @@ async def _run(
     _warn_of_unserved(service.catalog)
     housekeeping = Housekeeping(registry, publisher, client, service.pinning, watched=watched)
     keeping = asyncio.create_task(housekeeping.run())
+    app = create_app(service)
+    # Now, as whoever asks for it first would make all others wait.
+    app.openapi()
     server = HttpServer(
-        create_app(service),
+        app,
         drain=service.drain,
         drain_timeout_seconds=settings.drain_timeout,
         stop_engine=client.stop,
