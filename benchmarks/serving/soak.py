@@ -65,7 +65,7 @@ async def _soak(server: ServerProcess, seconds: float, workers: int, seed: int) 
     await _work(server, archives, seconds, workers, seed + 1, outcomes)
     await sampling
     after = await _quiet(server)
-    leaks = _leaks(before, after)
+    found = leaks(before, after)
     return {
         "minutes": round(seconds / 60, 2),
         "workers": workers,
@@ -73,8 +73,8 @@ async def _soak(server: ServerProcess, seconds: float, workers: int, seed: int) 
         "quiet_before": before,
         "quiet_after": after,
         "memory_mib_per_minute": _slopes(samples),
-        "leaks": leaks,
-        "verdict": "leaks: " + ", ".join(leaks) if leaks else "no leak",
+        "leaks": found,
+        "verdict": "leaks: " + ", ".join(found) if found else "no leak",
         "samples": samples,
     }
 
@@ -220,15 +220,16 @@ async def _quiet(server: ServerProcess) -> dict[str, float]:
     return {**shown, **server.resources()}
 
 
-def _leaks(before: dict[str, float], after: dict[str, float]) -> list[str]:
-    leaks = [name for name in _ZERO if after[name]]
+def leaks(before: dict[str, float], after: dict[str, float]) -> list[str]:
+    """Names of what is not back where it was, given the facts of two quiet moments."""
+    found = [name for name in _ZERO if after[name]]
     for name, count in after.items():
         if name.endswith(("_open_files", "_tasks")) and count > before[name] + 2:
-            leaks.append(name)
+            found.append(name)
         # Heaps grow in steps; more than this in one run is a leak.
         if name.endswith("_mib") and count > 1.2 * before[name] + 32:
-            leaks.append(name)
-    return leaks
+            found.append(name)
+    return found
 
 
 def _slopes(samples: Sequence[dict[str, float]]) -> dict[str, float]:
