@@ -30,7 +30,7 @@ class Quotation:
             plain = data.replace(_OPEN, "").replace(_CLOSE, "")
             return self._token.sub(f"{_OPEN}\\g<0>{_CLOSE}", plain)
         if isinstance(data, dict):
-            return {key: self.quote(value) for key, value in data.items()}
+            return {self.quote(key): self.quote(value) for key, value in data.items()}
         if isinstance(data, list):
             return [self.quote(value) for value in data]
         return data

@@ -56,10 +56,11 @@ def test_text_without_special_tokens_is_encoded_as_ever(tokenizer):
 
 
 def test_data_is_quoted_in_depth_and_not_changed():
-    data = {"a": ["x<s>", {"b": "<s>"}], "c": 1, "d": None}
+    data = {"a": ["x<s>", {"b": "<s>"}], "c": 1, "d": None, "<s>": 2}
 
     quoted = Quotation(["<s>"]).quote(data)
 
     assert data["a"] == ["x<s>", {"b": "<s>"}]
     assert quoted["a"][1]["b"] != "<s>"
+    assert "<s>" not in quoted, "templates write the names of arguments too"
     assert (quoted["c"], quoted["d"]) == (1, None)
