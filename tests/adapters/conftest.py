@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,19 @@ def limits() -> GateLimits:
 
 
 @pytest.fixture
+def no_child_left() -> Iterator[None]:
+    """Children that the test made have ended with it; those of other tests may be alive."""
+    others = set(psutil.Process().children())
+    yield
+    assert set(psutil.Process().children()) <= others
+
+
+@pytest.fixture
 def gate_refuses_all(
-    projections: tuple[Projection, ...], limits: GateLimits, tmp_path: Path
+    projections: tuple[Projection, ...],
+    limits: GateLimits,
+    tmp_path: Path,
+    no_child_left: None,
 ) -> Callable[[Mapping[Path, str]], None]:
     """``gate_refuses_all({source: code})``: every one with its code, and at no lasting cost."""
 
@@ -129,7 +140,6 @@ def gate_refuses_all(
             list(threads.map(refuse, codes.keys(), codes.values()))
         assert this_process.num_fds() == descriptors
         assert this_process.memory_info().rss - memory < 8 << 20
-        assert this_process.children() == []
 
     return refuse_all
 
