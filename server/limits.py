@@ -3,19 +3,29 @@
 import asyncio
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from multiflora.engine.errors import RequestRejected
+
 from .errors import HeaderTooLarge, RequestTooLarge, UploadTimeout, error_response
 
 _KIB = 1024
 _MIB = 1024 * _KIB
+_HOST: Final = re.compile(rb"[A-Za-z0-9._:\[\]-]*")
 _UPLOADS: Final = re.compile(
     r"(?P<files>POST /v1/files)|POST /v1/adapters|PUT /v1/adapters/[^/]+", re.DOTALL
 )
+
+
+class MalformedHeader(RequestRejected):
+    """A header that a proxy before the server may have understood in another way."""
+
+    code = "invalid_header"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +66,10 @@ class RequestLimitMiddleware:
         try:
             limit = self._body_limit(scope)
             self._check_headers(scope["headers"], limit)
-        except (HeaderTooLarge, RequestTooLarge) as error:
-            await _skip_body(receive, limit=8 * self._limits.max_body_bytes)
+        except (HeaderTooLarge, MalformedHeader, RequestTooLarge) as error:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.body_idle_seconds):
+                    await _skip_body(receive, limit=8 * self._limits.max_body_bytes)
             response = error_response(error)
             response.headers["connection"] = "close"
             await response(scope, receive, send)
@@ -81,7 +93,16 @@ class RequestLimitMiddleware:
                 f"the headers have {size} bytes in {len(headers)} lines; at most "
                 f"{self._limits.max_header_bytes} bytes in {self._limits.max_headers} are accepted"
             )
-        declared = dict(headers).get(b"content-length", b"0")
+        found = dict(headers)
+        if not _HOST.fullmatch(found.get(b"host", b"")):
+            raise MalformedHeader("the Host header is no name or address, with or without a port")
+        declared = found.get(b"content-length")
+        if declared is None:
+            return
+        if b"transfer-encoding" in found:
+            raise MalformedHeader(
+                "Content-Length and Transfer-Encoding contradict each other; send one of them"
+            )
         if declared.isdigit():
             _check_size(int(declared), limit)
 

@@ -71,6 +71,30 @@ async def test_a_body_that_stands_still_is_408(port: int) -> None:
     assert b"upload_timeout" in answer
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (b"Content-Length: 99999999\r\n", b"413"),
+        (b"X: y\r\n" * 200 + b"Content-Length: 9\r\n", b"431"),
+        (b"Content-Length: 9\r\nTransfer-Encoding: chunked\r\n", b"400"),
+    ],
+    ids=["body", "headers", "framing"],
+)
+async def test_a_refused_body_that_never_comes_does_not_keep_the_connection(
+    port: int, headers: bytes, status: bytes
+) -> None:
+    start = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n" + headers + b"\r\n"
+
+    assert (await talk(port, start)).split()[1] == status
+
+
+@pytest.mark.parametrize("host", [b"a/../b", b"a?b", b"a b", b"a@b", b"\xff"])
+async def test_a_host_that_is_none_is_refused(port: int, host: bytes) -> None:
+    start = b"GET /live HTTP/1.1\r\nConnection: close\r\nHost: " + host + b"\r\n\r\n"
+
+    assert b" 400 " in (await talk(port, start)).splitlines()[0]
+
+
 async def test_a_kept_connection_may_be_idle_longer_than_headers_take(port: int) -> None:
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         assert (await client.get("/health")).status_code == 200
