@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run check check-security format test test-full test-gpu bench bench-gpu demo clean
+.PHONY: install run check check-security format test test-clients test-full test-gpu bench bench-gpu demo clean
 
 install: $(STAMP)
 
@@ -31,7 +31,12 @@ check: install
 
 # Known vulnerabilities of the pinned versions, dangerous code, and sbom.cdx.json.
 check-security: install
-	$(BIN)/python tests/outside_security.py
+	$(BIN)/python -m tests.outside_security
+
+# Clients that others wrote, each in an environment of its own, against a real server; writes
+# docs/clients.md.
+test-clients: install
+	$(BIN)/python -m tests.clients.proof
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -7,11 +7,11 @@ it is 1 where something was found.
 
 import subprocess
 import sys
-import venv
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).resolve().parent.parent
+from .tool_environment import ROOT, install, python_in
+
 TOOLS: Final = ROOT / ".venv-security"
 PINS: Final = ("pip-audit==2.10.1", "bandit==1.9.4", "cyclonedx-bom==7.5.0")
 FOLDERS: Final = ("kernels", "adapters", "engine", "server")
@@ -23,8 +23,8 @@ FOUND, COULD_NOT_RUN = 1, 3
 
 def main() -> int:
     """Run everything that can run, and say what could not."""
-    python = TOOLS / "bin" / "python"
-    missing = [pin for pin in PINS if not _install(python, pin)]
+    python = python_in(TOOLS)
+    missing = [pin for pin in PINS if not install(TOOLS, pin)]
     audit = (python, "-m", "pip_audit", "-r", ROOT / "constraints.txt", "--no-deps")
     bom = ("environment", sys.executable, "--output-reproducible", "-o", ROOT / "sbom.cdx.json")
     outcomes = {
@@ -41,13 +41,6 @@ def main() -> int:
     if "found problems" in outcomes.values():
         return FOUND
     return COULD_NOT_RUN if "could not run" in outcomes.values() else 0
-
-
-def _install(python: Path, pin: str) -> bool:
-    if not python.exists():
-        venv.create(TOOLS, with_pip=True)
-    command = [python, "-m", "pip", "install", "--quiet", pin]
-    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def _run(*command: str | Path, missing: list[str]) -> str:

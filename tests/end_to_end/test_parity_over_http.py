@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from multiflora.kernels import nf4
-from multiflora.kernels.quantize import quantize
+from ..clients.reference import served_base
 
 PROMPTS = [list(range(20, 57)), list(range(100, 111))]
 COUNT = 14
@@ -25,10 +24,7 @@ def expected(
 
     folder, adapters = model_folder("llama"), adapter_folders("llama")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name != "lm_head":
-            module.weight.data = nf4.dequantize(quantize(module.weight.data))
+    model = served_base(folder)
     texts = {("base", i): _greedy(model, prompt, tokenizer) for i, prompt in enumerate(PROMPTS)}
     peft_model: Any = None
     for index, (name, path) in enumerate(adapters.items()):
