@@ -45,13 +45,11 @@ async def tokenize_chat(
     ordinary text, so that no message can begin another turn.
     """
     try:
+        quoted = await off_loop(is_large, _quoted, tokenizer, body)
         text = await renderer.render(
-            tokenizer.quote(_messages(body)),
-            tools=tokenizer.quote(template_tools(body)),
-            documents=tokenizer.quote(body.documents),
+            **quoted,
             add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message,
-            extra=tokenizer.quote(body.chat_template_kwargs),
         )
     except RecursionError:
         raise RequestRejected("the messages are nested too deeply", param="messages") from None
@@ -59,6 +57,17 @@ async def tokenize_chat(
         _check_length(tokenizer, text, max_model_len=max_model_len, param="messages")
     tokens = await off_loop(is_large, tokenizer.encode_chat, text)
     return [_last(tokens, body.truncate_prompt_tokens)]
+
+
+def _quoted(tokenizer: Tokenizer, body: ChatBody) -> dict[str, Any]:
+    """What clients wrote, for the template."""
+    fields = {
+        "messages": _messages(body),
+        "tools": template_tools(body),
+        "documents": body.documents,
+        "extra": body.chat_template_kwargs,
+    }
+    return {name: tokenizer.quote(value) for name, value in fields.items()}
 
 
 def _messages(body: ChatBody) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 Importing transformers takes seconds and brings torch along; the API process wants neither.
 """
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from .tokenizer_folder import LlamaPrefix, SpecialToken, TokenizerFolder, read_t
 _SPACE: Final = "\u2581"
 # What text inside a text is put after; the second is for text that merges with a line break.
 _ANCHORS: Final = ("\n", "x")
+_MANY: Final = 10_000
 
 
 class Tokenizer:
@@ -36,6 +38,7 @@ class Tokenizer:
         self.special_tokens = frozenset(t.content for t in added.values() if t.special)
         self._fast = fast
         self._quotation = Quotation(self.special_tokens)
+        self._quoted: dict[str, list[int]] = {}
 
     @property
     def vocab_size(self) -> int:
@@ -66,7 +69,7 @@ class Tokenizer:
         Only the post-processor in tokenizer.json adds BOS and EOS; transformers ignores
         ``add_bos_token`` and ``add_eos_token`` of tokenizer_config.json beside such a file.
         """
-        return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
+        return _ids(self._fast, text, add_special_tokens=add_special_tokens)
 
     def quote(self, data: Any) -> Any:
         """Mark the special tokens in JSON data that users wrote, for ``encode_chat``."""
@@ -83,12 +86,14 @@ class Tokenizer:
             self.continuation(first) if continues else self.encode(first, add_special_tokens=False)
         )
         for piece, is_quoted in rest:
-            ids += self._encode_inside(piece, is_quoted=is_quoted)
+            ids += (
+                self._encode_quoted(piece) if is_quoted else self._encode_inside(piece, self._fast)
+            )
         return ids
 
     def continuation(self, text: str) -> list[int]:
         """Encode text that follows settled tokens: it never merges with them, nothing is added."""
-        return self._encode_inside(text, is_quoted=False)
+        return self._encode_inside(text, self._fast)
 
     def _encode_beginning(self, text: str) -> list[int]:
         return self.encode(text, add_special_tokens=False)
@@ -97,17 +102,22 @@ class Tokenizer:
         """The whole tokenizer as JSON: equal for tokenizers that encode and decode alike."""
         return self._fast.to_str()
 
-    def _encode_inside(self, piece: str, *, is_quoted: bool) -> list[int]:
+    def _encode_quoted(self, token: str) -> list[int]:
+        """Encode a special token as text; a prompt may hold millions, of few kinds."""
+        if token not in self._quoted:
+            self._quoted[token] = self._encode_inside(token, self._without_special_tokens)
+        return self._quoted[token]
+
+    def _encode_inside(self, piece: str, fast: FastTokenizer) -> list[int]:
         """Encode a piece that does not begin the text: some tokenizers put a space before that."""
         if not piece:
             return []
-        fast = self._without_special_tokens if is_quoted else self._fast
         for anchor in _ANCHORS:
-            before = fast.encode(anchor, add_special_tokens=False).ids
-            ids = fast.encode(anchor + piece, add_special_tokens=False).ids
+            before = _ids(fast, anchor)
+            ids = _ids(fast, anchor + piece)
             if ids[: len(before)] == before:
                 return ids[len(before) :]
-        return fast.encode(piece, add_special_tokens=False).ids
+        return _ids(fast, piece)
 
     @cached_property
     def _without_special_tokens(self) -> FastTokenizer:
@@ -117,7 +127,11 @@ class Tokenizer:
         return copy
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return self._fast.decode(tokens, skip_special_tokens=skip_special_tokens)
+        if len(tokens) < _MANY:
+            return self._fast.decode(tokens, skip_special_tokens=skip_special_tokens)
+        # As for texts in _ids; a few tokens cost less in the plain way.
+        (text,) = self._fast.decode_batch([tokens], skip_special_tokens=skip_special_tokens)
+        return text
 
     def token_name(self, token: int) -> str:
         """How the vocabulary spells a token; empty for an id that it does not know."""
@@ -127,8 +141,16 @@ class Tokenizer:
         return self._fast.token_to_id(token)
 
 
+def _ids(fast: FastTokenizer, text: str, *, add_special_tokens: bool = False) -> list[int]:
+    """As ``encode``, which holds the interpreter's lock and so stops all threads meanwhile."""
+    (encoding,) = fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    return encoding.ids
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read the tokenizer of a model folder. Raises ``InvalidCheckpoint``."""
+    # Texts come one at a time; threads of the library's own could not share the work.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     folder = read_tokenizer_folder(path)
     fast = _read_fast_tokenizer(path / "tokenizer.json")
     fast.no_truncation()

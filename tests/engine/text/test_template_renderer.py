@@ -32,7 +32,7 @@ def anyio_backend() -> str:
 async def renderer() -> AsyncIterator[TemplateRenderer]:
     special = {"bos_token": "s"}
     template = ChatTemplate({"default": TEMPLATE}, special_tokens=special, max_chars=9999)
-    limits = RenderLimits(memory_bytes=256 << 20, cpu_seconds=0.1, wall_seconds=1.0)
+    limits = RenderLimits(memory_bytes=256 << 20, cpu_seconds=0.3, wall_seconds=1.0)
     renderer = TemplateRenderer(template, limits=limits)
     await renderer.start()
     yield renderer

@@ -1,6 +1,8 @@
 """Our tokenizer gives the ids and texts of transformers' fast tokenizer."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -187,3 +189,33 @@ def test_a_chat_continuation_is_the_rest_of_the_chat(byte_level, write_folder):
 
     assert tokenizer.encode_chat(asked) + ids == tokenizer.encode_chat(asked + answer)
     assert [token for token in ids if token in tokenizer.special_ids] == ids[-1:]
+
+
+def test_other_threads_run_while_a_long_text_is_encoded_and_decoded(byte_level, write_folder):
+    tokenizer = load_tokenizer(write_folder(byte_level, **NAMED))
+    with ThreadPoolExecutor(1) as pool:
+        encoding = pool.submit(tokenizer.encode, "a" * 1_000_000)
+        num_turns = _turns_until_done(encoding)
+        decoding = pool.submit(tokenizer.decode, encoding.result())
+
+        assert num_turns > 20
+        assert _turns_until_done(decoding) > 5
+    assert decoding.result() == "a" * 1_000_000
+
+
+def _turns_until_done(work):
+    num_turns = 0
+    while not work.done():
+        time.sleep(0.001)
+        num_turns += 1
+    return num_turns
+
+
+def test_many_special_tokens_of_a_user_take_no_longer_than_text(byte_level, write_folder):
+    """Each used to be encoded anew: minutes for a body that a server accepts."""
+    tokenizer = load_tokenizer(write_folder(byte_level, **NAMED))
+    once = tokenizer.encode_chat("<s>" + tokenizer.quote("</s>"))
+
+    many = tokenizer.encode_chat("<s>" + tokenizer.quote("</s>" * 100_000))
+
+    assert many == once[:1] + once[1:] * 100_000
