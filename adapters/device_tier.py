@@ -1,16 +1,27 @@
 """Versions in device memory: their slots, their bytes on the way in, and the kernels' tables."""
 
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from multiflora.kernels.ops import LoraTables
 
 from .adjustment_table import AdjustmentTable
 from .flat_buffer import adjustment_views, factor_views
+from .histogram import WAIT_SECONDS, Histogram
 from .loan import Lender, Loan
-from .slots import SlotTable
+from .slots import Cause, SlotTable
 from .transfer import Arrival, Transfer
 from .version_reader import HostVersion
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A version's bytes under way since ``started``, by the performance counter."""
+
+    version: HostVersion
+    arrival: Arrival
+    started: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +52,16 @@ class DeviceTier:
         self._transfer = transfer
         self._lender = lender
         self._loans: dict[str, Loan] = {}
-        self._arrivals: dict[str, tuple[HostVersion, Arrival]] = {}
+        self._copies: dict[str, _Copy] = {}
+        self.copy_seconds = Histogram(WAIT_SECONDS)
+        # Ranks of all slices of a resident version, and those that its kernels compute.
+        self.ranks: dict[str, tuple[int, int]] = {}
         # Only where memory is shared: what an eviction gives back to the host tier.
         self._shared: dict[str, HostVersion] = {}
 
     @property
     def is_copying(self) -> bool:
-        return bool(self._arrivals)
+        return bool(self._copies)
 
     def place(
         self, digest: str, version: HostVersion, *, keep: Collection[str], may_borrow: bool
@@ -72,6 +86,8 @@ class DeviceTier:
         for slot in placement.freed_slots:
             self._clear(slot)
         evicted = {victim: self._shared.pop(victim, None) for victim in placement.evicted}
+        for victim in evicted:
+            self.ranks.pop(victim, None)
         self._start(digest, version)
         return Arriving(not self._transfer.shares_memory, evicted)
 
@@ -93,30 +109,35 @@ class DeviceTier:
         for victim in self.slots.idle_borrowed(keep=keep):
             if self.slots.bytes_of(victim) >= version.num_bytes:
                 self.remove(victim)
-                self.slots.num_evictions += 1
+                self.slots.evictions[Cause.ROOM] += 1
                 return self._place_borrowed(digest, version, is_urgent=True)
         return None
 
     def _start(self, digest: str, version: HostVersion) -> None:
         self.slots.set_arriving(digest, True)
         loan = self._loans.get(digest)
+        started = time.perf_counter()
         arrival = self._transfer.start(version.buffer, into=loan.buffer if loan else None)
+        copy = _Copy(version, arrival, started)
         if arrival.is_complete():
-            self._open(digest, version, arrival)
+            self._open(digest, copy)
         else:
-            self._arrivals[digest] = (version, arrival)
+            self._copies[digest] = copy
 
     def take_arrivals(self) -> list[str]:
         """Make completed copies usable; returns their digests."""
-        complete = [d for d, (_, arrival) in self._arrivals.items() if arrival.is_complete()]
+        complete = [d for d, copy in self._copies.items() if copy.arrival.is_complete()]
         for digest in complete:
-            self._open(digest, *self._arrivals.pop(digest))
+            self._open(digest, self._copies.pop(digest))
         return complete
 
-    def _open(self, digest: str, version: HostVersion, arrival: Arrival) -> None:
+    def _open(self, digest: str, copy: _Copy) -> None:
+        self.copy_seconds.observe(time.perf_counter() - copy.started)
+        version, buffer = copy.version, copy.arrival.buffer
         slot = self.slots.slot_of(digest)
-        self._tables.write(slot, factor_views(version.layout, arrival.buffer))
-        self.adjustments.write(slot, adjustment_views(version.layout, arrival.buffer))
+        self._tables.write(slot, factor_views(version.layout, buffer))
+        self.adjustments.write(slot, adjustment_views(version.layout, buffer))
+        self.ranks[digest] = _ranks(version.layout.ranks, self._tables.tile[1])
         self.slots.set_arriving(digest, False)
         if self._transfer.shares_memory and digest not in self._loans:
             self._shared[digest] = version
@@ -125,7 +146,7 @@ class DeviceTier:
         """Give the memory of one idle version back to its lender; returns which, if any."""
         for digest in self.slots.idle_borrowed(keep=keep):
             self.remove(digest, is_called_in=True)
-            self.slots.num_evictions += 1
+            self.slots.evictions[Cause.KV_CACHE] += 1
             return digest
         return None
 
@@ -133,6 +154,7 @@ class DeviceTier:
         """Free the memory of a version that nobody uses."""
         self._clear(self.slots.slot_of(digest))
         self.slots.remove(digest)
+        self.ranks.pop(digest, None)
         self._shared.pop(digest, None)
         if loan := self._loans.pop(digest, None):
             self._lender.take_back(loan, is_called_in=is_called_in)
@@ -140,3 +162,7 @@ class DeviceTier:
     def _clear(self, slot: int) -> None:
         self._tables.clear(slot)
         self.adjustments.clear(slot)
+
+
+def _ranks(ranks: Sequence[int], step: int) -> tuple[int, int]:
+    return sum(ranks), sum(-(-rank // step) * step for rank in ranks)

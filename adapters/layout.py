@@ -86,6 +86,11 @@ class FlatLayout:
     num_vector_elements: int = 0
 
     @property
+    def ranks(self) -> tuple[int, ...]:
+        """Those of all slices that have LoRA."""
+        return tuple(part.module.rank for part in self._parts() if part.module.rank)
+
+    @property
     def needs_base(self) -> bool:
         """Whether filling a buffer looks at the base."""
         has_vectors = self.num_vector_elements > 0

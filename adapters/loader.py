@@ -4,6 +4,8 @@ import logging
 import os
 import sys
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -11,6 +13,7 @@ from typing import Final, Generic, TypeVar
 from multiflora.kernels.single_thread import compute_alone
 
 from .error import AdapterRejected
+from .histogram import WAIT_SECONDS, Histogram
 from .version_reader import HostVersion, PlannedVersion, Reader
 
 logger = logging.getLogger(__name__)
@@ -19,6 +22,7 @@ _NUM_THREADS: Final = 3
 _LARGE_BYTES: Final = 64 << 20
 _NICENESS: Final = 10
 
+Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
 
@@ -28,6 +32,14 @@ class Finished(Generic[Outcome]):
 
     digest: str
     outcome: Outcome | AdapterRejected
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed(Generic[Outcome]):
+    """What a thread made, and the seconds that it took, without the wait for the thread."""
+
+    outcome: Outcome
+    seconds: float
 
 
 class Loader:
@@ -44,8 +56,10 @@ class Loader:
         self._large_bytes = large_bytes
         self._small_lane = _make_lane(num_threads, "adapter-load")
         self._large_lane = _make_lane(1, "adapter-load-large")
-        self._plans: dict[str, Future[PlannedVersion]] = {}
-        self._reads: dict[str, Future[HostVersion]] = {}
+        self._plans: dict[str, Future[_Timed[PlannedVersion]]] = {}
+        self._reads: dict[str, Future[_Timed[HostVersion]]] = {}
+        # Seconds of each stage that succeeded.
+        self.seconds = {stage: Histogram(WAIT_SECONDS) for stage in ("plan", "read")}
         self._large: set[str] = set()
 
     def __contains__(self, digest: str) -> bool:
@@ -66,14 +80,14 @@ class Loader:
     def plan(self, digest: str) -> None:
         """Begin to read what ``digest`` will take."""
         assert digest not in self
-        self._plans[digest] = self._small_lane.submit(self._reader.plan, digest)
+        self._plans[digest] = self._small_lane.submit(_timed, self._reader.plan, digest)
 
     def read(self, planned: PlannedVersion) -> None:
         """Begin to read a version whose host memory is reserved."""
         assert planned.digest not in self
         is_large = self._is_large(planned)
         lane = self._large_lane if is_large else self._small_lane
-        self._reads[planned.digest] = lane.submit(self._reader.read, planned)
+        self._reads[planned.digest] = lane.submit(_timed, self._reader.read, planned)
         if is_large:
             self._large.add(planned.digest)
 
@@ -81,10 +95,10 @@ class Loader:
         return planned.num_bytes > self._large_bytes or planned.layout.needs_norms
 
     def take_plans(self) -> list[Finished[PlannedVersion]]:
-        return _take(self._plans)
+        return _take(self._plans, self.seconds["plan"])
 
     def take_reads(self) -> list[Finished[HostVersion]]:
-        finished = _take(self._reads)
+        finished = _take(self._reads, self.seconds["read"])
         self._large.difference_update(item.digest for item in finished)
         return finished
 
@@ -104,14 +118,21 @@ def _yield_to_steps() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
-def _take(work: dict[str, Future[Outcome]]) -> list[Finished[Outcome]]:
+def _timed(work: Callable[[Item], Outcome], item: Item) -> _Timed[Outcome]:
+    started = time.perf_counter()
+    return _Timed(work(item), time.perf_counter() - started)
+
+
+def _take(work: dict[str, Future[_Timed[Outcome]]], seconds: Histogram) -> list[Finished[Outcome]]:
     done = [digest for digest, future in work.items() if future.done()]
-    return [_finish(digest, work.pop(digest)) for digest in done]
+    return [_finish(digest, work.pop(digest), seconds) for digest in done]
 
 
-def _finish(digest: str, future: Future[Outcome]) -> Finished[Outcome]:
+def _finish(digest: str, future: Future[_Timed[Outcome]], seconds: Histogram) -> Finished[Outcome]:
     try:
-        return Finished(digest, future.result())
+        timed = future.result()
+        seconds.observe(timed.seconds)
+        return Finished(digest, timed.outcome)
     except AdapterRejected as error:
         return Finished(digest, error)
     except Exception as error:  # the loader thread's outer edge

@@ -81,7 +81,9 @@ class Residency:
         self._loader = loader
         self._device = DeviceTier(tables, transfer, device_bytes, lender or NoLender())
         self.slots = self._device.slots
-        self.adjustments = self._device.adjustments
+        self.adjustments, self.ranks = self._device.adjustments, self._device.ranks
+        self.load_seconds = {**loader.seconds, "copy": self._device.copy_seconds}
+        self.load_failures: Counter[str] = Counter()
         self.host: HostTier[HostVersion] = HostTier(host_bytes)
         self._clock = clock
         self._wishes = WishList()
@@ -289,6 +291,7 @@ class Residency:
         for other in tuple(self._failures):
             self._recent_failure(other)
         self._failures[digest] = _Failure(error, self._clock())
+        self.load_failures[error.code] += 1
         if digest in self._wishes.loads:
             del self._wishes.loads[digest]
             yield LoadResult(digest, error)
@@ -331,15 +334,13 @@ class Residency:
     def _check_fit(self, wanted: Sequence[str]) -> None:
         """Refuse versions that can never be resident together beside the pinned ones."""
         sizes = {d: self._bytes_of(d) for d in wanted}
-        needed = sum(size for size in sizes.values())
-        if needed > self.slots.capacity_bytes:
+        if (needed := sum(sizes.values())) > self.slots.capacity_bytes:
             raise AdapterRejected(
                 "adapter_too_large",
                 f"the blend's versions need {needed} bytes together, --adapter-memory is "
                 f"{self.slots.capacity_bytes}",
             )
-        pinned = set(self.slots.pinned)
-        needed = sum(size for digest, size in sizes.items() if digest not in pinned)
+        needed = sum(size for d, size in sizes.items() if d not in self.slots.pinned)
         free = self.slots.capacity_bytes - self.slots.pinned_bytes
         if needed > free:
             raise AdapterRejected(

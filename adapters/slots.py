@@ -5,10 +5,10 @@ reused only when no lease and no pin is left; ``eviction`` says which idle versi
 Versions in borrowed memory count apart: they neither fill the budget nor make room in it.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 
 from .eviction import choose_victims
 
@@ -19,6 +19,13 @@ class Readiness(Enum):
     READY = "ready"
     LOADING = "loading"
     NO_ROOM = "no_room"
+
+
+class Cause(StrEnum):
+    """Why a version had to leave a memory: for another one, or for the KV cache that lent it."""
+
+    ROOM = "room"
+    KV_CACHE = "kv_cache"
 
 
 @dataclass(slots=True)
@@ -46,7 +53,7 @@ class SlotTable:
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
         self.borrowed_bytes = 0
-        self.num_evictions = 0
+        self.evictions: Counter[Cause] = Counter()
         self._occupants: OrderedDict[str, _Occupant] = OrderedDict()  # least recently used first
         self._pins: dict[str, int] = {}
         self._free_slots: list[int] = []
@@ -63,6 +70,14 @@ class SlotTable:
 
     def digests(self) -> tuple[str, ...]:
         return tuple(self._occupants)
+
+    @property
+    def num_evictions(self) -> int:
+        return self.evictions.total()
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every version that has a slot."""
+        return {digest: occupant.num_bytes for digest, occupant in self._occupants.items()}
 
     @property
     def num_leases(self) -> int:
@@ -99,7 +114,7 @@ class SlotTable:
         freed = tuple(self._occupants[victim].slot for victim in evicted)
         for victim in evicted:
             self.remove(victim)
-        self.num_evictions += len(evicted)
+        self.evictions[Cause.ROOM] += len(evicted)
         slot = self._take_slot()
         self._occupants[digest] = _Occupant(slot, num_bytes)
         self.used_bytes += num_bytes

@@ -1,5 +1,6 @@
 """An admitted or waiting request and how far it has come. No tensors."""
 
+import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,18 @@ from .request import FinishReason, GenerationRequest
 
 # A tenant, or "", the digests of a blend, and the priority.
 QueueKey = tuple[str, tuple[str, ...], int]
+
+
+@dataclass(slots=True)
+class Milestones:
+    """When a request came, when its versions were on the device, when it was admitted first.
+
+    Readings of the performance counter, in seconds; None is not yet.
+    """
+
+    submitted: float = field(default_factory=time.perf_counter)
+    loaded: float | None = None
+    admitted: float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +50,7 @@ class ActiveRequest:
     # The allowed tokens as bits, once they were needed.
     allowed_words: Any = None
     constraint: Constraint | None = None
+    milestones: Milestones = field(default_factory=Milestones)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt)

@@ -27,6 +27,7 @@ from .kv_arena import KvArena
 from .kv_blocks import BlockPool
 from .kv_lender import KvLender
 from .loop import EngineLoop
+from .machine import Machine
 from .memory_plan import MemoryPlan, plan_memory, resolve_dtype
 from .messages import Progress, Report
 from .models.base_rows import BaseRows
@@ -157,6 +158,7 @@ def _connect(
         constraints=ConstraintDesk(
             folder, vocab_size=model.vocab_size, eos_token_ids=model.eos_token_ids
         ),
+        machine=Machine(place.device),
         report=report,
     )
 

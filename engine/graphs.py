@@ -79,6 +79,8 @@ class StepGraphs:
         }
         self._steps: dict[tuple[int, Hashable], CapturedStep] = {}
         self._is_broken = False
+        self.num_replays = 0
+        self.num_padding_rows = 0
 
     @property
     def num_captured(self) -> int:
@@ -103,7 +105,7 @@ class StepGraphs:
             return None
         rows = self._row_counts[bisect_left(self._row_counts, count)]
         try:
-            return self._run(rows, plan)[:count]
+            logits = self._run(rows, plan)[:count]
         except StagingOverflow as reason:
             logger.debug("step runs uncaptured: %s", reason)
             return None
@@ -113,6 +115,9 @@ class StepGraphs:
             self._is_broken = True
             self._steps.clear()
             return None
+        self.num_replays += 1
+        self.num_padding_rows += rows - count
+        return logits
 
     def _run(self, rows: int, plan: StepPlan, segments: Sequence[Segment] | None = None) -> Tensor:
         if self._tables.generation != self._generation:

@@ -13,7 +13,9 @@ from .active_request import ActiveRequest
 from .background import NO_WORK, Background, ServingLoad
 from .constraint import Constraint, GrammarFailed
 from .constraint_desk import ConstraintDesk
+from .engine_stats import engine_stats
 from .kv_blocks import BlockPool
+from .machine import Machine
 from .messages import (
     Abort,
     Adapters,
@@ -43,6 +45,7 @@ from .request import EngineInfo, EngineStats, FinishReason, GenerationRequest, T
 from .runner import Runner
 from .sampler import Draw
 from .scheduler import ScheduledRequest, Scheduler, StepPlan
+from .step_meter import StepMeter
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +67,7 @@ class EngineLoop:
         runner: Runner,
         background: Background,
         constraints: ConstraintDesk,
+        machine: Machine,
         report: Callable[[Report], None],
     ) -> None:
         self.inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
@@ -75,6 +79,8 @@ class EngineLoop:
         self._runner = runner
         self._background = background
         self._constraints = constraints
+        self._machine = machine
+        self._meter = StepMeter(residency.ranks, tile_rows=residency.tables.tile[0])
         self._background_seconds = NO_WORK
         self._report = report
         self._events: list[TokenEvent] = []
@@ -174,7 +180,12 @@ class EngineLoop:
         if request.sampling.grammar:
             self._constraints.start(request)
         else:
-            self._scheduler.submit(request)
+            self._queue(request)
+
+    def _queue(self, request: GenerationRequest, constraint: Constraint | None = None) -> None:
+        active = self._scheduler.submit(request)
+        active.constraint = constraint
+        self._meter.submit(active)
 
     def _problem(self, request: GenerationRequest) -> tuple[str, str] | None:
         """Why a request cannot be taken. The API checks it all first; the engine trusts nobody."""
@@ -201,7 +212,7 @@ class EngineLoop:
     def _abort(self, request_id: str) -> None:
         request = self._scheduler.get(request_id)
         if request:
-            self._scheduler.finish(request)
+            self._finish(request)
         if request or self._constraints.cancel(request_id):
             self._counts["aborts"] += 1
             self._end(request_id, FinishReason.ABORT)
@@ -215,24 +226,28 @@ class EngineLoop:
         for result in self._residency.poll():
             self._report(_outcome(result))
         self._unloads = {digest for digest in self._unloads if not self._residency.unload(digest)}
+        self._meter.note_loads(self._residency.slots.is_ready)
 
     def _take_constraints(self) -> None:
         for request, outcome in self._constraints.poll():
             if isinstance(outcome, Exception):
                 self._fail(request.id, *_public_failure(outcome))
             else:
-                self._scheduler.submit(request).constraint = outcome
+                self._queue(request, outcome)
 
     def _step(self) -> float:
         """Run one step; returns its seconds, 0 if there was nothing to run."""
         started = time.perf_counter()
         plan = self._scheduler.schedule()
         for rejection in self._scheduler.take_rejections():
+            self._meter.forget(rejection.request)
             self._fail(rejection.request.id, rejection.error.code, str(rejection.error))
         if not plan.items:
             return 0.0
+        self._meter.begin(plan)
         self._commit(plan, self._run(plan))
         seconds = time.perf_counter() - started
+        self._meter.end(plan, seconds)
         self._counts["steps"] += 1
         self._step_seconds += seconds
         return seconds
@@ -264,10 +279,9 @@ class EngineLoop:
             reason = self._scheduler.commit(item, token)
             self._count(item, token)
             if token is not None or reason or outcome.prompt_scores:
-                cached = (request.num_cached or 0) if is_first else 0
-                self._emit(request.id, outcome, reason, cached)
+                self._emit(request, outcome, reason, is_first=is_first)
             if reason:
-                self._scheduler.finish(request)
+                self._finish(request)
             elif token is not None and request.constraint:
                 self._follow(request, request.constraint, token)
 
@@ -280,8 +294,12 @@ class EngineLoop:
     def _drop(self, request: ActiveRequest, error: Exception) -> None:
         if not isinstance(error, ArithmeticError):
             logger.error("request %s failed", request.id, exc_info=error)
-        self._scheduler.finish(request)
+        self._finish(request)
         self._fail(request.id, *_public_failure(error))
+
+    def _finish(self, request: ActiveRequest) -> None:
+        self._meter.forget(request)
+        self._scheduler.finish(request)
 
     def _count(self, item: ScheduledRequest, token: int | None) -> None:
         request = item.request
@@ -294,17 +312,24 @@ class EngineLoop:
         request.num_counted = max(reached, request.num_counted)
 
     def _emit(
-        self, request_id: str, outcome: Outcome, reason: FinishReason | None, cached: int
+        self,
+        request: ActiveRequest,
+        outcome: Outcome,
+        reason: FinishReason | None,
+        *,
+        is_first: bool,
     ) -> None:
         token = outcome.draw.token if outcome.draw else None
+        begins = is_first and (token is not None or reason is not None)
         event = TokenEvent(
-            request_id=request_id,
+            request_id=request.id,
             tokens=() if token is None else (token,),
             finish_reason=reason,
-            cached_tokens=cached,
+            cached_tokens=(request.num_cached or 0) if is_first else 0,
             scores=() if outcome.score is None else (outcome.score,),
             prompt_scores=outcome.prompt_scores,
             embedding=outcome.embedding,
+            stages=self._meter.stages(request) if begins else None,
         )
         self._events.append(event)
         if reason:
@@ -330,35 +355,19 @@ class EngineLoop:
             self._report(Events(events))
 
     def stats(self) -> EngineStats:
-        slots, host = self._residency.slots, self._residency.host
-        return EngineStats(
-            steps=self._counts["steps"],
-            num_waiting=self._scheduler.num_waiting,
-            num_running=self._scheduler.num_running,
-            kv_blocks_used=self._pool.num_used,
-            kv_blocks_cached=self._pool.num_cached,
-            kv_blocks_total=self._pool.num_blocks - 1,
-            prompt_tokens=self._counts["prompt_tokens"],
-            cached_prompt_tokens=self._counts["cached_prompt_tokens"],
-            generated_tokens=self._counts["generated_tokens"],
-            preemptions=self._scheduler.num_preemptions,
-            aborts=self._counts["aborts"],
-            adapter_bytes_used=slots.used_bytes,
-            adapter_bytes_total=slots.capacity_bytes,
-            adapter_borrowed_bytes=slots.borrowed_bytes,
-            adapter_leases=slots.num_leases,
-            resident_versions=slots.digests(),
-            pinned_versions=slots.pinned,
-            adapter_pinned_bytes=slots.pinned_bytes,
-            adapter_evictions=slots.num_evictions,
-            adapter_host_bytes_used=host.used_bytes,
-            adapter_host_bytes_total=host.capacity_bytes,
-            adapter_host_evictions=host.num_evictions,
-            adapter_loads=self._residency.num_loads,
-            adapter_copies=self._residency.num_copies,
-            adapter_arrivals={t.value: n for t, n in self._residency.arrivals.items()},
+        graphs = self._runner.graphs
+        return engine_stats(
+            counts=self._counts,
+            finished=self._finished,
             step_seconds=self._step_seconds,
-            requests_finished=dict(self._finished),
+            scheduler=self._scheduler,
+            pool=self._pool,
+            residency=self._residency,
+            step=self._meter.stats(
+                graph_replays=graphs.num_replays if graphs else 0,
+                padding_rows=graphs.num_padding_rows if graphs else 0,
+            ),
+            machine=self._machine.stats(),
             training=self._background.stats(),
         )
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from multiflora.adapters.histogram import Distribution
+
 MAX_TOP_LOGPROBS: Final = 20
 
 
@@ -132,13 +134,25 @@ class TokenScore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StageSeconds:
+    """Where a request was before its first token; ``load``, the wait for its versions, is a part
+    of ``queue``, the wait until the scheduler took it. ``prefill`` follows.
+    """
+
+    queue: float = 0.0
+    load: float = 0.0
+    prefill: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenEvent:
     """New tokens of one request, in order; the last event carries ``finish_reason``.
 
     ``cached_tokens`` counts prompt tokens taken from the prefix cache. ``scores`` belong to
     ``tokens`` where they were asked for, ``prompt_scores`` to prompt tokens: the first event has
     that of the second token of the prompt. ``embedding`` holds little-endian float32. ``error`` and
-    ``error_code`` are set when the reason is ``error``.
+    ``error_code`` are set when the reason is ``error``. ``stages`` come with the first token, or
+    with the end of a request that draws none.
     """
 
     request_id: str
@@ -150,6 +164,7 @@ class TokenEvent:
     embedding: bytes = b""
     error: str | None = None
     error_code: str | None = None
+    stages: StageSeconds | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,12 +209,61 @@ class TrainingStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VersionQueue:
+    """Requests of one version; ``oldest_seconds`` is how long the first of the waiting ones has
+    waited since it came.
+    """
+
+    num_waiting: int = 0
+    num_running: int = 0
+    oldest_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStats:
+    """What steps did since the engine started.
+
+    A phase is ``prefill``, ``decode`` or ``mixed``; ``tokens`` are counted by ``prefill`` and
+    ``decode``, ``rows`` by what computes them: ``base``, ``adapter`` or ``blend``. ``requests`` and
+    ``versions`` are how many shared a step. ``needed_ranks`` is rows times ranks of all segments,
+    ``computed_ranks`` what the kernels' tiles make of it. Replays are of captured steps, and
+    ``padding_rows`` what those computed beyond their rows.
+    """
+
+    seconds: dict[str, Distribution] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    requests: Distribution = field(default_factory=Distribution)
+    versions: Distribution = field(default_factory=Distribution)
+    needed_ranks: int = 0
+    computed_ranks: int = 0
+    graph_replays: int = 0
+    padding_rows: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineStats:
+    """The engine's process and device. On a CPU the device's memory is the machine's, as far as
+    this process may use it.
+    """
+
+    cpu_seconds: float = 0.0
+    resident_bytes: int = 0
+    num_threads: int = 0
+    device_bytes_used: int = 0
+    device_bytes_total: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """Counters and gauges of one engine, since its start.
 
     ``adapter_loads`` are reads of files, ``adapter_copies`` arrivals on the device.
     ``adapter_borrowed_bytes`` of the KV cache hold versions beyond the adapters' own memory.
     ``adapter_arrivals`` counts the versions of new requests by the tier they were found in.
+    ``adapter_eviction_causes`` are those of the device's evictions, ``adapter_load_seconds`` the
+    time of each stage of a load, ``adapter_load_failures`` counted by code. ``version_queues`` are
+    by digest, the base's under the empty one; ``version_bytes`` those of versions on the device.
     """
 
     steps: int = 0
@@ -229,4 +293,11 @@ class EngineStats:
     step_seconds: float = 0.0
     requests_finished: dict[str, int] = field(default_factory=dict)
     adapter_arrivals: dict[str, int] = field(default_factory=dict)
+    adapter_eviction_causes: dict[str, int] = field(default_factory=dict)
+    adapter_load_seconds: dict[str, Distribution] = field(default_factory=dict)
+    adapter_load_failures: dict[str, int] = field(default_factory=dict)
+    version_queues: dict[str, VersionQueue] = field(default_factory=dict)
+    version_bytes: dict[str, int] = field(default_factory=dict)
+    step: StepStats = field(default_factory=StepStats)
+    machine: MachineStats = field(default_factory=MachineStats)
     training: TrainingStats = field(default_factory=TrainingStats)

@@ -128,6 +128,11 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def requests(self) -> Iterable[ActiveRequest]:
+        """All of them, in the order of arrival; one that runs holds blocks."""
+        return self._requests.values()
+
+    @property
     def has_requests(self) -> bool:
         return bool(self._requests)
 

@@ -15,6 +15,7 @@ class ListTables:
 
     generation = 0
     max_rank = None
+    tile = (1, 1)
 
     def __init__(self, num_projections: int) -> None:
         self._tables: list[list[LoraFactors | None]] = [[] for _ in range(num_projections)]

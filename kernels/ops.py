@@ -111,6 +111,11 @@ class LoraTables(Protocol):
         """The largest rank of one factor that the backend takes; None without a limit."""
         ...
 
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Rows and ranks that are computed at least where any of a segment's are."""
+        ...
+
     def projection(self, index: int) -> Any:
         """The table of one projection, as ``linear`` takes it: valid for good, whatever is written
         later."""

@@ -52,7 +52,9 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
         service.admission.check_room()
         timeout_seconds = timeout_of(request.headers, default=service.request_timeout_seconds)
         model = resources.enter_context(lease_selected(service.catalog, body, view=caller.view))
-        record = resources.enter_context(service.metrics.request(model.name))
+        record = resources.enter_context(
+            service.metrics.request(model.name, is_canary=model.is_canary)
+        )
         check_store(service.learner, model, body.store)
         info = service.client.info
         prompts = await _prompts(question, info.max_model_len)
@@ -70,11 +72,12 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
         jobs = [_for_tenant(job, caller.tenant) for job in jobs]
         order = _order(caller, model, jobs, timeout_seconds)
         ticket = resources.enter_context(service.admission.admitted(order))
-        deltas = generate(service.client, service.tokenizer, jobs)
+        record.on_first_token = ticket.begin
+        record.ask([len(prompt) for prompt in prompts], num_choices=body.n)
+        deltas = record.watch(generate(service.client, service.tokenizer, jobs))
         deltas = until_deadline(deltas, timeout_seconds)
         deltas = observed(deltas, service.learner, model, body, answer_id)
         resources.push_async_callback(deltas.aclose)
-        record.on_first_token = ticket.begin
         making = _Answer(
             envelope=_envelope(answer_id, model, info),
             opening=question.shape.fields(prompts),
@@ -87,7 +90,6 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
             return await until_disconnect(request, _whole(making, question.shape, deltas))
         # The first delta comes before the status line, so that a refusal has its own status.
         first = await until_disconnect(request, anext(deltas))
-        record.first_token()
         events = _writer(making, question).events(first, deltas)
         return EventStream(events, resources=resources.pop_all(), headers=making.headers)
 
@@ -126,7 +128,6 @@ def _order(
 async def _whole(making: _Answer, shape: AnswerShape, deltas: AsyncGenerator[Delta]) -> Response:
     parts: dict[int, list[Delta]] = {}
     async for delta in deltas:
-        making.record.first_token()
         making.usage.add(delta)
         parts.setdefault(delta.index, []).append(delta)
     choices = [shape.choice(joined(parts[index])) for index in sorted(parts)]

@@ -24,6 +24,7 @@ class Parent:
     name: str
     digest: str
     weight: float = 1.0
+    is_canary: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,11 @@ class ServedModel:
     @property
     def digests(self) -> tuple[str, ...]:
         return tuple(parent.digest for parent in self.parents)
+
+    @property
+    def is_canary(self) -> bool:
+        """Whether any version is one that a name is trying out."""
+        return any(parent.is_canary for parent in self.parents)
 
     def shares(self) -> tuple[AdapterShare, ...]:
         """What the engine runs; names that point at one version add up."""
@@ -76,7 +82,7 @@ class Catalog:
             yield ServedModel(model)
             return
         with self._lease(model, user, param, view) as lease:
-            yield ServedModel(model, (Parent(lease.name, lease.digest),))
+            yield ServedModel(model, (Parent(lease.name, lease.digest, is_canary=lease.is_canary),))
 
     @contextmanager
     def lease_blend(
@@ -88,7 +94,7 @@ class Catalog:
         """
         with ExitStack() as held:
             parents = [
-                Parent(lease.name, lease.digest, weight)
+                Parent(lease.name, lease.digest, weight, lease.is_canary)
                 for index, (name, weight) in enumerate(weights.items())
                 for lease in [held.enter_context(self._lease(name, user, _param(index), view))]
             ]

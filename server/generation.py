@@ -8,7 +8,13 @@ from typing import Final
 
 from multiflora.engine.client import EngineClient
 from multiflora.engine.errors import RequestFailed
-from multiflora.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenScore
+from multiflora.engine.request import (
+    FinishReason,
+    GenerationRequest,
+    StageSeconds,
+    TokenEvent,
+    TokenScore,
+)
 from multiflora.engine.text.answer_text import AnswerText, TextRules
 from multiflora.engine.text.tokenizer import Tokenizer
 
@@ -38,7 +44,8 @@ class Delta:
     """What is new of one sequence; ``num_tokens`` and ``cached_tokens`` are totals so far.
 
     ``tokens`` may run ahead of ``text``, which waits for whole characters and stop strings.
-    ``scores`` are as many, or none. ``echo`` comes with the first delta, ``text`` begins with it.
+    ``scores`` are as many, or none. ``echo`` and ``stages`` come with the first delta, ``text``
+    begins with the echo.
     """
 
     index: int
@@ -49,6 +56,7 @@ class Delta:
     tokens: tuple[int, ...] = ()
     scores: tuple[TokenScore, ...] = ()
     echo: Echo | None = None
+    stages: StageSeconds | None = None
 
 
 def joined(deltas: Sequence[Delta]) -> Delta:
@@ -118,6 +126,7 @@ def _delta(index: int, text: AnswerText, event: TokenEvent) -> Delta:
         finish_reason=FinishReason.STOP if text.is_stopped else event.finish_reason,
         tokens=event.tokens[:count],
         scores=event.scores[:count],
+        stages=event.stages,
     )
 
 

@@ -1,146 +1,96 @@
-"""Prometheus metrics of one server, in a registry of its own."""
+"""What Prometheus reads of one server: a lean page often, and all adapters seldom."""
 
 import asyncio
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector, generate_latest
 
+import multiflora
+from multiflora.adapters.error import UnknownVersion
+from multiflora.adapters.registry import DATABASE_NAME, Registry
 from multiflora.adapters.tier import Tier
+from multiflora.adapters.version import Version
 from multiflora.engine.client import EngineClient, EngineState
-from multiflora.engine.errors import EngineError
-from multiflora.engine.request import EngineStats
+from multiflora.engine.errors import EngineError, EngineUnavailable
+from multiflora.engine.request import EngineInfo, EngineStats
 from multiflora.engine.training.jobs.job_census import JobCensus
 
-from .errors import ClientDisconnectedError, http_error
-from .training_metrics import training_families
+from .errors import ClientDisconnectedError
+from .metric.adapter_family import write_state, write_traffic
+from .metric.board import Board
+from .metric.cached_page import CachedPage
+from .metric.disk import write_disk
+from .metric.engine_family import write_engine, write_info
+from .metric.exposition import CONTENT_TYPE, Exposition
+from .metric.request_family import write_requests
+from .metric.request_record import RequestRecord
+from .metric.router_family import Router
+from .metric.training_family import write_jobs, write_training
 
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+__all__ = ["CONTENT_TYPE", "Metrics", "RequestRecord"]
+
 _MAX_NAMES: Final = 256
 _OTHER: Final = "other"
-_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-_GAUGES: Final = {
-    "requests_waiting": ("num_waiting", "Requests admitted and not yet running."),
-    "requests_running": ("num_running", "Requests in the running batch."),
-    "kv_blocks_used": ("kv_blocks_used", "KV cache blocks held by requests."),
-    "kv_blocks_cached": ("kv_blocks_cached", "KV cache blocks kept for their prefix."),
-    "kv_blocks_total": ("kv_blocks_total", "KV cache blocks."),
-    "adapter_bytes_used": ("adapter_bytes_used", "Device memory of resident adapter versions."),
-    "adapter_bytes_total": ("adapter_bytes_total", "Device memory set aside for adapters."),
-    "adapter_host_bytes_used": ("adapter_host_bytes_used", "Host memory of adapter versions."),
-    "adapter_host_bytes_total": ("adapter_host_bytes_total", "Host memory set aside for adapters."),
-    "adapter_pinned_bytes": ("adapter_pinned_bytes", "Device memory of pinned versions."),
-    "adapter_borrowed_bytes": ("adapter_borrowed_bytes", "KV cache that is lent to versions."),
-    "adapter_leases": ("adapter_leases", "Leases that running requests hold on versions."),
-}
-_COUNTERS: Final = {
-    "engine_steps": ("steps", "Forward passes."),
-    "engine_step_seconds": ("step_seconds", "Time spent in forward passes."),
-    "prompt_tokens": ("prompt_tokens", "Prompt tokens processed."),
-    "cached_prompt_tokens": ("cached_prompt_tokens", "Prompt tokens taken from the prefix cache."),
-    "generated_tokens": ("generated_tokens", "Tokens generated."),
-    "adapter_loads": ("adapter_loads", "Adapter versions read from the disk."),
-    "adapter_copies": ("adapter_copies", "Adapter versions copied to the device."),
-    "preemptions": ("preemptions", "Requests set back to make room."),
-    "aborts": ("aborts", "Requests aborted."),
-}
-_TRAINING_GAUGES: Final = {
-    "jobs_running": ("num_running", "Training jobs that hold memory and are not paused."),
-    "jobs_paused": ("num_paused", "Training jobs that are paused."),
-    "jobs_queued": ("num_queued", "Training jobs that wait for their turn."),
-    "share": ("share", "Training time per serving time while there are requests."),
-    "bytes_used": ("bytes_used", "Device memory reserved by training jobs."),
-    "bytes_total": ("bytes_total", "Device memory set aside for training."),
-}
-_TRAINING_COUNTERS: Final = {
-    "quanta": ("quanta", "Pieces of training work."),
-    "steps": ("steps", "Optimizer steps of all training jobs."),
-    "tokens": ("tokens", "Tokens trained on."),
-    "seconds": ("seconds", "Time spent in training."),
-}
-
-
-@dataclass(slots=True)
-class RequestRecord:
-    """What is measured about one inference request; without an outcome its client has gone."""
-
-    first_token_seconds: Histogram
-    adapter: str
-    started: float
-    outcome: str = "disconnected"
-    has_first_token: bool = False
-    on_first_token: Callable[[], None] | None = None
-
-    def first_token(self) -> None:
-        """Note the time, the first time only."""
-        if not self.has_first_token:
-            self.has_first_token = True
-            if self.on_first_token is not None:
-                self.on_first_token()
-            elapsed = time.perf_counter() - self.started
-            self.first_token_seconds.labels(self.adapter).observe(elapsed)
-
-    def succeed(self) -> None:
-        self.outcome = "ok"
-
-    def fail(self, error: Exception) -> None:
-        self.outcome = http_error(error).code
+_FRESH_SECONDS: Final = 0.2
+_ADAPTERS_FRESH_SECONDS: Final = 5.0
 
 
 class Metrics:
-    """Counters of the HTTP side, and a snapshot of the engine's at each scrape.
+    """Counters of the HTTP side, and a snapshot of the engine's at each reading.
 
     The ``adapter`` label takes names that were resolved, so clients cannot invent label values.
+    ``census`` counts the training jobs; it may wait for the disk.
     """
 
-    def __init__(self, client: EngineClient) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        registry: Registry | None = None,
+        *,
+        base: str = "base",
+        data_dir: Path | None = None,
+        census: Callable[[], JobCensus] | None = None,
+        fresh_seconds: float = _FRESH_SECONDS,
+    ) -> None:
+        self.board = Board(base)
+        self.census = census
+        self.page = CachedPage(self.render, fresh_seconds=fresh_seconds)
+        self.adapter_page = CachedPage(
+            self.render_adapters, fresh_seconds=min(_ADAPTERS_FRESH_SECONDS, 25 * fresh_seconds)
+        )
         self._client = client
+        self._adapters = registry
+        self._data_dir = data_dir
+        self._router = Router()
+        self._stats = EngineStats()
+        self._versions: dict[str, Version] = {}
         self._names: set[str] = set()
-        self._engine = _EngineCollector()
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self._engine)
-        self._requests = Counter(
-            "multiflora_requests",
-            "Inference requests by adapter and outcome.",
-            ["adapter", "outcome"],
-            registry=self._registry,
+        ProcessCollector(namespace="multiflora", registry=self._registry)
+        self._changes = self._counter(
+            "adapter_changes", "Changes to adapters made through the API.", "action"
         )
-        self._changes = Counter(
-            "multiflora_adapter_changes",
-            "Changes to adapters made through the API.",
-            ["action"],
-            registry=self._registry,
+        self._refusals = self._counter(
+            "admission_refusals", "Inference requests that were turned away, by reason.", "reason"
         )
-        self._refusals = Counter(
-            "multiflora_admission_refusals",
-            "Inference requests that were turned away, by reason.",
-            ["reason"],
-            registry=self._registry,
+        self._feedback = self._counter(
+            "feedback", "What users said about answers, by adapter and kind.", "adapter", "kind"
         )
-        self._feedback = Counter(
-            "multiflora_feedback",
-            "What users said about answers, by adapter and kind.",
-            ["adapter", "kind"],
-            registry=self._registry,
-        )
-        self._learning_runs = Counter(
-            "multiflora_learning_runs",
+        self._learning_runs = self._counter(
+            "learning_runs",
             "Ended runs of the continual loop, by adapter and outcome.",
-            ["adapter", "outcome"],
-            registry=self._registry,
+            "adapter",
+            "outcome",
         )
-        self._first_token = self._histogram("time_to_first_token", "Time to the first token.")
-        self._end_to_end = self._histogram("request", "Time from the request to its last token.")
 
     @contextmanager
-    def request(self, adapter: str) -> Iterator[RequestRecord]:
+    def request(self, adapter: str, *, is_canary: bool = False) -> Iterator[RequestRecord]:
         """Count and time one request of a resolved name."""
-        record = RequestRecord(self._first_token, self._label(adapter), time.perf_counter())
+        role = "canary" if is_canary else "active"
+        record = RequestRecord(self.board.of(adapter), role)
         try:
             yield record
         except ClientDisconnectedError:
@@ -149,8 +99,7 @@ class Metrics:
             record.fail(error)
             raise
         finally:
-            self._requests.labels(record.adapter, record.outcome).inc()
-            self._end_to_end.labels(record.adapter).observe(time.perf_counter() - record.started)
+            record.end()
 
     def adapter_change(self, action: str) -> None:
         self._changes.labels(action).inc()
@@ -164,90 +113,87 @@ class Metrics:
     def learning_run(self, adapter: str, outcome: str) -> None:
         self._learning_runs.labels(self._label(adapter), outcome).inc()
 
-    async def render(self, jobs: JobCensus | None = None) -> bytes:
-        """The classic text format."""
-        self._engine.jobs = jobs
-        self._engine.is_ready = self._client.state is EngineState.READY
-        try:
-            self._engine.stats = await self._client.stats()
-        except EngineError:
-            # A restarting engine keeps the last values; multiflora_engine_up says that it is down.
-            self._engine.is_ready = False
-        self._engine.num_tasks = len(asyncio.all_tasks())
-        self._engine.num_streams = self._client.num_streams
-        return generate_latest(self._registry)
+    async def render(self) -> bytes:
+        """The lean page, as things are now, in the classic text format."""
+        is_up = await self._ask_engine()
+        num_tasks = len(asyncio.all_tasks())
+        num_streams = self._client.num_streams
+        page = Exposition()
+        page.gauge("multiflora_engine_up", "Whether the engine is ready.", [("", is_up)])
+        page.gauge("multiflora_event_loop_tasks", "Tasks of the API process.", [("", num_tasks)])
+        text = "Sequences that the API process waits for."
+        page.gauge("multiflora_open_streams", text, [("", num_streams)])
+        # Off the event loop: streams go on meanwhile.
+        return await asyncio.to_thread(self._write, page, self._info())
 
-    def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(
-            f"multiflora_{name}_seconds",
-            text,
-            ["adapter"],
-            buckets=_SECONDS,
-            registry=self._registry,
-        )
+    async def render_adapters(self) -> bytes:
+        """Every adapter, as things are now."""
+        await self._ask_engine()
+        try:
+            tiers = await self._client.adapter_states()
+        except EngineError:
+            tiers = {}
+        return await asyncio.to_thread(self._write_adapters, tiers)
+
+    def _write(self, page: Exposition, info: EngineInfo | None) -> bytes:
+        entries = self._adapters.entries() if self._adapters else []
+        text = "Names of adapters."
+        page.gauge("multiflora_adapters", text, [("", len(entries))])
+        if info is not None:
+            write_info(page, info, multiflora.__version__)
+        write_engine(page, self._stats)
+        write_training(page, self._stats.training)
+        if self.census is not None:
+            write_jobs(page, self.census())
+        write_requests(page, self.board)
+        if self._data_dir is not None:
+            write_disk(page, self._data_dir, self._data_dir / DATABASE_NAME)
+        self._router.write(page, self._stats, info, self.board, entries)
+        return page.content() + generate_latest(self._registry)
+
+    def _write_adapters(self, tiers: dict[str, Tier]) -> bytes:
+        page = Exposition()
+        if self._adapters is not None:
+            entries = self._adapters.entries()
+            self.board.keep_only({entry.name for entry in entries})
+            self._find_versions({entry.digest for entry in entries})
+            leases = self._adapters.leases_by_digest()
+            write_state(page, entries, self._versions, tiers, leases, self._stats)
+        write_traffic(page, self.board)
+        return page.content()
+
+    def _find_versions(self, digests: set[str]) -> None:
+        """A version never changes, so each is looked up once."""
+        assert self._adapters is not None
+        known = {digest: v for digest, v in self._versions.items() if digest in digests}
+        for digest in digests - known.keys():
+            try:
+                known[digest] = self._adapters.version(digest)
+            except UnknownVersion:
+                continue
+        self._versions = known
+
+    async def _ask_engine(self) -> bool:
+        """Whether it is ready; a restarting engine keeps the last values."""
+        if self._client.state is not EngineState.READY:
+            return False
+        try:
+            self._stats = await self._client.stats()
+        except EngineError:
+            return False
+        return True
+
+    def _info(self) -> EngineInfo | None:
+        try:
+            return self._client.info
+        except EngineUnavailable:
+            return None
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"multiflora_{name}", text, labels, registry=self._registry)
 
     def _label(self, adapter: str) -> str:
         if adapter not in self._names and len(self._names) >= _MAX_NAMES:
             return _OTHER
         self._names.add(adapter)
         return adapter
-
-
-class _EngineCollector(Collector):
-    """Turns the latest ``EngineStats`` into families."""
-
-    def __init__(self) -> None:
-        self.stats = EngineStats()
-        self.is_ready = False
-        self.num_tasks = 0
-        self.num_streams = 0
-        self.jobs: JobCensus | None = None
-
-    def collect(self) -> Iterable[Metric]:
-        yield GaugeMetricFamily(
-            "multiflora_engine_up", "Whether the engine is ready.", float(self.is_ready)
-        )
-        yield GaugeMetricFamily(
-            "multiflora_event_loop_tasks", "Tasks of the API process.", self.num_tasks
-        )
-        yield GaugeMetricFamily(
-            "multiflora_open_streams", "Sequences that the API process waits for.", self.num_streams
-        )
-        for name, (attribute, text) in _GAUGES.items():
-            yield GaugeMetricFamily(f"multiflora_{name}", text, getattr(self.stats, attribute))
-        for name, (attribute, text) in _COUNTERS.items():
-            yield CounterMetricFamily(f"multiflora_{name}", text, getattr(self.stats, attribute))
-        for name, (attribute, text) in _TRAINING_GAUGES.items():
-            value = getattr(self.stats.training, attribute)
-            yield GaugeMetricFamily(f"multiflora_training_{name}", text, value)
-        for name, (attribute, text) in _TRAINING_COUNTERS.items():
-            value = getattr(self.stats.training, attribute)
-            yield CounterMetricFamily(f"multiflora_training_{name}", text, value)
-        if self.jobs is not None:
-            yield from training_families(self.jobs)
-        yield _counter(
-            "requests_finished",
-            "Sequences finished, by reason.",
-            "reason",
-            self.stats.requests_finished,
-        )
-        yield _counter(
-            "adapter_arrivals",
-            "Versions of new requests, by the tier that they were found in.",
-            "tier",
-            self.stats.adapter_arrivals,
-        )
-        evictions: dict[str, int] = {
-            Tier.DEVICE: self.stats.adapter_evictions,
-            Tier.HOST: self.stats.adapter_host_evictions,
-        }
-        yield _counter(
-            "adapter_evictions", "Versions that left a tier for others.", "tier", evictions
-        )
-
-
-def _counter(name: str, text: str, label: str, counts: Mapping[str, int]) -> CounterMetricFamily:
-    family = CounterMetricFamily(f"multiflora_{name}", text, labels=[label])
-    for value, count in counts.items():
-        family.add_metric([value], count)
-    return family

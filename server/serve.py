@@ -232,7 +232,8 @@ def _service(
     keyring: Keyring,
     renderer: TemplateRenderer,
 ) -> Service:
-    metrics, pinning = Metrics(client), Pinning(registry, client, publisher.match)
+    metrics = Metrics(client, registry, base=base.name, data_dir=settings.data_dir)
+    pinning = Pinning(registry, client, publisher.match)
     end_tokens = frozenset(base.config.eos_token_ids)
     jobs = make_training_jobs(
         settings.data_dir,
@@ -246,6 +247,7 @@ def _service(
         text=TextSide(base.tokenizer, base.chat_template),
         judges=dict(settings.gate_judges),
     )
+    metrics.census = jobs.census
     return Service(
         client=client,
         tokenizer=base.tokenizer,

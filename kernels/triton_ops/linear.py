@@ -12,17 +12,15 @@ from .accelerator import Accelerator
 from .dense_matmul import dense_matmul_kernel
 from .interpreter import INTERPRETED
 from .lora_expand import lora_expand_kernel
-from .lora_plan import SHRINK_ROWS, LoraPlan
+from .lora_plan import LoraPlan
 from .lora_shrink import lora_shrink_kernel
-from .lora_tables import MAX_RANK
+from .lora_tables import MAX_RANK, RANK_BLOCK, SHRINK_ROWS
 from .nf4_dequantize import nf4_dequantize_kernel
 from .nf4_layout import TiledShape
 from .nf4_matmul import nf4_matmul_kernel
 from .tiling import FUSED_ROWS, ceil_div, num_slabs, row_tile, tile_matmul
 
 WARPS = 4
-# Ranks of one dot: the least that a tensor core takes; smaller ranks are masked in registers.
-RANK_BLOCK = 16
 # Programs that share the ranks of one shrink tile.
 _RANK_PROGRAMS = 4
 # Programs that share the tiles of a step: a captured grid has room for many more than it uses.

@@ -8,11 +8,9 @@ from torch import Tensor
 
 from ..ops import Segment, Staging
 from ..staging import StagingOverflow
-from .lora_tables import float_bits
+from .lora_tables import SHRINK_ROWS, float_bits
 from .tiling import row_tile
 
-# Rows of one shrink program: the smallest tile of a tensor core.
-SHRINK_ROWS = 16
 # Rows of one program of the stand-alone expand, for few rows and for many.
 EXPAND_ROWS = (16, 64)
 

@@ -24,6 +24,10 @@ from .lora_epilogue import (
 )
 
 MAX_RANK = 256
+# Rows of one shrink program: the smallest tile of a tensor core.
+SHRINK_ROWS = 16
+# Ranks of one dot: the least that a tensor core takes; smaller ranks are masked in registers.
+RANK_BLOCK = 16
 # Slots before the tables must move, which voids captured graphs: 16 MB for an 8B model.
 _FIRST_CAPACITY = 1024
 
@@ -53,6 +57,7 @@ class DeviceTables:
     """``LoraTables`` as int64 ``entries`` [slots, projections, 16] of addresses, ranks, scales."""
 
     max_rank = MAX_RANK
+    tile = (SHRINK_ROWS, RANK_BLOCK)
 
     def __init__(self, widths: Sequence[Sequence[int]], device: torch.device) -> None:
         self._widths = tuple(tuple(slices) for slices in widths)

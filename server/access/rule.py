@@ -60,6 +60,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "GET /console/": _PUBLIC,
     "GET /console/{name}": _PUBLIC,
     "GET /metrics": Rule(Scope.METRICS),
+    "GET /metrics/adapters": Rule(Scope.METRICS),
     "POST /v1/chat/completions": _INFERENCE,
     "POST /v1/completions": _INFERENCE,
     "POST /v1/responses": _INFERENCE,

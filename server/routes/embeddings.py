@@ -41,7 +41,7 @@ async def create_embeddings(request: Request) -> Response:
     with (
         service.drain.running(),
         lease_selected(service.catalog, body, view=caller.view) as model,
-        service.metrics.request(model.name) as record,
+        service.metrics.request(model.name, is_canary=model.is_canary) as record,
         ExitStack() as held,
     ):
         info = service.client.info
@@ -64,6 +64,8 @@ async def create_embeddings(request: Request) -> Response:
         held.enter_context(service.admission.admitted(order))
         vectors = await until_disconnect(request, embed(service.client, requests))
         content = _content(body, model, prompts, vectors)
+        record.ask([len(prompt) for prompt in prompts], num_choices=1)
+        record.read_prompts()
         record.succeed()
     headers = {**version_headers(model), **ignored_header(body)}
     return Response(content, headers=headers, media_type="application/json")

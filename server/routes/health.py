@@ -1,7 +1,5 @@
 """Probes, version and metrics: public, without secrets."""
 
-import asyncio
-
 from fastapi import APIRouter, Request, Response
 
 import multiflora
@@ -43,8 +41,11 @@ async def version() -> dict[str, str]:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Everything in Prometheus' text format."""
-    service = service_of(request)
-    census = await asyncio.to_thread(service.jobs.census)
-    content = await service.metrics.render(census)
-    return Response(content, media_type=CONTENT_TYPE)
+    """The server and the adapters with most requests, in Prometheus' text format."""
+    return Response(await service_of(request).metrics.page.get(), media_type=CONTENT_TYPE)
+
+
+@router.get("/metrics/adapters")
+async def adapter_metrics(request: Request) -> Response:
+    """Every adapter, in Prometheus' text format; as long as there are adapters."""
+    return Response(await service_of(request).metrics.adapter_page.get(), media_type=CONTENT_TYPE)

@@ -265,7 +265,7 @@ def service(
         tokenizer=tokenizer,
         chat_template=chat_template,
         catalog=Catalog("base", registry, created=1_700_000_000),
-        metrics=Metrics(cast(EngineClient, engine)),
+        metrics=Metrics(cast(EngineClient, engine), registry, census=jobs.census, fresh_seconds=0),
         registry=registry,
         publisher=publisher,
         pinning=Pinning(registry, cast(EngineClient, engine), publisher.match),

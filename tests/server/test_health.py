@@ -90,7 +90,7 @@ async def test_metrics_count_requests_by_known_names_only(client, complete):
     assert families["multiflora_engine_steps"].samples[0].value == 7
     assert families["multiflora_engine_up"].samples[0].value == 1
     assert families["multiflora_time_to_first_token_seconds"].samples
-    assert all(name.startswith("multiflora_") for name in families)
+    assert all(name.startswith(("multiflora_", "vllm:")) for name in families)
 
 
 async def test_metrics_outlive_the_engine(client, engine):

@@ -31,7 +31,7 @@ PUBLIC = {
 }
 # The specification in its own words, the first match counts; None is public.
 SCOPES: tuple[tuple[str, Scope], ...] = (
-    (r"/metrics", Scope.METRICS),
+    (r"/metrics(/adapters)?", Scope.METRICS),
     (r"/v1/keys.*", Scope.ADMIN),
     (r"(/v1)?/(un)?load_lora_adapter", Scope.ADMIN),
     (r"/v1/adapters/\{name\}/import", Scope.ADMIN),
