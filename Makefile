@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run check check-security format test test-clients test-full test-gpu bench bench-gpu demo clean
+.PHONY: components dashboards install run check check-security format test test-clients test-full test-gpu bench bench-gpu demo clean
 
 install: $(STAMP)
 
@@ -52,6 +52,10 @@ test: install
 test-full: install
 	$(PYTEST) -m "not gpu"
 
+# Programs that some tests need: Prometheus, unpacked from Debian's package.
+components:
+	tests/components.sh
+
 # Needs a CUDA device; torch for CUDA is installed with `make install TORCH=torch`.
 test-gpu: install
 	$(BIN)/pytest -m gpu
@@ -63,6 +67,10 @@ bench-gpu: install
 	$(BIN)/python -m benchmarks.kernels.bench_gpu
 	$(BIN)/python -m benchmarks.serving.bench_adapter_mix --device cuda --shape llama-3.2-1b
 	$(BIN)/python -m benchmarks.training.bench_gpu_training
+
+# Grafana's dashboards from deploy/grafana/*.py.
+dashboards: install
+	$(BIN)/python -m deploy.grafana.generate
 
 demo: install
 	$(BIN)/python -m demo.grow

@@ -11,6 +11,7 @@ if not os.path.exists("/dev/nvidiactl"):
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,6 +162,22 @@ def adapter_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         return made[family]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def component() -> Callable[[str], Path]:
+    """``component("promtool")``: an outside program; the test is skipped where it is missing."""
+    root = Path(__file__).resolve().parent.parent
+    folder = Path(os.environ.get("MULTIFLORA_COMPONENTS", root / ".components"))
+
+    def find(name: str) -> Path:
+        places = f"{folder / 'usr' / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+        path = shutil.which(name, path=places)
+        if path is None:
+            pytest.skip(f"the component {name} is missing; make components brings it")
+        return Path(path)
+
+    return find
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """Training jobs as Prometheus sees them. No label takes what a client can choose."""
 
-from typing import Final
+from typing import Final, get_args
 
 from multiflora.engine.request import TrainingStats
+from multiflora.engine.training.jobs.job import Status
 from multiflora.engine.training.jobs.job_census import JobCensus
 
 from .exposition import Exposition, labels
@@ -36,14 +37,14 @@ def write_jobs(page: Exposition, jobs: JobCensus) -> None:
     page.gauge(
         "multiflora_training_jobs",
         "Training jobs that are kept, by status.",
-        [(labels(status=status), count) for status, count in jobs.statuses.items()],
+        [(labels(status=status), jobs.statuses.get(status, 0)) for status in get_args(Status)],
     )
     page.gauge(
         "multiflora_training_gate_verdicts",
         "Training jobs that are kept, by what the quality gate said.",
         [
-            (labels(outcome="passed" if is_passed else "refused"), count)
-            for is_passed, count in jobs.verdicts.items()
+            (labels(outcome="passed" if is_passed else "refused"), jobs.verdicts.get(is_passed, 0))
+            for is_passed in (True, False)
         ],
     )
     page.gauge(
