@@ -29,6 +29,7 @@ from .metric.request_family import write_requests
 from .metric.request_record import RequestRecord
 from .metric.router_family import Router
 from .metric.training_family import write_jobs, write_training
+from .refusal import QueueFull, RateLimited
 
 __all__ = ["CONTENT_TYPE", "Metrics", "RequestRecord"]
 
@@ -76,6 +77,9 @@ class Metrics:
         self._refusals = self._counter(
             "admission_refusals", "Inference requests that were turned away, by reason.", "reason"
         )
+        for refusal in (QueueFull, RateLimited):
+            # A counter that is there before the first refusal can be told from one that is not.
+            self._refusals.labels(refusal.code)
         self._feedback = self._counter(
             "feedback", "What users said about answers, by adapter and kind.", "adapter", "kind"
         )

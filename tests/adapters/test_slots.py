@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from multiflora.adapters.slots import SlotTable
+from multiflora.adapters.slots import Cause, SlotTable
 
 DIGESTS = [f"version-{index}" for index in range(6)]
 SIZES = dict(zip(DIGESTS, (10, 25, 40, 5, 60, 30), strict=True))
@@ -70,6 +70,8 @@ def test_the_least_recently_used_idle_version_leaves_first() -> None:
     placement = table.place("d", 10)
     assert placement is not None
     assert placement.evicted == ("b",)
+    assert table.evictions == {Cause.ROOM: 1}
+    assert table.sizes() == {"a": 10, "c": 10, "d": 10}
 
 
 def test_a_freed_slot_is_used_again() -> None:

@@ -227,6 +227,51 @@ def test_counters_add_up(make_bench: Callable[..., Any]) -> None:
     assert stats.requests_finished == {"length": 3}
     assert stats.steps > 0
     assert stats.step_seconds > 0
+    assert stats.step.requests.num_values == stats.steps
+    assert sum(found.total for found in stats.step.seconds.values()) == stats.step_seconds
+    assert stats.step.tokens == {"prefill": stats.prompt_tokens, "decode": 3 * 7}
+    assert stats.step.needed_ranks == stats.step.computed_ranks > 0
+    assert {s: found.num_values for s, found in stats.adapter_load_seconds.items()} == {
+        "plan": 1,
+        "read": 1,
+        "copy": 1,
+    }
+    assert set(stats.version_bytes) == {bench.digests["rank-1"]}
+    assert stats.machine.device_bytes_total > stats.machine.device_bytes_used > 0
+
+
+def test_waiting_and_running_are_told_by_version(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench(scheduler=SchedulerConfig(max_num_requests=1))
+    requests = [bench.request(n, PROMPT, id=str(i)) for i, n in enumerate((None, None, "rank-1"))]
+    bench.send(*map(Submit, requests))
+    bench.turn()
+    queues = bench.loop.stats().version_queues
+    assert (queues[""].num_running, queues[""].num_waiting) == (1, 1)
+    waiting = queues[bench.digests["rank-1"]]
+    assert (waiting.num_running, waiting.num_waiting) == (0, 1)
+    assert waiting.oldest_seconds > 0
+    while len(bench.reasons) < len(requests):
+        bench.turn()
+    assert not bench.loop.stats().version_queues
+
+
+def test_the_first_token_tells_how_the_time_before_it_was_spent(
+    make_bench: Callable[..., Any],
+) -> None:
+    bench = make_bench()
+    started = time.perf_counter()
+    bench.send(Submit(bench.request("rank-3", PROMPT, id="r")))
+    events = []
+    while not any(event.finish_reason for event in events):
+        bench.loop.turn()
+        events += [e for report in bench.reports for e in getattr(report, "events", ())]
+        bench.reports.clear()
+    first, *rest = (event.stages for event in events)
+    assert rest == [None] * 7
+    assert first is not None
+    assert 0 < first.load <= first.queue
+    assert first.prefill > 0
+    assert first.queue + first.prefill < time.perf_counter() - started
 
 
 @pytest.mark.parametrize(("num_prompt", "count"), [(255, 1), (1, 255), (120, 136)])
