@@ -17,6 +17,7 @@ import msgspec
 
 from .errors import StartupError
 from .frame import read_frame, write_frame
+from .log_line import inherit_logging
 from .loop import EngineLoop
 from .messages import Command, Configure, Ready, Report, StartFailed
 
@@ -77,8 +78,5 @@ def _read(
 
 
 if __name__ == "__main__":
-    logging.basicConfig(
-        level=os.environ.get("MULTIFLORA_LOG_LEVEL", "WARNING").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    inherit_logging()
     main(int(sys.argv[1]))

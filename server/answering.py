@@ -26,6 +26,7 @@ from .ignored_field import ignored_header
 from .metrics import RequestRecord
 from .observation import check_store, observed
 from .question import EventWriter, Question
+from .request_trail import leave_trail
 from .selection import lease_selected
 from .sequencing import sequence_jobs
 from .service import Service, off_loop
@@ -60,6 +61,7 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
         prompts = await _prompts(question, info.max_model_len)
         grammar = await _grammar(service, question)
         answer_id = f"{question.shape.id_prefix}-{uuid.uuid4().hex}"
+        leave_trail(service, request, record, model, kind=question.shape.kind, answer_id=answer_id)
         jobs = sequence_jobs(
             service,
             question,

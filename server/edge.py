@@ -8,8 +8,9 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from multiflora.engine.log_line import request_id as current_id
+
 from .errors import error_response
-from .request_log import request_id as current_id
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import socket
 import tempfile
 import time
@@ -16,6 +15,7 @@ from multiflora.adapters.registry import Registry
 from multiflora.engine.client import EngineClient
 from multiflora.engine.config import EngineConfig
 from multiflora.engine.errors import StartupError
+from multiflora.engine.log_line import configure_logging
 from multiflora.engine.memory_plan import plan_memory
 from multiflora.engine.text.template_renderer import TemplateRenderer
 from multiflora.engine.training.data.file_registry import FileRegistry
@@ -46,10 +46,10 @@ from .merging import Merger
 from .metrics import Metrics
 from .pinning import Pinning
 from .publishing import Publisher
-from .request_log import configure_logging
 from .service import Service
 from .settings import ServeSettings
 from .start_adapters import publish_at_start
+from .tracing import make_tracing
 from .training import TrainedBase, make_training_jobs
 from .watched_folder import WatchedFolder
 
@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 def serve(settings: ServeSettings) -> int:
     """Serve until a signal; returns the exit code. Raises ``StartupError``, ``ValueError``."""
-    _configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     if settings.dry_run:
         return _print_plan(settings)
     # What fails at once comes first: a taken port must not show after a download.
@@ -196,6 +196,7 @@ async def _run(
         await client.stop()
         await renderer.stop()
         service.merger.close()
+        await asyncio.to_thread(service.tracing.close)
     if not starting.cancelled():
         starting.result()
 
@@ -273,10 +274,6 @@ def _service(
         end_tokens=end_tokens,
         admission=Admission(settings.admission_limits(), on_refusal=metrics.refusal),
         request_timeout_seconds=settings.request_timeout,
+        tracing=make_tracing(settings.otlp_endpoint),
+        logs_requests=settings.log_requests,
     )
-
-
-def _configure_logging(level: str) -> None:
-    configure_logging(level)
-    # The engine process reads its level from the environment that it inherits.
-    os.environ["MULTIFLORA_LOG_LEVEL"] = level

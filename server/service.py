@@ -31,6 +31,7 @@ from .merging import Merger
 from .metrics import Metrics
 from .pinning import Pinning
 from .publishing import Publisher
+from .tracing import NoTracing, Tracing
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -66,6 +67,8 @@ class Service:
     drain: Drain = field(default_factory=Drain)
     grammar_check: GrammarCheck = field(default_factory=GrammarCheck)
     batches: BatchRunner = field(default_factory=BatchRunner)
+    tracing: Tracing = field(default_factory=NoTracing)
+    logs_requests: bool = False
     # Idempotency keys of running requests.
     keys_in_use: set[str] = field(default_factory=set)
 

@@ -22,6 +22,7 @@ from multiflora.engine.config import (
     TrainingConfig,
     TrainingPace,
 )
+from multiflora.engine.log_line import LogFormat
 from multiflora.engine.training.jobs.tracking.library import read_sinks
 from multiflora.engine.training.jobs.tracking.message import SinkName
 
@@ -308,6 +309,13 @@ class ServeSettings:
     )
     log_level: LogLevel = field(
         default="info", metadata=_choice(LogLevel, "least level of log lines")
+    )
+    log_format: LogFormat = field(default="text", metadata=_choice(LogFormat, "form of log lines"))
+    log_requests: bool = field(
+        default=False, metadata=_about("log a line about every request, without texts", parse_bool)
+    )
+    otlp_endpoint: str | None = field(
+        default=None, metadata=_about("send traces to this OTLP/HTTP URL", metavar="URL")
     )
     dry_run: bool = field(
         default=False, metadata=_about("print the memory plan and exit", parse_bool)

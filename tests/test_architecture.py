@@ -98,6 +98,7 @@ def test_relative_imports_inside_a_folder_and_absolute_ones_across() -> None:
 
 def test_the_server_sees_the_engine_only_through_its_public_modules() -> None:
     public = ("client", "text", "errors", "request", "config", "memory_plan", "doctor", "watchdog")
+    public += ("log_line",)
     offline = ("export.export", "extraction.extraction")
     start_up = ("models.source", "models.registry", "models.config", "models.named_folder")
     jobs = ("training.job", "training.config", "training.estimate", "training.rule_of_thumb")

@@ -38,7 +38,7 @@ class RequestRecord:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     on_first_token: Callable[[], None] | None = None
-    on_end: Callable[["RequestRecord"], None] | None = None
+    on_end: list[Callable[["RequestRecord"], None]] = field(default_factory=list)
     _prompts: Sequence[int] = ()
     _num_choices: int = 1
     _sequences: dict[int, _Sequence] = field(default_factory=dict)
@@ -84,8 +84,8 @@ class RequestRecord:
             tally.last_used = time.time()
         for sequence in self._sequences.values():
             self._count_answer(sequence)
-        if self.on_end is not None:
-            self.on_end(self)
+        for tell in self.on_end:
+            tell(self)
 
     @property
     def num_generated_tokens(self) -> int:

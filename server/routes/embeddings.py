@@ -21,6 +21,7 @@ from ..embedding import Vector, embed, shortened, written
 from ..ignored_field import ignored_header
 from ..openapi import body_reference
 from ..prompting import tokenize_prompts
+from ..request_trail import leave_trail
 from ..schemas.body import parse_body
 from ..schemas.embedding import EmbeddingBody
 from ..selection import lease_selected
@@ -50,8 +51,11 @@ async def create_embeddings(request: Request) -> Response:
             tokenize_prompts, service.tokenizer, body.input, last=body.truncate_prompt_tokens
         )
         prompts = await off_loop(is_large, tokenize, max_model_len=info.max_model_len)
+        answer_id = f"embd-{uuid.uuid4().hex}"
+        leave_trail(service, request, record, model, kind="list", answer_id=answer_id)
         requests = [
-            replace(one, tenant=caller.tenant) for one in _requests(body, prompts, model, info)
+            replace(one, tenant=caller.tenant)
+            for one in _requests(answer_id, body, prompts, model, info)
         ]
         num_tokens = sum(map(len, prompts))
         order = Order(
@@ -72,9 +76,12 @@ async def create_embeddings(request: Request) -> Response:
 
 
 def _requests(
-    body: EmbeddingBody, prompts: Sequence[Sequence[int]], model: ServedModel, info: EngineInfo
+    answer_id: str,
+    body: EmbeddingBody,
+    prompts: Sequence[Sequence[int]],
+    model: ServedModel,
+    info: EngineInfo,
 ) -> list[GenerationRequest]:
-    answer_id = f"embd-{uuid.uuid4().hex}"
     for prompt in prompts:
         check_prompt(prompt, info, param="input")
         if len(prompt) > info.max_model_len:

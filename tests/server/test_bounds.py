@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiflora.engine.errors import RequestRejected
+from multiflora.engine.log_line import LogFormatter, request_id
 from multiflora.server.app import create_app
 from multiflora.server.http_server import HttpServer
 from multiflora.server.limits import Limits
 from multiflora.server.listener import bind
-from multiflora.server.request_log import LogFormatter, request_id
 from multiflora.server.schemas.body import MAX_DEPTH, check_depth
 from multiflora.server.service import Service
 
