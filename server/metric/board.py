@@ -24,18 +24,13 @@ _LEAD: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """The tallies that one request is counted in."""
+    """The tallies that one request is counted in, the one of all among them."""
 
-    own: Tally
-    shown: Tally
+    tallies: tuple[Tally, ...]
     total: TotalTally
 
     def __iter__(self) -> Iterator[Tally]:
-        """Each of them once: the base has no second one."""
-        if self.own is not self.shown:
-            yield self.own
-        yield self.shown
-        yield self.total
+        return iter(self.tallies)
 
 
 class Board:
@@ -62,7 +57,7 @@ class Board:
     def of(self, name: str) -> Entries:
         """Where the next request of a resolved ``name`` is counted."""
         if name == self.base:
-            return Entries(self._base, self._base, self.total)
+            return Entries((self._base, self.total), self.total)
         own = self.adapters.get(name)
         if own is None:
             self._forget_the_oldest()
@@ -70,7 +65,7 @@ class Board:
         self._heat[name] = self._heat.get(name, 0.0) + 1
         if self._clock() - self._reseated >= _RESEAT_SECONDS:
             self._reseat()
-        return Entries(own, self._seat(name), self.total)
+        return Entries((own, self._seat(name), self.total), self.total)
 
     def shown(self) -> dict[str, Tally]:
         """By label: the base, the seats, and all others if there are any."""

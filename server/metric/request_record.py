@@ -92,7 +92,8 @@ class RequestRecord:
         return sum(sequence.num_tokens for sequence in self._sequences.values())
 
     def _note(self, delta: Delta, now: float) -> None:
-        self.first_token()
+        if self.first_token_at is None:
+            self.first_token()
         sequence = self._sequences.get(delta.index)
         if sequence is None:
             count = delta.num_tokens

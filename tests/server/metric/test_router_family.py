@@ -94,7 +94,8 @@ class Replica:
         self.router = Router(clock=lambda: self.now)
 
     def use(self, name: str, seconds_ago: float = 0.0) -> None:
-        self.board.of(name).own.last_used = self.now - seconds_ago
+        self.board.of(name)
+        self.board.adapters[name].last_used = self.now - seconds_ago
 
     def page(self, found: EngineStats) -> str:
         page = Exposition()
