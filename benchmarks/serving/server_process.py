@@ -50,7 +50,10 @@ class ServerProcess:
         return found
 
     def get(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", headers={"cache-control": "no-cache"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.read()
 
     def is_ready(self) -> bool:

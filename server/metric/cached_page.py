@@ -7,6 +7,7 @@ from typing import Final
 
 # Whoever asks this often has a page this old anyway.
 _STALE_SECONDS: Final = 1.0
+_STALE_PERIODS: Final = 5
 _PATIENCE_SECONDS: Final = 0.005
 
 
@@ -24,6 +25,7 @@ class CachedPage:
     ) -> None:
         self._make = make
         self._fresh_seconds = fresh_seconds
+        self._stale_seconds = min(_STALE_SECONDS, _STALE_PERIODS * fresh_seconds)
         self._clock = clock
         self._content = b""
         self._made = float("-inf")
@@ -33,13 +35,23 @@ class CachedPage:
         age = self._clock() - self._made
         if age < self._fresh_seconds:
             return self._content
+        if age < self._stale_seconds:
+            await asyncio.wait([self._task()], timeout=_PATIENCE_SECONDS)
+        else:
+            await asyncio.shield(self._task())
+        return self._content
+
+    async def get_new(self) -> bytes:
+        """The page as things are after this call, whatever is kept."""
+        if self._making is not None and not self._making.done():
+            await asyncio.shield(self._making)
+        await asyncio.shield(self._task())
+        return self._content
+
+    def _task(self) -> "asyncio.Task[None]":
         if self._making is None or self._making.done():
             self._making = asyncio.create_task(self._renew())
-        if age < max(_STALE_SECONDS, self._fresh_seconds):
-            await asyncio.wait([self._making], timeout=_PATIENCE_SECONDS)
-        else:
-            await asyncio.shield(self._making)
-        return self._content
+        return self._making
 
     async def _renew(self) -> None:
         began = self._clock()

@@ -14,14 +14,13 @@ from typing import Final
 
 from multiflora.adapters.entry import AdapterEntry
 from multiflora.adapters.histogram import Histogram
-from multiflora.engine.request import EngineInfo, EngineStats, VersionQueue
+from multiflora.engine.request import EngineInfo, EngineStats
 
 from .board import Board
 from .exposition import Exposition, labels
 from .tally import TotalTally
 
 _WARM_SECONDS: Final = 60.0
-_NOBODY: Final = VersionQueue()
 _HISTOGRAMS: Final[dict[str, tuple[Callable[[TotalTally], Histogram], str]]] = {
     "time_to_first_token_seconds": (lambda t: t.first_token, "Time to first token."),
     "inter_token_latency_seconds": (lambda t: t.inter_token, "Time between two tokens."),
@@ -63,7 +62,8 @@ class Router:
         own = labels(model_name=board.base, engine="0")
         _write_state(page, stats, own)
         if info is not None:
-            geometry = labels(block_size=str(info.block_size), num_gpu_blocks=str(_blocks(stats)))
+            blocks = str(stats.kv_blocks_total)
+            geometry = labels(block_size=str(info.block_size), num_gpu_blocks=blocks)
             text = "Geometry of the KV cache."
             page.gauge("vllm:cache_config_info", text, [(f"{own},{geometry}", 1)])
         load = lora_load(stats, entries, _last_used(board), now=self._clock())
@@ -92,16 +92,21 @@ def lora_load(
     as that is what it takes for the lists to stay below ``max_lora``: there is room for another.
     """
     busy, idle, waiting = [], [], []
+    resident, queues = stats.version_bytes, stats.version_queues
+    run = {digest for digest, queue in queues.items() if queue.num_running}
+    wait = {digest for digest, queue in queues.items() if queue.num_waiting}
     for entry in entries:
-        resident = [digest for digest in entry.in_use if digest in stats.version_bytes]
-        queues = [stats.version_queues.get(digest, _NOBODY) for digest in entry.in_use]
-        used = last_used.get(entry.name, 0.0)
-        if resident and any(queue.num_running for queue in queues):
-            busy.append(entry.name)
-        elif any(queue.num_waiting for queue in queues):
-            waiting.append(entry.name)
-        elif resident and (entry.is_pinned or now - used < _WARM_SECONDS):
-            idle.append((not entry.is_pinned, -used, entry.name))
+        name, active = entry.name, entry.digest
+        trial = entry.canary.digest if entry.canary else active
+        is_resident = active in resident or trial in resident
+        if is_resident and (active in run or trial in run):
+            busy.append(name)
+        elif active in wait or trial in wait:
+            waiting.append(name)
+        elif is_resident:
+            used = last_used.get(name, 0.0)
+            if entry.is_pinned or now - used < _WARM_SECONDS:
+                idle.append((not entry.is_pinned, -used, name))
     max_lora = _capacity(stats)
     room = max(0, max_lora - 1 - len(busy) - len(waiting))
     warm = [name for _, _, name in sorted(idle)[:room]]
@@ -147,7 +152,3 @@ def _write_totals(page: Exposition, stats: EngineStats, total: TotalTally, own: 
     )
     for name, (histogram, text) in _HISTOGRAMS.items():
         page.histogram(f"vllm:{name}", text, [(own, histogram(total).snapshot())])
-
-
-def _blocks(stats: EngineStats) -> int:
-    return stats.kv_blocks_total

@@ -7,6 +7,7 @@ from multiflora.engine.client import EngineState
 from multiflora.engine.errors import EngineUnavailable
 
 from ..errors import Draining
+from ..metric.cached_page import CachedPage
 from ..metrics import CONTENT_TYPE
 from ..refusal import Saturated
 from ..service import service_of
@@ -42,10 +43,17 @@ async def version() -> dict[str, str]:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """The server and the adapters with most requests, in Prometheus' text format."""
-    return Response(await service_of(request).metrics.page.get(), media_type=CONTENT_TYPE)
+    return await _written(request, service_of(request).metrics.page)
 
 
 @router.get("/metrics/adapters")
 async def adapter_metrics(request: Request) -> Response:
     """Every adapter, in Prometheus' text format; as long as there are adapters."""
-    return Response(await service_of(request).metrics.adapter_page.get(), media_type=CONTENT_TYPE)
+    return await _written(request, service_of(request).metrics.adapter_page)
+
+
+async def _written(request: Request, page: CachedPage) -> Response:
+    """As it is kept, unless the client says ``cache-control: no-cache``."""
+    is_kept_good = "no-cache" not in request.headers.get("cache-control", "")
+    content = await (page.get() if is_kept_good else page.get_new())
+    return Response(content, media_type=CONTENT_TYPE)

@@ -38,7 +38,8 @@ class Server:
 
     def metric(self, name: str) -> float:
         """The sum of a metric's series."""
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        page = httpx.get(f"{self.url}/metrics", headers={"cache-control": "no-cache"})
+        lines = page.text.splitlines()
         found = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
         return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 

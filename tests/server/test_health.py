@@ -2,11 +2,15 @@
 
 import json
 import re
+from dataclasses import replace
 
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from multiflora.engine.client import EngineState
+from multiflora.server.app import create_app
+from multiflora.server.metrics import Metrics
 
 pytestmark = pytest.mark.anyio
 
@@ -91,6 +95,22 @@ async def test_metrics_count_requests_by_known_names_only(client, complete):
     assert families["multiflora_engine_up"].samples[0].value == 1
     assert families["multiflora_time_to_first_token_seconds"].samples
     assert all(name.startswith(("multiflora_", "vllm:")) for name in families)
+
+
+async def test_a_page_is_kept_unless_a_new_one_is_asked_for(service):
+    page = Metrics(service.client, fresh_seconds=60)
+    app = create_app(replace(service, metrics=page))
+    new = {"cache-control": "no-cache"}
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=app), base_url="http://server"
+    ) as client:
+        before = (await client.get("/metrics")).text
+        with page.request("base") as record:
+            record.succeed()
+        assert (await client.get("/metrics")).text == before
+        counted = 'multiflora_requests_total{adapter="base",outcome="ok"} 1.0'
+        assert counted in (await client.get("/metrics", headers=new)).text
+        assert counted in (await client.get("/metrics")).text
 
 
 async def test_metrics_outlive_the_engine(client, engine):

@@ -79,3 +79,14 @@ async def test_a_reader_that_leaves_takes_the_page_from_nobody(engine, page):
     leaving.cancel()
     engine.free.set()
     assert await staying == b"1"
+
+
+async def test_who_asks_for_a_new_page_gets_one_that_began_later(engine, page):
+    engine.free.clear()
+    early = asyncio.create_task(page.get())
+    await asyncio.sleep(0)
+    late = asyncio.create_task(page.get_new())
+    await asyncio.sleep(0)
+    engine.free.set()
+    assert (await early, await late) == (b"1", b"2")
+    assert await page.get() == b"2"
