@@ -174,6 +174,7 @@ async def test_a_full_queue_is_429_and_readiness_falls(
     service: Service, engine: Any, client: httpx.AsyncClient, complete: Callable[..., Any]
 ) -> None:
     service.admission.limits = AdmissionLimits(max_queued_requests=2)
+    service.admission.on_refusal = service.metrics.refusal
     engine.script = lambda request: [0.2, *engine.say(request)]
     running = [asyncio.create_task(complete()) for _ in range(2)]
     await asyncio.sleep(0.05)
@@ -187,7 +188,7 @@ async def test_a_full_queue_is_429_and_readiness_falls(
     assert [(await task).status_code for task in running] == [200, 200]
     assert (await client.get("/ready")).status_code == 200
     page = (await client.get("/metrics")).text
-    assert 'multiflora_admission_refusals_total{reason="queue_full"}' not in page
+    assert 'multiflora_admission_refusals_total{reason="queue_full"} 1.0' in page
 
 
 @pytest.mark.parametrize("stream", [False, True])
