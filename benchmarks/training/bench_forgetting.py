@@ -92,19 +92,18 @@ METHODS: Final[Mapping[str, tuple[ReplaySettings | None, ContinualSettings]]] = 
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """Shares of held-out answers that are right, and the first skill's perplexity by step."""
+    """Shares of held-out answers that are right, and the first skill's perplexity by step.
+
+    ``kept`` is the share that is still right of those that were right before.
+    """
 
     first_before: float
-    first_after: float
-    second_after: float
+    first_after: float = 0.0
+    second_after: float = 0.0
+    kept: float = 0.0
     curve: list[tuple[int, float]] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)
     seconds: float = 0.0
-
-    @property
-    def kept(self) -> float:
-        """0 where nothing was learnt that could be kept."""
-        return self.first_after / self.first_before if self.first_before else 0.0
 
 
 class Bench:
@@ -145,14 +144,14 @@ class Bench:
             found.append(item)
         return found
 
-    def right(self, skill: Skill, factors: TrainedFactors | None) -> float:
-        """The share of held-out answers that greedy decoding would give to the letter."""
-        task, found = self.held_out[skill], 0
+    def right(self, skill: Skill, factors: TrainedFactors | None) -> Tensor:
+        """Which held-out answers greedy decoding would give to the letter. Bool [rows]."""
+        task, found = self.held_out[skill], list[Tensor]()
         for part in fill_micro_batches(range(task.num_rows), task.num_tokens, TOKENS):
             batch = task.pack(part, self.network.device)
             scores = drain(Sweep(self.network, batch, factors).score())
-            found += int((sequence_sums(batch, (~scores.is_top).float()) == 0).sum())
-        return found / task.num_rows
+            found.append(sequence_sums(batch, (~scores.is_top).float()) == 0)
+        return torch.cat(found)
 
     def perplexity(self, skill: Skill, factors: TrainedFactors) -> float:
         metrics = drain(
@@ -193,17 +192,23 @@ class Bench:
             beside=beside,
         )
         before, began = self.right(FIRST, run.factors), time.perf_counter()
-        outcome = Outcome(first_before=before, first_after=0, second_after=0)
+        outcome = Outcome(first_before=share(before))
         outcome.curve.append((0, self.perplexity(FIRST, run.factors)))
         for event in events(run):
             outcome.shares.append(event.metrics.get("replay/share", 0.0))
             if event.step % max(1, num_steps // 12) == 0:
                 outcome.curve.append((event.step, self.perplexity(FIRST, run.factors)))
         outcome.seconds = time.perf_counter() - began
-        outcome.first_after = self.right(FIRST, run.result)
-        outcome.second_after = self.right(SECOND, run.result)
+        after = self.right(FIRST, run.result)
+        outcome.first_after, outcome.kept = share(after), share(after[before])
+        outcome.second_after = share(self.right(SECOND, run.result))
         outcome.curve.append((num_steps, self.perplexity(FIRST, run.result)))
         return outcome
+
+
+def share(flags: Tensor) -> float:
+    """The share of ``flags`` that are true; 0 of none."""
+    return float(flags.float().mean()) if len(flags) else 0.0
 
 
 def settings(seed: int, num_steps: int) -> TrainingSettings:
@@ -289,7 +294,7 @@ def _measure(bench: Bench, seed: int, arguments: argparse.Namespace) -> dict[str
                 num_steps=arguments.steps,
                 folder=Path(scratch) / str(number),
             )
-            outcomes[method] = {**asdict(outcome), "kept": outcome.kept}
+            outcomes[method] = asdict(outcome)
             print(
                 f"seed {seed} {method}: kept {outcome.kept:.3f} of {outcome.first_before:.3f}, "
                 f"second {outcome.second_after:.3f}, {outcome.seconds:.0f} s",
@@ -351,6 +356,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=1024, help="of each skill")
     parser.add_argument("--held-out", type=int, default=256, help="questions of each skill")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--notes", default="", help="about the machine, kept in the record")
     parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it runs")
     arguments = parser.parse_args()
     arguments.seeds = [int(seed) for seed in arguments.seeds.split(",")]
