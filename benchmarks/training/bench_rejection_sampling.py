@@ -2,7 +2,11 @@
 
 The demo base answers training questions of one task many times at temperature 1; what equals the
 right answer is trained on; the adapter does the same again. Pass rates of each round are measured
-on held-out questions, with the same sampling and other seeds.
+on held-out questions, with the same sampling and other seeds: on other content where a task has
+endless content, and on the same sums in another wording for the small table of products.
+
+A task must be one that the base can do sometimes. Nothing is gained where it always can, or where
+it guesses: of a guess that is right by chance nothing is learnt.
 """
 
 import argparse
@@ -15,14 +19,20 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.harness import save
-from demo.tasks import OPEN_TASKS, draw
+from demo.tasks import OPEN_TASKS, Example, draw
 
 BASE: Final = "multiflora-demo"
 GRADER: Final = {"type": "exact", "ignore_case": True}
 _PATIENCE_SECONDS: Final = 600
+_TABLE: Final = "multiply"
+# Questions in this wording are held out of the table.
+_APART: Final = "Multiply"
+_MOST_DRAWS: Final = 100_000
 
 
 class Server:
@@ -75,14 +85,25 @@ class Server:
 
 
 def questions(task: str, num: int, *, seed: int, held_out: bool) -> list[dict[str, Any]]:
-    """Prompts with their right answers, each content once."""
+    """Up to ``num`` prompts with their right answers, each content once."""
     numbers = random.Random(seed)
     found: dict[str, dict[str, Any]] = {}
-    while len(found) < num:
-        example = draw(task, numbers, held_out=held_out)
+    for _ in range(_MOST_DRAWS):
+        if len(found) == num:
+            break
+        example = _draw(task, numbers, held_out=held_out)
         message = {"role": "user", "content": example.prompt}
         found[example.content] = {"messages": [message], "expected": example.answer}
     return list(found.values())
+
+
+def _draw(task: str, numbers: random.Random, *, held_out: bool) -> Example:
+    if task != _TABLE:
+        return draw(task, numbers, held_out=held_out)
+    while True:
+        example = draw(task, numbers)
+        if example.prompt.startswith(_APART) == held_out:
+            return example
 
 
 def sample(server: Server, model: str, prompts: Any, *, seed: int, arguments: Any) -> Any:
@@ -150,15 +171,51 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, Server(scratch) as server:
         rounds = measure(server, arguments)
     record = {"base": BASE, "arguments": vars(arguments), "rounds": rounds}
-    print(f"saved {save('rejection-sampling', record)}")
+    path = save("rejection-sampling", record)
+    _draw_rates(rounds, path.with_suffix(".png"))
+    print(f"{_table(rounds)}\n\nwrote {path} and {path.with_suffix('.png').name}")
+
+
+def _table(rounds: Sequence[Mapping[str, Any]]) -> str:
+    names = list(rounds[0]["held_out"])
+    lines = [
+        f"| round | {' | '.join(names)} | answers that passed, of those sampled for the next |"
+    ]
+    lines.append(f"| --- | {'--: | ' * len(names)}--: |")
+    for one in rounds:
+        rates = " | ".join(f"{one['held_out'][name]:.1%}" for name in names)
+        made = one.get("sampled")
+        passed = f"{made['passed']} of {made['answers']}" if made else ""
+        lines.append(f"| {one['round']} | {rates} | {passed} |")
+    return "\n".join(lines)
+
+
+def _draw_rates(rounds: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """pass@k of held-out questions over k, a line per round."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for one in rounds:
+        rates = one["held_out"]
+        tries = [int(name.partition("@")[2]) for name in rates]
+        label = f"after round {one['round']}" if one["round"] else "the base"
+        axes.plot(tries, list(rates.values()), marker="o", label=label)
+    axes.set_xlabel("k")
+    axes.set_ylabel("pass@k of held-out questions")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(tries, [str(number) for number in tries])
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", choices=sorted(OPEN_TASKS), default="contain")
+    parser.add_argument("--task", choices=sorted([*OPEN_TASKS, _TABLE]), default=_TABLE)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--questions", type=int, default=128, help="training prompts per round")
-    parser.add_argument("--held-out", type=int, default=64, help="prompts that are measured")
+    parser.add_argument("--questions", type=int, default=162, help="training prompts per round")
+    parser.add_argument("--held-out", type=int, default=81, help="prompts that are measured")
     parser.add_argument("--n", type=int, default=8, help="answers per prompt")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
