@@ -266,7 +266,34 @@ ALTER TABLE file ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
 ALTER TABLE job ADD COLUMN tenant TEXT NOT NULL DEFAULT ''
 """
 
+_TENTH: Final = """
+-- Rows that an adapter was taught and repeats: its reservoir. `key` is a digest of the question,
+-- `feedback` what the row was made of, `fields` JSON. A stratum is a pair of source and task.
+CREATE TABLE replay_row (
+  adapter TEXT NOT NULL REFERENCES learning ON DELETE CASCADE,
+  source TEXT NOT NULL,
+  task TEXT NOT NULL,
+  key TEXT NOT NULL,
+  feedback TEXT NOT NULL,
+  tenant TEXT NOT NULL,
+  user TEXT,
+  created INTEGER NOT NULL,
+  fields TEXT NOT NULL,
+  PRIMARY KEY (adapter, source, task, key)
+) STRICT;
+CREATE INDEX replay_row_by_feedback ON replay_row (feedback);
+CREATE INDEX replay_row_by_user ON replay_row (user);
+
+CREATE TABLE replay_threshold (
+  adapter TEXT NOT NULL REFERENCES learning ON DELETE CASCADE,
+  source TEXT NOT NULL,
+  task TEXT NOT NULL,
+  threshold INTEGER NOT NULL,
+  PRIMARY KEY (adapter, source, task)
+) STRICT
+"""
+
 MIGRATIONS: Final = (
     *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH),
-    *(_SIXTH, _SEVENTH, _EIGHTH, _NINTH),
+    *(_SIXTH, _SEVENTH, _EIGHTH, _NINTH, _TENTH),
 )

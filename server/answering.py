@@ -78,7 +78,7 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
         record.ask([len(prompt) for prompt in prompts], num_choices=body.n)
         deltas = record.watch(generate(service.client, service.tokenizer, jobs))
         deltas = until_deadline(deltas, timeout_seconds)
-        deltas = observed(deltas, service.learner, model, body, answer_id)
+        deltas = observed(*(deltas, service.learner, model, body, answer_id), tenant=caller.tenant)
         resources.push_async_callback(deltas.aclose)
         making = _Answer(
             envelope=_envelope(answer_id, model, info),

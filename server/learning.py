@@ -16,6 +16,7 @@ from multiflora.engine.training.data.file_registry import FileRegistry
 from multiflora.engine.training.feedback.feedback_store import FeedbackStore
 from multiflora.engine.training.jobs.training_jobs import TrainingJobs
 from multiflora.engine.training.learning.learner import Learner
+from multiflora.engine.training.learning.replay_registry import ReplayRegistry
 from multiflora.engine.training.learning.run_registry import RunRegistry
 
 from .metrics import Metrics
@@ -38,6 +39,10 @@ class CanaryMoves:
         """The live version and the canary's. Raises ``UnknownName``."""
         entry = self._registry.entry(name)
         return entry.digest, entry.canary.digest if entry.canary else None
+
+    def tenant(self, name: str) -> str:
+        """Raises ``UnknownName``."""
+        return self._registry.entry(name).tenant
 
     async def promote(self, name: str, digest: str, evidence: Mapping[str, Any]) -> None:
         await self._move("promote", self._registry.promote, name, digest, evidence)
@@ -66,6 +71,7 @@ def make_learner(
     return Learner(
         RunRegistry(registry.database),
         FeedbackStore(registry.database),
+        replay=ReplayRegistry(registry.database),
         files=files,
         jobs=jobs,
         adapters=CanaryMoves(registry, pinning, metrics),

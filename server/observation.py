@@ -58,6 +58,7 @@ class Observation:
     answer_id: str
     prompts: Sequence[Prompt] | None
     body: SamplingBody
+    tenant: str
 
     async def watch(self, deltas: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
         """The same deltas; what is noted is noted before the last of them is passed on."""
@@ -89,6 +90,7 @@ class Observation:
                 prompt=self.prompts[index // self.body.n],
                 answer="".join(choice.texts),
                 created=int(time.time()),
+                tenant=self.tenant,
                 user=self.body.user,
                 is_cut=choice.reason is FinishReason.LENGTH,
             )
@@ -104,8 +106,13 @@ def observed(
     model: ServedModel,
     body: SamplingBody,
     answer_id: str,
+    *,
+    tenant: str,
 ) -> AsyncGenerator[Delta]:
-    """``deltas``, watched where the adapter learns: a blend, or the base, has no such policy."""
+    """``deltas``, watched where the adapter learns: a blend, or the base, has no such policy.
+
+    ``tenant`` is who asks.
+    """
     if len(model.parents) != 1:
         return deltas
     (parent,) = model.parents
@@ -119,6 +126,7 @@ def observed(
         answer_id=answer_id,
         prompts=kept_prompts(body) if is_kept else None,
         body=body,
+        tenant=tenant,
     ).watch(deltas)
 
 

@@ -46,7 +46,7 @@ class Ownership:
         self._things: Mapping[Kind, _Things] = {
             Kind.ADAPTER: _Things(lambda name: registry.entry(name).tenant, UnknownName),
             Kind.MODEL: _Things(catalog.tenant_of, catalog.not_found),
-            Kind.FILE: _Things(lambda file_id: files.get(file_id).tenant, UnknownFile, True),
+            Kind.FILE: _Things(lambda file_id: _tenant_of_file(files, file_id), UnknownFile, True),
             Kind.JOB: _Things(lambda job_id: jobs.get(job_id).tenant, JobNotFound, True),
             Kind.MERGE: _Things(
                 lambda job_id: merges.find(job_id, "merge").tenant,
@@ -72,6 +72,14 @@ class Ownership:
             raise ForeignName(name) if rule.makes else things.absent(name)
         if rule.changes and not caller.owns(tenant):
             raise NotYours(f"{name!r} is shared: all tenants may use it, and none may change it")
+
+
+def _tenant_of_file(files: FileRegistry, file_id: str) -> str:
+    """The server's own files hold what users of all tenants said, and are nobody's to read."""
+    file = files.get(file_id)
+    if file.is_internal:
+        raise UnknownFile(file_id)
+    return file.tenant
 
 
 def owner_of(caller: Caller, registry: Registry, name: str) -> str:

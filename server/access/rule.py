@@ -99,11 +99,12 @@ RULES: Final[Mapping[str, Rule]] = {
     ),
     # Whoever got an answer knows its id.
     "POST /v1/feedback": _INFERENCE,
+    # The routes show and erase a tenant's own.
+    "GET /v1/feedback": _TRAINING,
+    "GET /v1/feedback/export": _TRAINING,
+    "DELETE /v1/feedback": _TRAINING,
+    "DELETE /v1/feedback/{feedback_id}": _TRAINING,
     # These show and read what belongs to all tenants.
-    "GET /v1/feedback": _ADMIN,
-    "GET /v1/feedback/export": _ADMIN,
-    "DELETE /v1/feedback": _ADMIN,
-    "DELETE /v1/feedback/{feedback_id}": _ADMIN,
     "POST /v1/datasets/sample": _ADMIN,
     "GET /v1/datasets/sample/{job_id}": _ADMIN,
     "POST /v1/datasets/sample/{job_id}/cancel": _ADMIN,

@@ -7,10 +7,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from multiflora.adapters.error import UnknownName
 from multiflora.engine.errors import RequestRejected
 from multiflora.engine.training.feedback.error import FeedbackNotFound
 from multiflora.engine.training.feedback.training_row import KINDS, RowKind, as_jsonl, rows_of
 
+from ..access.caller import caller_of
 from ..openapi import body_reference
 from ..schemas.body import parse_body
 from ..schemas.feedback import FeedbackBody, feedback_object
@@ -29,7 +31,8 @@ async def create_feedback(request: Request) -> dict[str, Any]:
     body = parse_body(await request.body(), FeedbackBody)
     with service.drain.running():
         await service.learner.inbox.flush()
-        add = partial(service.learner.store.add, choice=body.choice)
+        view = caller_of(request).view
+        add = partial(service.learner.store.add, choice=body.choice, view=view)
         feedback = await asyncio.to_thread(add, body.completion_id, body.kind, body.value)
     service.metrics.feedback(feedback.completion.adapter, feedback.kind)
     return feedback_object(feedback)
@@ -39,9 +42,9 @@ async def create_feedback(request: Request) -> dict[str, Any]:
 async def list_feedback(
     request: Request, adapter: Name = None, limit: Limit = 20, after: str | None = None
 ) -> dict[str, Any]:
-    """Feedback with its answers, the latest first."""
-    store = service_of(request).learner.store
-    page = partial(store.page, adapter=adapter, after=after, limit=limit)
+    """Feedback with its answers, the latest first; a tenant's on its own answers."""
+    store, view = service_of(request).learner.store, caller_of(request).view
+    page = partial(store.page, adapter=adapter, after=after, limit=limit, view=view)
     try:
         found, has_more = await asyncio.to_thread(page)
     except FeedbackNotFound as error:
@@ -52,10 +55,11 @@ async def list_feedback(
 @router.get("/v1/feedback/export")
 async def export_feedback(request: Request, adapter: str, kind: RowKind = "sft") -> Response:
     """All feedback on an adapter as a training file: JSON lines."""
-    service = service_of(request)
-    service.registry.entry(adapter)
+    service, view = service_of(request), caller_of(request).view
+    if not service.registry.entry(adapter).is_seen_by(view):
+        raise UnknownName(adapter)
     store = service.learner.store
-    feedback = await asyncio.to_thread(store.of_adapter, adapter, KINDS[kind])
+    feedback = await asyncio.to_thread(store.of_adapter, adapter, KINDS[kind], view=view)
     rows = await asyncio.to_thread(rows_of, feedback, kind, store.answers)
     headers = {"content-disposition": f'attachment; filename="{kind}.jsonl"'}
     return StreamingResponse(as_jsonl(rows), headers=headers, media_type="application/jsonl")
@@ -66,7 +70,7 @@ async def delete_feedback(request: Request, feedback_id: str) -> dict[str, Any]:
     """Erase one piece of feedback, and the answer that it was about."""
     service = service_of(request)
     with service.drain.running():
-        await service.learner.delete(feedback_id)
+        await service.learner.delete(feedback_id, view=caller_of(request).view)
     return {"id": feedback_id, "object": "feedback", "deleted": True}
 
 
@@ -79,7 +83,9 @@ async def erase_feedback(
         raise RequestRejected("say whose: adapter, user, or both", param="adapter")
     service = service_of(request)
     with service.drain.running():
-        completions, feedback = await service.learner.erase(adapter=adapter, user=user)
+        completions, feedback = await service.learner.erase(
+            adapter=adapter, user=user, view=caller_of(request).view
+        )
     return {
         "object": "feedback.erasure",
         "adapter": adapter,

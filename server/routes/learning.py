@@ -9,8 +9,10 @@ import orjson
 from fastapi import APIRouter, Query, Request, Response
 
 from multiflora.engine.errors import RequestRejected
+from multiflora.engine.training.jobs.training_jobs import JobOwner
 from multiflora.engine.training.learning.error import RunNotFound
 
+from ..access.caller import caller_of
 from ..idempotency import adapter_response, once
 from ..openapi import body_reference
 from ..schemas.body import parse_body
@@ -29,14 +31,15 @@ async def set_learning(request: Request, name: str) -> dict[str, Any]:
     service = service_of(request)
     policy = parse_body(await request.body(), LearningBody).policy()
     with service.drain.running():
-        await service.learner.set_policy(name, policy)
-    return await _shown(service, name)
+        owner = JobOwner(view=caller_of(request).view)
+        await service.learner.set_policy(name, policy, owner=owner)
+    return await _shown(request, name)
 
 
 @router.get("/v1/adapters/{name}/learning")
 async def show_learning(request: Request, name: str) -> dict[str, Any]:
     """The policy, and how much is kept; an adapter without one keeps nothing."""
-    return await _shown(service_of(request), name)
+    return await _shown(request, name)
 
 
 @router.get("/v1/adapters/{name}/learning/runs")
@@ -69,9 +72,10 @@ async def _learn(service: Service, name: str, is_repeated: bool) -> Response:
     return adapter_response(orjson.dumps(job_object(job, estimated_finish=None)))
 
 
-async def _shown(service: Service, name: str) -> dict[str, Any]:
-    policy = await service.learner.policy(name)
-    await service.learner.inbox.flush()
-    completions, feedback = await asyncio.to_thread(service.learner.store.numbers, name)
+async def _shown(request: Request, name: str) -> dict[str, Any]:
+    learner, view = service_of(request).learner, caller_of(request).view
+    policy = await learner.policy(name)
+    await learner.inbox.flush()
+    completions, feedback = await asyncio.to_thread(learner.store.numbers, name, view=view)
     kept = {"kept_completions": completions, "kept_feedback": feedback}
     return {**policy_object(name, policy), **kept}

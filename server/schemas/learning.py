@@ -40,6 +40,7 @@ class LearningBody(RequestBody):
     training: dict[str, dict[str, Any]] | None = None
     hyperparameters: dict[str, Any] | None = None
     validation_file: str | None = None
+    hold_out: float | None = None
     canary_weight: float | None = None
     canary: CanaryPolicyBody | None = None
     keep_completions: int | None = None

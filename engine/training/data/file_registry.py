@@ -123,9 +123,13 @@ class FileRegistry:
         return file
 
     def get(self, file_id: str, *, view: str | None = None) -> StoredFile:
-        """Raises ``UnknownFile``; a tenant's ``view`` holds its own files and the shared ones."""
+        """Raises ``UnknownFile``; a tenant's ``view`` holds its own files and the shared ones.
+
+        None holds all, and the server's own.
+        """
         found = self._select("id = ?", file_id)
-        if not found or (view is not None and found[0].tenant not in ("", view)):
+        is_hidden = view is not None and bool(found) and not _is_seen(found[0], view)
+        if not found or is_hidden:
             raise UnknownFile(file_id)
         return found[0]
 
@@ -243,6 +247,10 @@ class FileRegistry:
 
     def _path(self, file_id: str) -> Path:
         return self._root / file_id
+
+
+def _is_seen(file: StoredFile, view: str) -> bool:
+    return file.tenant in ("", view) and not file.is_internal
 
 
 def _row(file: StoredFile) -> tuple[Any, ...]:

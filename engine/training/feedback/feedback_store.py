@@ -1,7 +1,8 @@
 """Kept answers and what users said about them, in the one database.
 
 Whether an adapter opted in is a condition of the statement that writes: no caller can store what
-was not allowed. What is deleted is overwritten (`Database.scrub`).
+was not allowed. What is deleted is overwritten (`Database.scrub`), and goes from the reservoirs of
+replay by the same transaction. A ``view`` is the tenant whose answers are there, None all of them.
 """
 
 import json
@@ -49,35 +50,44 @@ class FeedbackStore:
             )
 
     def add(
-        self, completion_id: str, kind: Kind, value: str, *, choice: int = 0, tenant: str = ""
+        self,
+        completion_id: str,
+        kind: Kind,
+        value: str,
+        *,
+        choice: int = 0,
+        view: str | None = None,
     ) -> Feedback:
         """Store what a user said; a second word of the same kind replaces the first.
 
-        Raises ``CompletionNotFound``, also for an answer to another tenant.
+        Raises ``CompletionNotFound``, also for an answer out of ``view``.
         """
         feedback_id = _PREFIX + secrets.token_hex(12)
         with self._database.transaction() as connection:
             number = first(
                 connection.execute(
-                    "SELECT number FROM completion WHERE id = ? AND choice = ? AND tenant = ?",
-                    (completion_id, choice, tenant),
+                    "SELECT number FROM completion WHERE id = ? AND choice = ? "
+                    "AND tenant = coalesce(?, tenant)",
+                    (completion_id, choice, view),
                 )
             )
             if number is None:
                 raise CompletionNotFound(completion_id, choice)
+            earlier = "FROM feedback WHERE completion = ? AND kind = ?"
             connection.execute(
-                "DELETE FROM feedback WHERE completion = ? AND kind = ?", (number, kind)
+                f"DELETE FROM replay_row WHERE feedback IN (SELECT id {earlier})", (number, kind)
             )
+            connection.execute(f"DELETE {earlier}", (number, kind))
             connection.execute(
                 "INSERT INTO feedback (id, completion, kind, value, created) "
                 "VALUES (?, ?, ?, ?, ?)",
                 (feedback_id, number, kind, value, int(self._clock())),
             )
-        return self.get(feedback_id, tenant=tenant)
+        return self.get(feedback_id)
 
-    def get(self, feedback_id: str, *, tenant: str = "") -> Feedback:
+    def get(self, feedback_id: str, *, view: str | None = None) -> Feedback:
         """Raises ``FeedbackNotFound``."""
-        found = self._select("feedback.id = ? AND tenant = ?", feedback_id, tenant)
+        found = self._select("feedback.id = ? AND tenant = coalesce(?, tenant)", feedback_id, view)
         if not found:
             raise FeedbackNotFound(feedback_id)
         return found[0]
@@ -88,18 +98,18 @@ class FeedbackStore:
         adapter: str | None = None,
         after: str | None = None,
         limit: int = 20,
-        tenant: str = "",
+        view: str | None = None,
     ) -> tuple[list[Feedback], bool]:
         """Up to ``limit`` pieces, the latest first, and whether more follow.
 
         Raises ``FeedbackNotFound`` if there is no feedback ``after``.
         """
-        conditions, values = ["tenant = ?"], [tenant]
+        conditions, values = ["tenant = coalesce(?, tenant)"], [view]
         if adapter is not None:
             conditions.append("adapter = ?")
             values.append(adapter)
         if after is not None:
-            self.get(after, tenant=tenant)
+            self.get(after, view=view)
             conditions.append("feedback.number < (SELECT number FROM feedback WHERE id = ?)")
             values.append(after)
         tail = f"ORDER BY feedback.number DESC LIMIT {limit + 1}"
@@ -107,15 +117,19 @@ class FeedbackStore:
         return found[:limit], len(found) > limit
 
     def of_adapter(
-        self, adapter: str, kinds: Collection[Kind], *, run: str | None = None, tenant: str = ""
+        self,
+        adapter: str,
+        kinds: Collection[Kind],
+        *,
+        run: str | None = None,
+        view: str | None = None,
     ) -> list[Feedback]:
         """All feedback of these kinds, the oldest first; with ``run``, what that run took."""
-        marks = ", ".join("?" * len(kinds))
-        condition, values = f"adapter = ? AND kind IN ({marks})", [adapter, *kinds]
+        condition = f"adapter = ? AND kind IN ({', '.join('?' * len(kinds))})"
+        condition += " AND tenant = coalesce(?, tenant)"
+        values = [adapter, *kinds, view]
         if run is not None:
             condition, values = f"{condition} AND run = ?", [*values, run]
-        else:
-            condition, values = f"{condition} AND tenant = ?", [*values, tenant]
         return self._select(condition, *values, tail="ORDER BY feedback.number")
 
     def answers(self, completion_id: str) -> list[str]:
@@ -149,52 +163,75 @@ class FeedbackStore:
             ).fetchone()
         return Opinion(*row)
 
-    def numbers(self, adapter: str) -> tuple[int, int]:
+    def numbers(self, adapter: str, *, view: str | None = None) -> tuple[int, int]:
         """How many answers, and how much feedback, are kept of an adapter."""
+        condition, values = "adapter = ? AND tenant = coalesce(?, tenant)", (adapter, view)
         with self._database.reading() as connection:
-            completions = connection.execute(
-                "SELECT count(*) FROM completion WHERE adapter = ?", (adapter,)
+            completions, feedback = (
+                first(connection.execute(f"SELECT count(*) FROM {rows} WHERE {condition}", values))
+                for rows in ("completion", _BOTH)
             )
-            feedback = connection.execute(
-                f"SELECT count(*) FROM {_BOTH} WHERE adapter = ?", (adapter,)
-            )
-            return first(completions), first(feedback)
+        return completions, feedback
 
     def runs_of(
-        self, *, adapter: str | None = None, user: str | None = None, tenant: str = ""
+        self, *, adapter: str | None = None, user: str | None = None, view: str | None = None
     ) -> list[str]:
-        """Runs that took feedback which ``erase`` would remove."""
-        condition, values = _whose(adapter, user, tenant)
+        """Runs that read what ``erase`` would remove: that took it, or may repeat it."""
+        condition, values = _whose(adapter, user, view)
+        return self._runs(condition, condition, values)
+
+    def runs_with(self, feedback_id: str, *, view: str | None = None) -> list[str]:
+        """Runs that read what ``delete`` would remove."""
+        mine = "tenant = coalesce(?, tenant)"
+        values = [feedback_id, view]
+        return self._runs(f"feedback.id = ? AND {mine}", f"feedback = ? AND {mine}", values)
+
+    def _runs(self, taken: str, repeated: str, values: Sequence[Any]) -> list[str]:
         with self._database.reading() as connection:
             rows = connection.execute(
-                f"SELECT DISTINCT run FROM {_BOTH} WHERE run IS NOT NULL AND {condition}", values
+                f"SELECT run FROM {_BOTH} WHERE run IS NOT NULL AND {taken} "
+                "UNION SELECT id FROM learning_run WHERE finished IS NULL "
+                f"AND adapter IN (SELECT adapter FROM replay_row WHERE {repeated})",
+                (*values, *values),
             )
             return [run for (run,) in rows]
 
-    def delete(self, feedback_id: str, *, tenant: str = "") -> Feedback:
-        """Remove feedback, and its answer unless there is more on it. Raises as ``get`` does."""
+    def delete(self, feedback_id: str, *, view: str | None = None) -> None:
+        """Remove feedback, what is repeated of it, and its answer unless there is more on it.
+
+        Raises ``FeedbackNotFound``.
+        """
         with self._database.lock:
-            removed = self.get(feedback_id, tenant=tenant)
+            found = self._select(
+                "feedback.id = ? AND tenant = coalesce(?, tenant)", feedback_id, view
+            )
             with self._database.transaction() as connection:
-                connection.execute("DELETE FROM feedback WHERE id = ?", (feedback_id,))
-                connection.execute(
-                    "DELETE FROM completion WHERE id = ? AND choice = ? AND NOT EXISTS "
-                    "(SELECT 1 FROM feedback WHERE feedback.completion = completion.number)",
-                    (removed.completion.id, removed.completion.choice),
-                )
+                num_repeated = connection.execute(
+                    "DELETE FROM replay_row WHERE feedback = ? AND tenant = coalesce(?, tenant)",
+                    (feedback_id, view),
+                ).rowcount
+                if not found and not num_repeated:
+                    raise FeedbackNotFound(feedback_id)
+                for one in found:
+                    connection.execute("DELETE FROM feedback WHERE id = ?", (feedback_id,))
+                    connection.execute(
+                        "DELETE FROM completion WHERE id = ? AND choice = ? AND NOT EXISTS "
+                        "(SELECT 1 FROM feedback WHERE feedback.completion = completion.number)",
+                        (one.completion.id, one.completion.choice),
+                    )
             self._database.scrub()
-        return removed
 
     def erase(
-        self, *, adapter: str | None = None, user: str | None = None, tenant: str = ""
+        self, *, adapter: str | None = None, user: str | None = None, view: str | None = None
     ) -> tuple[int, int]:
         """Remove all answers of an adapter, a user, or a user of an adapter, with their feedback.
 
         Returns how many answers and how much feedback went. One of the two must be given.
         """
-        condition, values = _whose(adapter, user, tenant)
+        condition, values = _whose(adapter, user, view)
         with self._database.lock:
             with self._database.transaction() as connection:
+                connection.execute(f"DELETE FROM replay_row WHERE {condition}", values)
                 num_feedback = first(
                     connection.execute(f"SELECT count(*) FROM {_BOTH} WHERE {condition}", values)
                 )
@@ -207,9 +244,13 @@ class FeedbackStore:
     def trim(self, adapter: str, *, num_completions: int, oldest: int) -> int:
         """Remove answers before ``oldest``, then those beyond ``num_completions``.
 
-        Those without feedback go first, the oldest first. Returns how many went.
+        Those without feedback go first, the oldest first. What was taught with them is repeated on
+        until it is too old. Returns how many went.
         """
         with self._database.transaction() as connection:
+            num_repeated = connection.execute(
+                "DELETE FROM replay_row WHERE adapter = ? AND created < ?", (adapter, oldest)
+            ).rowcount
             num_removed = connection.execute(
                 "DELETE FROM completion WHERE adapter = ? AND created < ?", (adapter, oldest)
             ).rowcount
@@ -219,7 +260,7 @@ class FeedbackStore:
                 "feedback.completion = completion.number) DESC, number DESC LIMIT -1 OFFSET ?)",
                 (adapter, num_completions),
             ).rowcount
-        if num_removed:
+        if num_removed or num_repeated:
             self._database.scrub()
         return num_removed
 
@@ -251,9 +292,9 @@ def _feedback(row: Sequence[Any]) -> Feedback:
     )
 
 
-def _whose(adapter: str | None, user: str | None, tenant: str) -> tuple[str, list[str]]:
+def _whose(adapter: str | None, user: str | None, view: str | None) -> tuple[str, list[str]]:
     if adapter is None and user is None:
         raise ValueError("nobody is named; say whose feedback, by adapter or user")
-    given = {"adapter": adapter, "user": user, "tenant": tenant}
+    given = {"adapter": adapter, "user": user, "tenant": view}
     named = {name: value for name, value in given.items() if value is not None}
     return " AND ".join(f"{name} = ?" for name in named), list(named.values())

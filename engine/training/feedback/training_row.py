@@ -1,12 +1,12 @@
 """From feedback to rows of training files: edits, choices and ratings as the trainer reads them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 import orjson
 
 from ..data.config import Method
-from .completion import Feedback, Kind
+from .completion import Feedback, Kind, Prompt
 
 RowKind: TypeAlias = Literal["sft", "dpo", "kto"]
 Row: TypeAlias = dict[str, Any]
@@ -18,6 +18,7 @@ KINDS: Final[Mapping[RowKind, tuple[Kind, ...]]] = {
     "dpo": ("edit", "preferred"),
     "kto": ("rating",),
 }
+_SHAPES: Final = ("chat", "completion", "text")
 ROW_KIND_OF_METHOD: Final[Mapping[str, RowKind]] = {
     "supervised": "sft",
     "dpo": "dpo",
@@ -31,14 +32,32 @@ def row_kind_of(method: Method) -> RowKind:
 
 
 def rows_of(feedback: Iterable[Feedback], kind: RowKind, answers: Answers) -> list[Row]:
-    """All rows that can be trained on, in order; each has the ``id`` of its feedback.
+    """All rows of one format that can be trained on; ``id`` is that of their feedback."""
+    return of_one_format([row for one in feedback for row in _ROWS[kind](one, answers)])
 
-    A file has rows of one format: of conversations and plain texts, the more frequent stay.
-    """
-    found = [row for one in feedback for row in _ROWS[kind](one, answers)]
-    chats = [row for row in found if _is_chat(row)]
-    texts = [row for row in found if not _is_chat(row)]
-    return chats if len(chats) >= len(texts) else texts
+
+def of_one_format(rows: Sequence[Row]) -> list[Row]:
+    """A file has rows of one format: of conversations and texts, the more frequent stay."""
+    shapes = [_shape(row) for row in rows]
+    usual = max(_SHAPES, key=shapes.count)
+    return [row for row, shape in zip(rows, shapes, strict=True) if shape == usual]
+
+
+def taught_row(feedback: Feedback) -> Row | None:
+    """What users want to be answered, as a supervised row; None for what they only dislike."""
+    served = feedback.completion
+    if feedback.kind != "rating":
+        return _supervised_row(feedback, feedback.value)
+    if feedback.value != "up" or served.is_cut or not served.answer.strip():
+        return None
+    return _supervised_row(feedback, served.answer)
+
+
+def question_of(row: Row) -> bytes:
+    """What is to be answered, the same for equal questions; of a plain text, all of it."""
+    if "messages" in row:
+        return _canonical(row["messages"][:-1])
+    return _canonical(row["prompt"] if "prompt" in row else [row["text"]])
 
 
 def as_jsonl(rows: Iterable[Row]) -> Iterator[bytes]:
@@ -46,12 +65,16 @@ def as_jsonl(rows: Iterable[Row]) -> Iterator[bytes]:
 
 
 def _supervised(feedback: Feedback, answers: Answers) -> list[Row]:
+    return [_supervised_row(feedback, feedback.value)] if feedback.kind == "edit" else []
+
+
+def _supervised_row(feedback: Feedback, text: str) -> Row:
+    """Earlier answers of a conversation are not learned: nobody said that they are good."""
     prompt = feedback.completion.prompt
-    if feedback.kind != "edit":
-        return []
     if isinstance(prompt, str):
-        return [{"id": feedback.id, "prompt": prompt, "completion": feedback.value}]
-    return [{"id": feedback.id, "messages": [*prompt, _answer(feedback.value)]}]
+        return {"id": feedback.id, "prompt": prompt, "completion": text}
+    said = [{**one, "weight": 0} if one["role"] == "assistant" else one for one in prompt]
+    return {"id": feedback.id, "messages": [*said, _answer(text)]}
 
 
 def _pairs(feedback: Feedback, answers: Answers) -> list[Row]:
@@ -90,8 +113,22 @@ def _answer(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-def _is_chat(row: Row) -> bool:
-    return "messages" in row or not isinstance(row["prompt"], str)
+def _shape(row: Row) -> str:
+    if "text" in row:
+        return "text"
+    return "chat" if "messages" in row or not isinstance(row["prompt"], str) else "completion"
+
+
+def _canonical(prompt: Prompt) -> bytes:
+    """Without the weights, which belong to answers."""
+    if isinstance(prompt, str):
+        return orjson.dumps(prompt)
+    plain = [one if isinstance(one, str) else _without_weight(one) for one in prompt]
+    return orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)
+
+
+def _without_weight(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in message.items() if name != "weight"}
 
 
 _ROWS: Final = {"sft": _supervised, "dpo": _pairs, "kto": _ratings}

@@ -22,9 +22,10 @@ from ..feedback.inbox import CompletionInbox
 from ..feedback.training_row import KINDS, row_kind_of
 from ..jobs.error import JobNotFound, JobOver
 from ..jobs.job import Job
-from ..jobs.training_jobs import TrainingJobs
+from ..jobs.training_jobs import SERVER, JobOwner, TrainingJobs
 from .error import LearningOff, LearningRuns
 from .policy import LearningPolicy
+from .replay_registry import ReplayRegistry
 from .run import LearningRun
 from .run_course import Adapters, RunCourse
 from .run_registry import RunRegistry
@@ -48,6 +49,7 @@ class Learner:
         runs: RunRegistry,
         store: FeedbackStore,
         *,
+        replay: ReplayRegistry,
         files: FileRegistry,
         jobs: TrainingJobs,
         adapters: Adapters,
@@ -63,10 +65,11 @@ class Learner:
         self._adapters = adapters
         self._clock = clock
         self._policies = runs.policies()
-        self._start = RunStart(runs, store, files, jobs)
+        self._start = RunStart(runs, store, replay=replay, files=files, jobs=jobs)
         self._course = RunCourse(
             runs,
             store,
+            replay=replay,
             files=files,
             jobs=jobs.rows,
             adapters=adapters,
@@ -93,10 +96,15 @@ class Learner:
                 if run.status == "collecting" and not await self._start.recover(run):
                     await self._course.end(run, "cancelled", "the server ended while the run began")
 
-    async def set_policy(self, name: str, policy: LearningPolicy) -> None:
-        """Raises ``UnknownName``, ``RequestRejected`` for what no job could run with."""
+    async def set_policy(
+        self, name: str, policy: LearningPolicy, *, owner: JobOwner = SERVER
+    ) -> None:
+        """Raises ``UnknownName``, ``RequestRejected`` for what no job could run with.
+
+        ``owner`` is who asks, and may name its own files alone.
+        """
         live, _ = self._adapters.digests(name)
-        await asyncio.to_thread(self._start.check, name, policy, live)
+        await asyncio.to_thread(self._start.check, name, policy, live, owner=owner)
         async with self._turn:
             if not await asyncio.to_thread(self.runs.set_policy, name, policy):
                 raise UnknownName(name)
@@ -137,15 +145,15 @@ class Learner:
             self._trimmed = self._clock()
             await asyncio.to_thread(self._trim)
 
-    async def delete(self, feedback_id: str, *, tenant: str = "") -> None:
+    async def delete(self, feedback_id: str, *, view: str | None = None) -> None:
         """Erase one piece of feedback. Raises ``FeedbackNotFound``."""
         async with self._turn:
-            found = await asyncio.to_thread(self.store.get, feedback_id, tenant=tenant)
-            await self._call_off({found.run})
-            await asyncio.to_thread(self.store.delete, feedback_id, tenant=tenant)
+            runs = await asyncio.to_thread(self.store.runs_with, feedback_id, view=view)
+            await self._call_off(runs)
+            await asyncio.to_thread(self.store.delete, feedback_id, view=view)
 
     async def erase(
-        self, *, adapter: str | None = None, user: str | None = None, tenant: str = ""
+        self, *, adapter: str | None = None, user: str | None = None, view: str | None = None
     ) -> tuple[int, int]:
         """Erase all answers of an adapter or a user, with every copy that a run has made of them.
 
@@ -153,8 +161,8 @@ class Learner:
         """
         await self.inbox.flush()
         async with self._turn:
-            whose: dict[str, Any] = {"adapter": adapter, "user": user, "tenant": tenant}
-            await self._call_off(set(await asyncio.to_thread(self.store.runs_of, **whose)))
+            whose: dict[str, Any] = {"adapter": adapter, "user": user, "view": view}
+            await self._call_off(await asyncio.to_thread(self.store.runs_of, **whose))
             return await asyncio.to_thread(self.store.erase, **whose)
 
     async def _read_policies(self) -> None:
@@ -183,12 +191,13 @@ class Learner:
         live, _ = self._adapters.digests(name)
         run = await asyncio.to_thread(self.runs.open_run, name, _kinds(policy))
         try:
-            return await self._start.begin(run, policy, live=live)
+            tenant = self._adapters.tenant(name)
+            return await self._start.begin(run, policy, live=live, tenant=tenant)
         except Exception as error:
             await self._course.end(run, "failed", str(error))
             raise
 
-    async def _call_off(self, run_ids: Collection[str | None]) -> None:
+    async def _call_off(self, run_ids: Collection[str]) -> None:
         """End runs, with their jobs and all that these made of the rows."""
         for run in await asyncio.to_thread(self.runs.open_runs):
             if run.id in run_ids and run.job is not None and run.status == "training":
@@ -210,13 +219,13 @@ class Learner:
                 await asyncio.to_thread(self._files.delete, file)
             except FileInUse:
                 for job in await asyncio.to_thread(self._jobs.rows.unfinished):
-                    if job.wish.training_file == file:
+                    if file in (job.wish.training_file, job.wish.replay_file):
                         await self._end_job(job.id)
             except UnknownFile:
                 continue
 
     def _orphans(self) -> list[str]:
-        wanted = {run.file for run in self.runs.open_runs()}
+        wanted = {file for run in self.runs.open_runs() for file in self._course.files_of(run)}
         return [file.id for file in self._files.internal() if file.id not in wanted]
 
     def _trim(self) -> None:
@@ -225,8 +234,11 @@ class Learner:
             self.store.trim(name, num_completions=policy.keep_completions, oldest=oldest)
 
     def _need_of(self, file_id: str) -> str | None:
-        named = [n for n, one in self.runs.policies().items() if one.validation_file == file_id]
-        return f"new versions of {named[0]!r} are measured on it" if named else None
+        for name, policy in self.runs.policies().items():
+            for place, file in policy.files.items():
+                if file == file_id:
+                    return f"it is the {place} of {name!r}'s learning policy"
+        return None
 
 
 def _kinds(policy: LearningPolicy) -> tuple[Kind, ...]:

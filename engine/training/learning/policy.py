@@ -9,6 +9,8 @@ from ..feedback.completion import Waiting
 from ..feedback.training_row import ROW_KIND_OF_METHOD
 
 _LONGEST_SECONDS: Final = 10 * 365 * 24 * 3600
+_REPLAYED, _MOST_REPLAYED = 1000, 100_000
+_OFF: Final = ("share", 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +54,13 @@ class LearningPolicy:
     Answers are kept while it is ``enabled`` or ``feedback`` is true: ``keep_completions`` of them,
     for ``keep_seconds``. A run starts when ``min_rows`` pieces of feedback wait that ``method``
     learns from, or when the oldest has waited for ``max_age_s`` (0: it may wait for ever).
-    ``replay``, ``gate`` and
-    ``training`` are sections of its job. ``validation_file`` is what every new version is measured
-    on; a version that passes the gate gets ``canary_weight`` of the requests.
+    ``gate`` and ``training`` are sections of its job. ``validation_file`` is what every new version
+    is measured on, without it the answers to a share ``hold_out`` of the questions, which are not
+    learned. A version that passes the gate gets ``canary_weight`` of the requests.
+
+    ``replay`` is the section of that name, with what the learner knows of itself: the reservoir of
+    what the adapter was taught, up to ``capacity`` rows, and those of an uploaded ``file`` beside
+    them. A ``share`` of 0 repeats and remembers nothing.
     """
 
     enabled: bool = False
@@ -62,11 +68,12 @@ class LearningPolicy:
     method: Method = "supervised"
     min_rows: int = 64
     max_age_s: int = 24 * 3600
-    replay: Mapping[str, Any] | None = None
+    replay: Mapping[str, Any] = field(default_factory=dict)
     gate: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     validation_file: str | None = None
+    hold_out: float = 0.1
     canary_weight: float = 0.1
     canary: CanaryPolicy = field(default_factory=CanaryPolicy)
     keep_completions: int = 10_000
@@ -83,6 +90,11 @@ class LearningPolicy:
         _need(1 <= completions <= 10**7, "keep_completions", completions, "1 to 10000000")
         seconds = self.keep_seconds
         _need(1 <= seconds <= _LONGEST_SECONDS, "keep_seconds", seconds, f"1 to {_LONGEST_SECONDS}")
+        _need(0 <= self.hold_out <= 0.5, "hold_out", self.hold_out, "0 to 0.5")
+        capacity, file = self.replay.get("capacity", 1), self.replay.get("file")
+        is_count = type(capacity) is int and 1 <= capacity <= _MOST_REPLAYED
+        _need(is_count, "replay.capacity", capacity, f"1 to {_MOST_REPLAYED}")
+        _need(file is None or isinstance(file, str), "replay.file", file, "the id of a file")
         for name, place in (("gate", "gate"), ("replay", "replay"), ("publish", "canary_weight")):
             _need(name not in self.training, f"training.{name}", "given", f"said by {place}")
 
@@ -98,13 +110,31 @@ class LearningPolicy:
         is_old = self.max_age_s > 0 and now - waiting.oldest >= self.max_age_s
         return is_old or waiting.num_rows >= self.min_rows
 
-    def sections(self) -> dict[str, Mapping[str, Any]]:
-        """The sections of a run's job."""
+    @property
+    def replay_capacity(self) -> int:
+        """Rows that are remembered; 0 where nothing is repeated."""
+        if ("share", self.replay.get("share")) == _OFF:
+            return 0
+        return self.replay.get("capacity", _REPLAYED)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Uploaded files that runs need, by the setting that names each."""
+        named = {
+            "validation_file": self.validation_file,
+            "replay.file": self.replay.get("file"),
+            "gate.recent": self.gate.get("recent"),
+        }
+        return {place: file for place, file in named.items() if isinstance(file, str)}
+
+    def sections(self, *, replay_file: str | None) -> dict[str, Mapping[str, Any]]:
+        """The sections of a run's job, which repeats the rows of ``replay_file``."""
         found = dict(self.training)
         if self.gate:
             found["gate"] = self.gate
-        if self.replay is not None:
-            found["replay"] = self.replay
+        if replay_file is not None:
+            own = {k: v for k, v in self.replay.items() if k != "capacity" and (k, v) != _OFF}
+            found["replay"] = {**own, "file": replay_file}
         found["publish"] = {"mode": "canary", "weight": self.canary_weight}
         return found
 

@@ -5,16 +5,20 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from ..data.file_registry import FileInUse, FileRegistry, UnknownFile
+from ..feedback.completion import Kind
 from ..feedback.feedback_store import FeedbackStore
 from ..jobs.error import JobNotFound
+from ..jobs.job import Job
 from ..jobs.job_registry import JobRegistry
 from .decision import decide
 from .policy import LearningPolicy
+from .replay_registry import ReplayRegistry
 from .run import LearningRun, Status
 from .run_registry import RunRegistry
+from .run_rows import taught
 from .traffic_window import TrafficWindows
 
 logger = logging.getLogger(__name__)
@@ -25,6 +29,10 @@ class Adapters(Protocol):
 
     def digests(self, name: str) -> tuple[str, str | None]:
         """The live version and the canary's. Raises ``UnknownName``."""
+        ...
+
+    def tenant(self, name: str) -> str:
+        """Whose it is. Raises ``UnknownName``."""
         ...
 
     async def promote(self, name: str, digest: str, evidence: Mapping[str, Any]) -> None:
@@ -44,6 +52,7 @@ class RunCourse:
         runs: RunRegistry,
         store: FeedbackStore,
         *,
+        replay: ReplayRegistry,
         files: FileRegistry,
         jobs: JobRegistry,
         adapters: Adapters,
@@ -54,6 +63,7 @@ class RunCourse:
     ) -> None:
         self._runs = runs
         self._store = store
+        self._replay = replay
         self._files = files
         self._jobs = jobs
         self._adapters = adapters
@@ -80,7 +90,7 @@ class RunCourse:
         live, canary = self._adapters.digests(run.adapter)
         match job.status:
             case "succeeded" if job.digest is not None and job.digest == canary:
-                await self._drop_file(run)
+                await self._drop_files(run)
                 await asyncio.to_thread(self._runs.watch, run.id, job.digest)
             case "succeeded":
                 await self.end(run, *_by_others(job.digest, live), digest=job.digest)
@@ -139,21 +149,45 @@ class RunCourse:
         digest: str | None = None,
         verdict: Mapping[str, Any] | None = None,
     ) -> None:
+        if status == "promoted":
+            await asyncio.to_thread(self._remember, run)
         ended = await asyncio.to_thread(
             lambda: self._runs.end(run.id, status, reason, digest=digest, verdict=verdict)
         )
         self._windows.close(run.adapter)
-        await self._drop_file(run)
+        await self._drop_files(run)
         if ended:
             logger.info("%s of %s is %s: %s", run.id, run.adapter, status, reason)
             self._on_end(await asyncio.to_thread(self._runs.get, run.id))
 
-    async def _drop_file(self, run: LearningRun) -> None:
-        """The store has the rows; the copy goes when no job reads it any more."""
-        file = run.file or (await asyncio.to_thread(self._runs.get, run.id)).file
-        if file is not None:
+    def _remember(self, run: LearningRun) -> None:
+        """What users get from now on is repeated by later runs; doing it twice changes nothing."""
+        if capacity := self._policy(run.adapter).replay_capacity:
+            learned = self._store.of_adapter(run.adapter, get_args(Kind), run=run.id)
+            self._replay.add(run.adapter, taught(learned), capacity=capacity)
+
+    async def _drop_files(self, run: LearningRun) -> None:
+        """The store has the rows; copies go when no job reads them any more."""
+        run = await asyncio.to_thread(self._runs.get, run.id)
+        for file in await asyncio.to_thread(self.files_of, run):
             with contextlib.suppress(UnknownFile, FileInUse):
                 await asyncio.to_thread(self._files.delete, file)
+
+    def files_of(self, run: LearningRun) -> set[str]:
+        """Files that were made for the run and are still there."""
+        named = {run.file, *_named_by(self._job(run))}
+        return {file.id for file in self._files.internal() if file.id in named}
+
+    def _job(self, run: LearningRun) -> Job | None:
+        with contextlib.suppress(JobNotFound):
+            return None if run.job is None else self._jobs.get(run.job)
+        return None
+
+
+def _named_by(job: Job | None) -> tuple[str | None, ...]:
+    if job is None:
+        return ()
+    return job.wish.training_file, job.wish.validation_file, job.wish.replay_file
 
 
 def _by_others(digest: str | None, live: str) -> tuple[Status, str]:

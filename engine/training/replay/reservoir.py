@@ -8,50 +8,37 @@ from the largest stratum: a stratum that is small stays whole.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final, Self
-
-import msgspec
-
-from multiflora.adapters import durable
-
-from ...errors import EngineError
+from typing import Any, Final, Self, TypeAlias
 
 _RANGE: Final = 1 << 63
+Stratum: TypeAlias = tuple[str, str]
 
 
-class ReservoirDamaged(EngineError):
-    """A file that is no reservoir."""
-
-    code = "reservoir_damaged"
-
-
-class ReplayRow(msgspec.Struct, frozen=True, kw_only=True):
-    """``key`` names the row for good, for example by the completion that it was made of; ``fields``
-    are those of a training file's row. ``source`` and ``task`` are its stratum."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayRow:
+    """``key`` names the row for good, for example by its question; ``fields`` are those of a
+    training file's row. ``source`` and ``task`` are its stratum. ``feedback``, ``tenant``, ``user``
+    and ``created``, a Unix time, say what it was made of, so that it can be erased.
+    """
 
     key: str
     source: str = ""
     task: str = ""
-    fields: dict[str, Any]
+    feedback: str = ""
+    tenant: str = ""
+    user: str | None = None
+    created: int = 0
+    fields: Mapping[str, Any]
 
     @property
-    def stratum(self) -> tuple[str, str]:
+    def stratum(self) -> Stratum:
         return self.source, self.task
 
 
-class _Stored(msgspec.Struct, frozen=True, kw_only=True):
-    """The first line of a file; the others are rows."""
-
-    capacity: int
-    seed: int
-    thresholds: list[tuple[str, str, int]]
-
-
 @dataclass(slots=True)
-class _Stratum:
+class _Held:
     threshold: int = _RANGE
     rows: dict[str, ReplayRow] = field(default_factory=dict)
 
@@ -64,7 +51,22 @@ class Reservoir:
             raise ValueError(f"capacity is {capacity}; it must be at least 1")
         self.capacity = capacity
         self.seed = seed
-        self._strata: dict[tuple[str, str], _Stratum] = {}
+        self._strata: dict[Stratum, _Held] = {}
+
+    @classmethod
+    def restored(
+        cls,
+        capacity: int,
+        rows: Iterable[ReplayRow],
+        thresholds: Mapping[Stratum, int],
+        *,
+        seed: int = 0,
+    ) -> Self:
+        """One that goes on where ``rows`` and ``thresholds`` are from, with another capacity."""
+        found = cls(capacity, seed=seed)
+        found._strata = {name: _Held(threshold) for name, threshold in thresholds.items()}
+        found.add(rows)
+        return found
 
     def __len__(self) -> int:
         return sum(len(stratum.rows) for stratum in self._strata.values())
@@ -74,57 +76,33 @@ class Reservoir:
         rows = (row for stratum in self._strata.values() for row in stratum.rows.values())
         return iter(sorted(rows, key=lambda row: (self._priority(row.key), row.stratum)))
 
-    def sizes(self) -> dict[tuple[str, str], int]:
+    @property
+    def thresholds(self) -> dict[Stratum, int]:
+        """Of strata that lost rows for want of room; others hold all that were added."""
+        strata = self._strata.items()
+        return {name: one.threshold for name, one in strata if one.threshold < _RANGE}
+
+    def sizes(self) -> dict[Stratum, int]:
         """Rows by stratum."""
         return {name: len(stratum.rows) for name, stratum in self._strata.items() if stratum.rows}
 
     def add(self, rows: Iterable[ReplayRow]) -> None:
         """Offer rows; one with the key and stratum of a row that is held replaces it."""
         for row in rows:
-            stratum = self._strata.setdefault(row.stratum, _Stratum())
+            stratum = self._strata.setdefault(row.stratum, _Held())
             if self._priority(row.key) < stratum.threshold:
                 stratum.rows[row.key] = row
-        while len(self) > self.capacity:
-            self._drop()
+                while len(self) > self.capacity:
+                    self._drop()
 
-    def erase(self, keys: Iterable[str]) -> int:
-        """Remove rows for good; returns how many were held. ``save`` writes a file without them."""
-        wanted, num_erased = set(keys), 0
+    def erase(self, is_gone: Callable[[ReplayRow], bool]) -> int:
+        """Remove rows for good; returns how many were held."""
+        num_erased = 0
         for stratum in self._strata.values():
-            for key in wanted & stratum.rows.keys():
-                del stratum.rows[key]
-                num_erased += 1
+            kept = {key: row for key, row in stratum.rows.items() if not is_gone(row)}
+            num_erased += len(stratum.rows) - len(kept)
+            stratum.rows = kept
         return num_erased
-
-    def training_file(self) -> bytes:
-        """The rows as the lines of a training file."""
-        return b"".join(msgspec.json.encode(row.fields) + b"\n" for row in self)
-
-    def save(self, path: Path) -> None:
-        """Replace the file, durably and as a whole. Raises ``OSError``."""
-        thresholds = [(*name, stratum.threshold) for name, stratum in sorted(self._strata.items())]
-        head = _Stored(capacity=self.capacity, seed=self.seed, thresholds=thresholds)
-        lines = [msgspec.json.encode(head), *(msgspec.json.encode(row) for row in self)]
-        durable.make_folder(path.parent)
-        durable.replace(path, b"\n".join(lines) + b"\n")
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Raises ``ReservoirDamaged`` and ``OSError``."""
-        try:
-            first, *lines = path.read_bytes().splitlines()
-            head = msgspec.json.decode(first, type=_Stored)
-            found = cls(head.capacity, seed=head.seed)
-            for source, task, threshold in head.thresholds:
-                found._strata[source, task] = _Stratum(threshold)
-            for line in lines:
-                row = msgspec.json.decode(line, type=ReplayRow)
-                found._strata[row.stratum].rows[row.key] = row
-        except (ValueError, KeyError) as error:
-            raise ReservoirDamaged(
-                f"{path} is damaged ({error}); remove it to begin with an empty one"
-            ) from None
-        return found
 
     def _drop(self) -> None:
         """Remove the row of the highest priority from the largest stratum, the first of several."""

@@ -69,11 +69,11 @@ def test_choices_of_one_answer_are_told_apart(store: FeedbackStore, make: Make) 
 def test_an_answer_to_another_tenant_is_not_found(store: FeedbackStore, make: Make) -> None:
     store.keep([make(tenant="us")])
     with pytest.raises(CompletionNotFound):
-        store.add("one", "rating", "up", tenant="them")
-    made = store.add("one", "rating", "up", tenant="us")
-    assert store.page(tenant="them") == ([], False)
+        store.add("one", "rating", "up", view="them")
+    made = store.add("one", "rating", "up", view="us")
+    assert store.page(view="them") == ([], False)
     with pytest.raises(FeedbackNotFound):
-        store.delete(made.id, tenant="them")
+        store.delete(made.id, view="them")
 
 
 def test_pages_go_back_in_time(store: FeedbackStore, make: Make) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from multiflora.engine.training.feedback.feedback_store import FeedbackStore
 from multiflora.engine.training.jobs.job import Job
 from multiflora.engine.training.learning.learner import Learner
 from multiflora.engine.training.learning.policy import LearningPolicy
+from multiflora.engine.training.learning.replay_registry import ReplayRegistry
 from multiflora.engine.training.learning.run import LearningRun
 from multiflora.engine.training.learning.run_registry import RunRegistry
 
@@ -31,14 +32,19 @@ LIVE = "a" * 64
 
 @dataclass
 class RegistryPublishing(ScriptedPublishing):
-    """Names of a registry; a version's digest is that of its folder's path."""
+    """Names of a registry; a version's digest is that of its folder's path.
+
+    ``keep`` stores something that later runs can go on from.
+    """
 
     registry: Registry = field(default_factory=Registry)
+    keep: Callable[[str], object] = lambda digest: None
 
     async def take_in(
         self, folder: Path, *, source: str, parents: tuple[str, ...], metrics: Mapping[str, Any]
     ) -> str:
         digest = hashlib.sha256(f"{source}{folder}".encode()).hexdigest()
+        self.keep(digest)
         self.registry.publish_version(Version(digest, parents=parents))
         return digest
 
@@ -61,6 +67,9 @@ class RegistryPublishing(ScriptedPublishing):
     def digests(self, name: str) -> tuple[str, str | None]:
         entry = self.registry.entry(name)
         return entry.digest, entry.canary.digest if entry.canary else None
+
+    def tenant(self, name: str) -> str:
+        return self.registry.entry(name).tenant
 
     async def promote(self, name: str, digest: str, evidence: Mapping[str, Any]) -> None:
         with suppress(InvalidCanary, PreconditionFailed):
@@ -91,6 +100,7 @@ class Loop:
         return Learner(
             RunRegistry(self.registry.database, clock=self.clock),
             self.store,
+            replay=ReplayRegistry(self.registry.database),
             files=self.world.shop.files,
             jobs=self.world.jobs,
             adapters=self.publishing,
@@ -109,12 +119,19 @@ class Loop:
         given: dict[str, Any] = {"enabled": True, "min_rows": 3, "max_age_s": 500, **policy}
         await self.learner.set_policy("poet", LearningPolicy(**given))
 
-    def edit(self, num: int = 3, *, user: str | None = None, digest: str = LIVE) -> None:
-        """Users mend answers of the adapter."""
+    def edit(
+        self,
+        num: int = 3,
+        *,
+        user: str | None = None,
+        digest: str = LIVE,
+        question: str | None = None,
+    ) -> None:
+        """Users mend answers of the adapter, each to a question of its own or to ``question``."""
         for _ in range(num):
             self.num_answers += 1
             completion_id = f"chatcmpl-{self.num_answers}"
-            asked = {"role": "user", "content": f"question {self.num_answers} of {user}"}
+            asked = question or f"question {self.num_answers} of {user}"
             self.store.keep(
                 [
                     Completion(
@@ -122,7 +139,7 @@ class Loop:
                         choice=0,
                         adapter="poet",
                         digest=digest,
-                        prompt=[asked],
+                        prompt=[{"role": "user", "content": asked}],
                         answer="served",
                         created=int(self.now),
                         user=user,
@@ -154,12 +171,16 @@ def loop(tmp_path: Path) -> Iterator[Loop]:
     loop.registry.close()
 
 
-def make_loop(data_dir: Path) -> Loop:
-    registry = Registry()
+def make_loop(data_dir: Path, *, is_on_disk: bool = False) -> Loop:
+    registry = Registry.open(data_dir) if is_on_disk else Registry()
+    # Bytes of adapters are scripted.
+    registry.store = None
     registry.publish("poet", LIVE)
     publishing = RegistryPublishing(registry=registry)
     world = make_world(data_dir, database=registry.database, publishing=publishing)
-    world.shop.store.put_copy(LIVE, write_adapter(data_dir / "poet"))
+    adapter = write_adapter(data_dir / "poet")
+    publishing.keep = lambda digest: world.shop.store.put_copy(digest, adapter)
+    publishing.keep(LIVE)
     store = FeedbackStore(registry.database)
     loop = Loop(world, registry, publishing, store, learner=None)  # pyright: ignore[reportArgumentType]
     store._clock = loop.clock

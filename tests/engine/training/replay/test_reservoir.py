@@ -1,13 +1,11 @@
 """A reservoir is bounded, uniform inside strata, and forgets for good."""
 
 from collections import Counter
-from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multiflora.engine.training.replay.reservoir import ReplayRow, Reservoir, ReservoirDamaged
+from multiflora.engine.training.replay.reservoir import ReplayRow, Reservoir
 
 
 def row(key: str, source: str = "", task: str = "") -> ReplayRow:
@@ -28,7 +26,7 @@ def test_a_stratum_is_what_was_added_and_not_erased_below_its_threshold(
     reservoir, known = Reservoir(capacity, seed=seed), {}
     for action in actions:
         if isinstance(action, str):
-            reservoir.erase([action])
+            reservoir.erase(lambda row, key=action: row.key == key)
             known = {place: one for place, one in known.items() if place[1] != action}
         else:
             reservoir.add([action])
@@ -74,34 +72,22 @@ def test_the_order_of_rows_does_not_matter(rows: list[ReplayRow], seed: int) -> 
 
 
 @given(rows=st.lists(ROWS, max_size=30), erased=st.integers(0, 40).map(str))
-def test_a_saved_reservoir_goes_on_as_it_was(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[ReplayRow], erased: str
-) -> None:
-    path = tmp_path_factory.mktemp("reservoir") / "rows.jsonl"
+def test_a_restored_reservoir_goes_on_as_it_was(rows: list[ReplayRow], erased: str) -> None:
     reservoir = filled(Reservoir(6, seed=4), rows)
-    reservoir.save(path)
-    loaded = Reservoir.load(path)
-    for each in (reservoir, loaded):
-        each.erase([erased])
+    restored = Reservoir.restored(6, list(reservoir), reservoir.thresholds, seed=4)
+    for each in (reservoir, restored):
+        each.erase(lambda row: row.key == erased)
         each.add(row(str(n), "user", "a") for n in range(50, 60))
-    assert list(loaded) == list(reservoir)
-    assert loaded.training_file() == reservoir.training_file()
+    assert list(restored) == list(reservoir)
 
 
-def test_nothing_of_an_erased_row_is_left_in_the_file(tmp_path: Path) -> None:
+def test_less_room_keeps_a_part_of_what_was_held() -> None:
+    reservoir = filled(Reservoir(8), [row(str(n)) for n in range(20)])
+    less = Reservoir.restored(3, list(reservoir), reservoir.thresholds)
+    assert list(less) == list(reservoir)[:3]
+
+
+def test_erasing_says_how_many_went() -> None:
     reservoir = filled(Reservoir(8), [row("secret"), row("kept")])
-    reservoir.save(tmp_path / "rows")
-    assert reservoir.erase(["secret", "unknown"]) == 1
-    reservoir.save(tmp_path / "rows")
-    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
-    content = (tmp_path / "rows").read_bytes()
-    assert b"secret" not in content
-    assert b"kept" in content
-
-
-def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "rows"
-    filled(Reservoir(2), [row("a")]).save(path)
-    path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(ReservoirDamaged, match="remove it"):
-        Reservoir.load(path)
+    assert reservoir.erase(lambda row: row.key == "secret") == 1
+    assert [row.key for row in reservoir] == ["kept"]
