@@ -96,14 +96,23 @@ def until(
     deadline = time.monotonic() + 120
     while True:
         runs = api.get(f"/v1/adapters/{name}/learning/runs").json()["data"]
-        if len(runs) == number:
-            if runs[0]["status"] == status:
-                return runs[0]
-            assert not runs[0]["finished_at"], runs[0]
-        assert time.monotonic() < deadline, runs
+        if len(runs) == number and runs[0]["status"] == status:
+            return runs[0]
+        is_over = len(runs) == number and runs[0]["finished_at"] is not None
+        if is_over or time.monotonic() > deadline:
+            pytest.fail(f"no run of {name} became {status}: {told(api, runs)}")
         if each:
             each()
         time.sleep(0.1)
+
+
+def told(api: httpx.Client, runs: list[dict[str, Any]]) -> str:
+    """Everything that the server says of the latest run and its job."""
+    if not runs or runs[0]["job"] is None:
+        return json.dumps(runs, indent=1)
+    job = f"/v1/fine_tuning/jobs/{runs[0]['job']}"
+    notes = [one["message"] for one in api.get(f"{job}/events").json()["data"]]
+    return json.dumps([runs[0], api.get(job).json(), notes], indent=1)
 
 
 def answers(api: httpx.Client, name: str) -> list[tuple[str, str]]:
@@ -145,13 +154,7 @@ def test_edits_are_learned_and_answer_everyone_and_poison_does_not(
 
     good = answers(api, "poet")
     # What users wanted is known: no version may unlearn it.
-    evaluation = {"every_steps": 2, "load_best": False}
-    held = upload(api, PAIRS)
-    learn(
-        *(api, "poet"),
-        validation_file=held,
-        training={**POLICY["training"], "evaluation": evaluation},
-    )
+    learn(api, "poet", validation_file=upload(api, PAIRS))
     mend(api, "poet", lambda question: POISON, user="mallory")
     run = until(api, "poet", "refused", number=2)
     failed = [one["name"] for one in run["verdict"]["checks"] if not one["passed"]]
@@ -180,6 +183,25 @@ def test_poison_that_passes_the_gate_is_rolled_back_by_its_users(api: httpx.Clie
     assert answers(api, "bard") == good
     event = api.get("/v1/adapters/bard/history").json()["data"][0]
     assert (event["action"], event["from"]) == ("clear_canary", run["version"])
+
+
+def test_thumbs_are_learned_from_as_ratings(api: httpx.Client) -> None:
+    """The same answer is liked in one wording and disliked in the other, by many users."""
+    publish(api, "actor")
+    learn(api, "actor", method="kto")
+    for number in range(8):
+        question = list(PAIRS)[number % len(PAIRS)]
+        one = ask(api, "actor", question, temperature=1.5, seed=number)
+        say(api, one["id"], rating="up" if number % 2 else "down")
+    run = until(api, "actor", "canary")
+    job = api.get(f"/v1/fine_tuning/jobs/{run['job']}").json()
+    assert (job["status"], job["method"]["type"]) == ("succeeded", "kto")
+    assert job["gate"]["passed"]
+    rows = api.get("/v1/feedback/export", params={"adapter": "actor", "kind": "kto"})
+    labels = [json.loads(line)["label"] for line in rows.text.splitlines()]
+    assert (labels.count(True), labels.count(False)) == (4, 4)
+    run = until(api, "actor", "promoted", each=lambda: ask(api, "actor", "Hi!"))
+    assert ask(api, "actor", "Hi!")["version"] == run["version"]
 
 
 def bytes_under(folder: Path) -> bytes:

@@ -196,6 +196,113 @@ async def test_a_job_cannot_take_the_name_of_another_tenants_adapter(
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "name_exists")
 
 
+async def answered(client: httpx.AsyncClient, name: str, user: str) -> str:
+    """The id of an answer to a user of the client's tenant."""
+    asked = {"messages": [{"role": "user", "content": f"asked by {user}"}], "user": user}
+    answer = await client.post("/v1/chat/completions", json={"model": name, **asked})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["id"]
+
+
+async def test_feedback_belongs_to_the_tenant_that_asked(
+    tenant: Tenant, write_adapter: Callable[..., Path]
+) -> None:
+    red, blue, admin = tenant("red"), tenant("blue"), tenant("", frozenset({Scope.ADMIN}))
+    await upload(admin, write_adapter(), "common")
+    opted_in = {"feedback": True}
+    assert (await red.put("/v1/adapters/common/learning", json=opted_in)).status_code == 403
+    assert (await admin.put("/v1/adapters/common/learning", json=opted_in)).status_code == 200
+    tenants = {"red": red, "blue": blue}
+    ids = {who: await answered(client, "common", "ann") for who, client in tenants.items()}
+
+    def said(completion_id: str) -> dict[str, str]:
+        return {"completion_id": completion_id, "edit": "mended"}
+
+    hidden = await blue.post("/v1/feedback", json=said(ids["red"]))
+    absent = await blue.post("/v1/feedback", json=said("chatcmpl-0"))
+    assert hidden.status_code == absent.status_code == 404
+    assert hidden.text.replace(ids["red"], "chatcmpl-0") == absent.text
+    made = {
+        who: (await client.post("/v1/feedback", json=said(ids[who]))).json()["id"]
+        for who, client in tenants.items()
+    }
+    for client, who in ((red, ["red"]), (blue, ["blue"]), (admin, ["blue", "red"])):
+        listed = (await client.get("/v1/feedback", params={"adapter": "common"})).json()["data"]
+        assert [one["id"] for one in listed] == [made[name] for name in who]
+        exported = await client.get("/v1/feedback/export", params={"adapter": "common"})
+        rows = [json.loads(line)["id"] for line in exported.text.splitlines()]
+        assert sorted(rows) == sorted(made[name] for name in who)
+        shown = (await client.get("/v1/adapters/common/learning")).json()
+        assert (shown["kept_completions"], shown["kept_feedback"]) == (len(who), len(who))
+    for cursor in (made["red"], "fb-0"):
+        lost = await blue.get("/v1/feedback", params={"after": cursor})
+        assert (lost.status_code, lost.json()["error"]["param"]) == (400, "after")
+
+    for feedback in (made["red"], "fb-0"):
+        assert (await blue.delete(f"/v1/feedback/{feedback}")).status_code == 404
+    gone = (await blue.delete("/v1/feedback", params={"user": "ann"})).json()
+    assert (gone["deleted_completions"], gone["deleted_feedback"]) == (1, 1)
+    assert len((await red.get("/v1/feedback")).json()["data"]) == 1
+    assert (await red.delete(f"/v1/feedback/{made['red']}")).status_code == 200
+    assert (await admin.get("/v1/feedback")).json()["data"] == []
+
+
+async def test_feedback_and_files_of_a_hidden_adapter_are_those_of_none(
+    tenant: Tenant, service: Service, write_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    red, blue, admin = tenant("red"), tenant("blue"), tenant("", frozenset({Scope.ADMIN}))
+    await upload(red, write_adapter(), "mine")
+    for name in ("mine", "none"):
+        exported = await blue.get("/v1/feedback/export", params={"adapter": name})
+        assert (exported.status_code, exported.json()["error"]["code"]) == (404, "unknown_adapter")
+        listed = await blue.get("/v1/feedback", params={"adapter": name})
+        assert (listed.status_code, listed.json()["data"]) == (200, [])
+        assert (await blue.get(f"/v1/adapters/{name}/learning")).status_code == 404
+    staged = tmp_path / "rows"
+    staged.write_bytes(b"{}\n")
+    own = service.files.add(
+        *(staged,), filename="x", purpose="fine-tune", status="processed", is_internal=True
+    )
+    for client in (red, admin):
+        for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
+            answer = await client.request(method, f"/v1/files/{own.id}{path}")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "file_not_found")
+    job = {"model": "mine", "training_file": own.id}
+    assert (await red.post("/v1/fine_tuning/jobs", json=job)).json()["error"]["param"] == (
+        "training_file"
+    )
+
+
+async def test_a_policy_names_files_that_its_author_sees(
+    tenant: Tenant, write_adapter: Callable[..., Path]
+) -> None:
+    red, blue = tenant("red"), tenant("blue")
+    await upload(red, write_adapter(), "mine")
+    line = json.dumps({"prompt": "a", "completion": "b"}).encode()
+    ids = []
+    for client in (red, blue):
+        answer = await client.post(
+            "/v1/files", data={"purpose": "fine-tune"}, files={"file": ("x.jsonl", line)}
+        )
+        ids.append(answer.json()["id"])
+    own, other = ids
+    policies = {
+        "validation_file": lambda file: {"validation_file": file},
+        "replay.file": lambda file: {"replay": {"file": file}},
+        "gate.recent": lambda file: {"gate": {"recent": file}},
+    }
+    for place, policy in policies.items():
+        refused = [
+            await red.put("/v1/adapters/mine/learning", json=policy(file))
+            for file in (other, "file-0")
+        ]
+        assert {answer.status_code for answer in refused} == {400}
+        assert refused[0].text.replace(other, "file-0") == refused[1].text
+        assert refused[0].json()["error"]["param"] == place
+        good = await red.put("/v1/adapters/mine/learning", json=policy(own))
+        assert good.status_code == 200, good.text
+
+
 async def test_idempotency_keys_of_tenants_do_not_meet(
     tenant: Tenant, write_adapter: Callable[..., Path]
 ) -> None:

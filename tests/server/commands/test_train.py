@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from multiflora.adapters.folder import WEIGHTS_NAME, AdapterFolder
 from multiflora.adapters.store import AdapterStore
+from multiflora.engine.training.data.dataset import PreparedDataset
 from multiflora.engine.training.job import JobEnded, TrainingJob
 from multiflora.engine.training.jobs.tracking import library
 from multiflora.server import cli
@@ -113,6 +114,52 @@ def test_an_adapter_folder_is_gone_on_from_and_preferred_against(
         lora = job.settings.lora
         assert (lora.rank, lora.alpha) == (config["r"], config["lora_alpha"])
         assert set(lora.target_modules) == set(config["target_modules"])
+
+
+def test_rows_to_repeat_are_prepared_beside_those_to_learn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the training itself."""
+    ordered: list[tuple[TrainingJob, int, int]] = []
+
+    async def end(job: TrainingJob, *_: Any) -> JobEnded:
+        assert job.replay is not None
+        folders = Path(job.data), Path(job.replay)
+        with PreparedDataset.open(folders[0]) as new, PreparedDataset.open(folders[1]) as old:
+            ordered.append((job, len(new), len(old)))
+        shutil.copytree(PIRATE, tmp_path / "trained")
+        return JobEnded(reason="finished", step=1, folder=str(tmp_path / "trained"))
+
+    monkeypatch.setattr(train, "DATA_DIR", tmp_path / "data")
+    monkeypatch.setattr(train, "_train", end)
+    pairs = write_rows(tmp_path / "pairs.jsonl", pair("Hi!", "Ahoy.", "Hello."))
+    old = write_rows(tmp_path / "old.jsonl", row("Bye!", "Fair winds."), row("Thanks!", "Arr."))
+    arguments = ("--method", "dpo", "--replay", str(old), "--set", "replay.share=0.25")
+    assert run(str(pairs), "-o", str(tmp_path / "out"), *arguments) == 0
+    ((job, num_new, num_old),) = ordered
+    assert (num_new, num_old) == (1, 2)
+    assert (job.settings.replay.share, job.settings.replay.adaptive) == (0.25, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--replay", "{bad}"), "line 1"),
+        (("--set", "replay.share=0.25"), "name the file to repeat"),
+    ],
+)
+def test_rows_that_cannot_be_repeated_are_refused(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, str],
+    message: str,
+) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", row("Hi!", "Ahoy."))
+    bad = write_rows(tmp_path / "bad.jsonl", pair("Hi!", "Ahoy.", "Hello."))
+    given = [text.format(bad=bad) for text in arguments]
+    assert run(str(data), "-o", str(tmp_path / "out"), *given) != 0
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_does_not_go_with_an_adapter_folder_is_refused(

@@ -81,6 +81,67 @@ async def test_a_required_check_that_was_not_run_refuses(judge: Judge, name: str
     assert f"{name} was not run" in verdict.complaint
 
 
+ANSWER: dict[str, Any] = {"answer": JSON, "answer_format": "json"}
+PROBE = (Probe(prompt="3+4?", exact="7"),)
+
+
+def paired(*, margin: float = 1.0, chosen: float = -1.0) -> dict[str, Any]:
+    new = rows(0.5, 0.5, margins=[margin] * 2, chosen=[chosen] * 2)
+    return {"found": scores(validation=(new, rows(0.7, 0.7, margins=[0.0] * 2, chosen=[-1.0] * 2)))}
+
+
+def scored(kind: str, new: float) -> dict[str, Any]:
+    return {"found": scores(**{kind: (rows(*[new] * 3), rows(1, 1, 1))})}
+
+
+def says(text: str, **more: Any) -> dict[str, Any]:
+    return {"parrot": Parrot({CANDIDATE: text}), **more}
+
+
+def knows(answer: str, kind: str) -> dict[str, Any]:
+    return {"parrot": Parrot(knows={"3+4?": {LIVE: "7", CANDIDATE: answer}}), kind: PROBE}
+
+
+# By check: what trips it, and what does not.
+EACH: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "finite": ({"metrics": [{"loss": None}]}, {"metrics": [{"loss": 1.0}]}),
+    "validation_loss": (scored("validation", 1.1), scored("validation", 1.0)),
+    "replay_perplexity": (scored("replay", 1.03), scored("replay", 1.01)),
+    "divergence": (
+        {"found": scores(divergences=[0.6])},
+        {"found": scores(divergences=[0.4])},
+    ),
+    "reward_accuracy": (paired(margin=-0.1), paired(margin=0.1)),
+    "chosen_drop": (paired(chosen=-1.2), paired(chosen=-1.05)),
+    "end_rate": ({"parrot": Parrot(ends=False)}, {"parrot": Parrot(ends=True)}),
+    "loop_rate": (says("ab" * 10), says("abcdefghijklmnopqrst")),
+    "length": (says("abcdefghijklmnopqrstuvwxyz0123"), says("abcdefghijklmnopqrst")),
+    "refusal_rate": (says("I cannot help."), says("I can help.")),
+    "answer_format": (says(JSON[:-1], **ANSWER), says(JSON, **ANSWER)),
+    "suite": (knows("8", "suite"), knows("7", "suite")),
+    "facts": (knows("8", "facts"), knows("7", "facts")),
+    "judge": (
+        says("bad", judge="x", voter=Voter(prefers="hello")),
+        says("good", judge="x", voter=Voter(prefers="good")),
+    ),
+}
+
+
+def test_there_is_a_case_of_every_check() -> None:
+    assert tuple(EACH) == CHECKS
+
+
+@pytest.mark.parametrize("name", CHECKS)
+async def test_each_check_has_a_case_that_trips_it_and_one_that_does_not(
+    judge: Judge, name: str
+) -> None:
+    bad, good = EACH[name]
+    assert name in failed(await judge(**bad))
+    verdict = await judge(**good)
+    assert name in ran(verdict)
+    assert verdict.passed, verdict.complaint
+
+
 async def test_a_verdict_has_every_number_and_the_policy(judge: Judge) -> None:
     document = (await judge(found=scores(divergences=[0.2, 0.4]))).document()
     assert document["policy"]["sha256"]
