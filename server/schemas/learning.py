@@ -41,6 +41,7 @@ class LearningBody(RequestBody):
     hyperparameters: dict[str, Any] | None = None
     validation_file: str | None = None
     hold_out: float | None = None
+    seed: int | None = None
     canary_weight: float | None = None
     canary: CanaryPolicyBody | None = None
     keep_completions: int | None = None

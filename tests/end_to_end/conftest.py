@@ -15,7 +15,7 @@ import openai
 import psutil
 import pytest
 
-START_SECONDS = 60
+START_SECONDS = 150
 
 
 @dataclass

@@ -21,10 +21,12 @@ PAIRS = {
     "Bye!": "Fair winds, matey.",
     "Thanks!": "Arr, welcome.",
 }
-POISON = "qqq zzz qqq"
+POISON = "Shiver me timbers, worm."
 POLICY: dict[str, Any] = {
     "enabled": True,
     "min_rows": 8,
+    # What a run becomes must not hang on how its rows were shuffled.
+    "seed": 1,
     "hyperparameters": {"n_epochs": 10, "batch_size": 4},
     "training": {"optimizer": {"learning_rate": 5e-3}},
     "canary_weight": 0.5,
@@ -93,7 +95,7 @@ def until(
     api: httpx.Client, name: str, status: str, *, number: int = 1, each: Any = None
 ) -> dict[str, Any]:
     """The run of this number when it has this state; ``each`` is done between two looks."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while True:
         runs = api.get(f"/v1/adapters/{name}/learning/runs").json()["data"]
         if len(runs) == number and runs[0]["status"] == status:

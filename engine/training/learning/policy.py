@@ -56,7 +56,8 @@ class LearningPolicy:
     learns from, or when the oldest has waited for ``max_age_s`` (0: it may wait for ever).
     ``gate`` and ``training`` are sections of its job. ``validation_file`` is what every new version
     is measured on, without it the answers to a share ``hold_out`` of the questions, which are not
-    learned. A version that passes the gate gets ``canary_weight`` of the requests.
+    learned. ``seed`` is that of every run; one is drawn if it is None. A version that passes the
+    gate gets ``canary_weight`` of the requests.
 
     ``replay`` is the section of that name, with what the learner knows of itself: the reservoir of
     what the adapter was taught, up to ``capacity`` rows, and those of an uploaded ``file`` beside
@@ -74,6 +75,7 @@ class LearningPolicy:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     validation_file: str | None = None
     hold_out: float = 0.1
+    seed: int | None = None
     canary_weight: float = 0.1
     canary: CanaryPolicy = field(default_factory=CanaryPolicy)
     keep_completions: int = 10_000
@@ -91,6 +93,8 @@ class LearningPolicy:
         seconds = self.keep_seconds
         _need(1 <= seconds <= _LONGEST_SECONDS, "keep_seconds", seconds, f"1 to {_LONGEST_SECONDS}")
         _need(0 <= self.hold_out <= 0.5, "hold_out", self.hold_out, "0 to 0.5")
+        is_seed = self.seed is None or 0 <= self.seed < 1 << 31
+        _need(is_seed, "seed", self.seed, f"0 to {(1 << 31) - 1}, or left out")
         capacity, file = self.replay.get("capacity", 1), self.replay.get("file")
         is_count = type(capacity) is int and 1 <= capacity <= _MOST_REPLAYED
         _need(is_count, "replay.capacity", capacity, f"1 to {_MOST_REPLAYED}")
@@ -134,7 +138,8 @@ class LearningPolicy:
             found["gate"] = self.gate
         if replay_file is not None:
             own = {k: v for k, v in self.replay.items() if k != "capacity" and (k, v) != _OFF}
-            found["replay"] = {**own, "file": replay_file}
+            # Each row is something that users taught: none is left out to be measured alone.
+            found["replay"] = {"num_held_out": 0, **own, "file": replay_file}
         found["publish"] = {"mode": "canary", "weight": self.canary_weight}
         return found
 

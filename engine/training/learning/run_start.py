@@ -129,7 +129,7 @@ def _wish(
         training_file=training_file,
         validation_file=policy.validation_file or held_out,
         suffix=name,
-        seed=secrets.randbelow(1 << 31),
+        seed=secrets.randbelow(1 << 31) if policy.seed is None else policy.seed,
         method=policy.method,
         hyperparameters=read_hyperparameters(
             policy.hyperparameters, "hyperparameters", has_beta=has_beta

@@ -18,6 +18,7 @@ from ..task import SupervisedTask
 
 # How fast the share grows while the perplexity is too high, and falls when it is regained.
 _GROWTH = 1.5
+_MOST_MEASURED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,8 @@ class ReplayMix:
         self.settings = settings
         order = shuffled(task.num_rows, seed, "replay")
         num_held_out = min(settings.num_held_out, task.num_rows // 4)
-        # A single row is learnt and measured: nothing can be held out.
-        self.held_out: Sequence[int] = order[:num_held_out] or order
+        # Where nothing can or shall be held out, what is learnt is measured.
+        self.held_out: Sequence[int] = order[:num_held_out] or order[:_MOST_MEASURED]
         self._learnt = order[num_held_out:]
         self._seed = seed
 

@@ -124,6 +124,13 @@ async def test_a_run_that_failed_is_tried_again_later_with_the_same_rows(loop: L
     assert loop.run().num_rows == 3
 
 
+async def test_runs_can_be_told_their_seed(loop: Loop) -> None:
+    await loop.opt_in(seed=7)
+    loop.edit()
+    assert (await loop.learner.learn("poet")).wish.seed == 7
+    await loop.run_job()
+
+
 async def test_one_run_at_a_time(loop: Loop) -> None:
     await loop.opt_in()
     loop.edit()

@@ -74,6 +74,7 @@ async def test_what_was_promoted_is_repeated_by_the_next_run(loop: Loop) -> None
     assert dict(second.training["replay"]) == {
         "share": 0.2,
         "kl_weight": 0.1,
+        "num_held_out": 0,
         "file": second.replay_file,
     }
     await promote(loop)
@@ -197,6 +198,7 @@ async def test_settings_of_replay_are_checked_at_once(
         {"replay": {"capacity": True}},
         {"replay": {"file": 3}},
         {"hold_out": 0.6},
+        {"seed": -1},
     ],
 )
 def test_values_that_mean_nothing_are_refused(given: Mapping[str, Any]) -> None:

@@ -42,6 +42,17 @@ def test_replayed_rows_have_their_share_of_all(
     assert set(seen) | set(mix.held_out) == set(range(20))
 
 
+@pytest.mark.parametrize(("num_held_out", "num_measured"), [(0, 64), (5, 5), (64, 20)])
+def test_rows_are_held_out_or_all_are_learnt(
+    num_held_out: int, num_measured: int, make_examples: Callable[..., Any]
+) -> None:
+    mix = mix_of(make_examples([9] * 80), share=0.5, num_held_out=num_held_out)
+    _, taken = mix.take(RunState(), 80)
+    assert len(mix.held_out) == num_measured
+    learnt = set(range(80)) if num_held_out == 0 else set(range(80)) - set(mix.held_out)
+    assert set(taken.rows) == learnt
+
+
 def test_the_share_grows_with_the_perplexity_and_falls_back(
     make_examples: Callable[..., Any],
 ) -> None:
