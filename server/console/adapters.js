@@ -120,8 +120,7 @@ function load({ traffic }) {
   if (traffic.problem)
     return h("p", { class: "hint strip-missing" }, `No live numbers: ${traffic.problem}.`);
   const value = (name) => traffic.value(`multiflora_${name}`);
-  const total = (name) => value(name) ?? value(`${name}_total`) ?? 0;
-  const memory = (label, name) => meter(label, value(`${name}_used`) ?? 0, total(name));
+  const memory = (label, name) => meter(label, value(`${name}_used`) ?? 0, value(name) ?? 0);
   const rate = traffic.rate("multiflora_generated_tokens_total");
   const waiting = value("requests_waiting");
   return h(
@@ -135,7 +134,7 @@ function load({ traffic }) {
     stat("Tokens per second", rate === null ? "–" : figure(Math.round(rate)), "of all answers"),
     memory("Adapter memory", "adapter_bytes"),
     memory("Host memory", "adapter_host_bytes"),
-    cache(value("kv_blocks_used") ?? 0, value("kv_blocks_cached") ?? 0, total("kv_blocks")),
+    cache(value("kv_blocks_used") ?? 0, value("kv_blocks_cached") ?? 0, value("kv_blocks") ?? 0),
   );
 }
 

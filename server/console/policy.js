@@ -27,7 +27,8 @@ const KEEPING = {
   keep_completions: ["Keep at most", "answers"],
   keep_seconds: ["Keep for", "days", DAY],
 };
-const OTHERS = ["replay", "gate", "training", "hyperparameters", "validation_file"];
+// What the API shows beside the policy itself.
+const SHOWN = new Set(["id", "object", "adapter", "kept_completions", "kept_feedback"]);
 
 /** A policy as the form has it, in its own units. */
 export function draftOf(policy) {
@@ -38,14 +39,13 @@ export function draftOf(policy) {
   return draft;
 }
 
-/** What the API is told: all of the policy, since what is left out has its default. */
+/** What the API is told: all of the policy, also what has no field here, or it would be reset. */
 export function bodyOf(draft) {
-  const { enabled, feedback, method } = draft;
-  const body = { enabled, feedback, method, canary: { ...draft.canary } };
-  for (const name of OTHERS) body[name] = draft[name] ?? undefined;
+  const given = Object.entries(draft).filter(([name, value]) => !SHOWN.has(name) && value !== null);
+  const body = Object.fromEntries(given);
   Object.assign(body, pick(draft, START), pick(draft, KEEPING));
   body.canary_weight = Number(draft.canary_weight);
-  Object.assign(body.canary, pick(draft.canary, CANARY));
+  body.canary = { ...draft.canary, ...pick(draft.canary, CANARY) };
   body.canary.confidence = Number(draft.canary.confidence);
   return body;
 }

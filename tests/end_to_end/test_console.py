@@ -246,14 +246,17 @@ def merge(tab: Tab) -> None:
 
 def test_what_is_said_of_an_answer_is_kept(tab: Tab, server: Server) -> None:
     httpx.put(f"{server.url}/v1/adapters/pupil", files=forms("shout")).raise_for_status()
+    learning = f"{server.url}/v1/adapters/pupil/learning"
+    httpx.put(learning, json={"seed": 7, "gate": {"num_prompts": 4}}).raise_for_status()
     page = tab.page
     tab.go("learning/pupil")
     page.get_by_label("Keep answers and feedback").check()
     page.locator("input[name=max_age_s]").fill("2")
     page.get_by_role("button", name="Save the policy").click()
     page.get_by_text("The policy of pupil is set.").wait_for()
-    policy = httpx.get(f"{server.url}/v1/adapters/pupil/learning").json()
+    policy = httpx.get(learning).json()
     assert (policy["feedback"], policy["enabled"], policy["max_age_s"]) == (True, False, 7200)
+    assert (policy["seed"], policy["gate"]) == (7, {"num_prompts": 4}), "what has no field stays"
     tab.go("playground/pupil")
     ask(page)
     page.get_by_role("button", name="Say what it should have been").first.click()

@@ -136,6 +136,19 @@ def test_every_route_that_it_asks_for_exists() -> None:
     assert asked <= known, asked - known
 
 
+async def test_it_reads_metrics_that_there_are(client: httpx.AsyncClient) -> None:
+    text = (await client.get("/metrics")).text + (await client.get("/metrics/adapters")).text
+    names = set(re.findall(r"^# TYPE multiflora_(\w+)", text, re.M))
+    script = read("adapters.js") + read("traffic.js")
+    gauges = set(re.findall(r'value\("(\w+)"\)', script))
+    gauges |= set(re.findall(r'memory\("[\w ]+", "(\w+)"\)', script))
+    counters = {name.removesuffix("_total") for name in re.findall(r'"multiflora_(\w+)"', script)}
+    assert len(gauges) > 5
+    assert len(counters) == 5
+    known = names | {name.removesuffix("_total") for name in names}
+    assert gauges | counters <= known, (gauges | counters) - known
+
+
 def test_it_offers_the_methods_and_scopes_that_there_are() -> None:
     offered = {
         name: frozenset(re.findall(r'"(\w+)"', options))
