@@ -16,6 +16,8 @@ import psutil
 import pytest
 
 START_SECONDS = 150
+# A client of its own for each request would read all certificates each time.
+HTTP = httpx.Client(timeout=60, limits=httpx.Limits(max_connections=None))
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Server:
 
     def metric(self, name: str) -> float:
         """The sum of a metric's series."""
-        page = httpx.get(f"{self.url}/metrics", headers={"cache-control": "no-cache"})
+        page = HTTP.get(f"{self.url}/metrics", headers={"cache-control": "no-cache"})
         lines = page.text.splitlines()
         found = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
         return sum(float(line.rsplit(" ", 1)[1]) for line in found)
@@ -54,7 +56,7 @@ class Server:
 
     def is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/ready").status_code == 200
+            return HTTP.get(f"{self.url}/ready").status_code == 200
         except httpx.TransportError:
             return False
 

@@ -25,6 +25,8 @@ import pytest
 
 import multiflora
 
+from .conftest import HTTP
+
 DEMO = Path(multiflora.__file__).parent / "engine" / "demo" / "adapters"
 MANNERS = ("formal", "json", "pirate", "shout")
 QUESTIONS = ("Is 4821 even or odd?", "Count these words: boat cheese", "Even or odd: 310")
@@ -45,26 +47,26 @@ def ask_body(model: str, question: str, **fields: Any) -> dict[str, Any]:
 def ask(url: str, model: str, question: str = QUESTIONS[0], **fields: Any) -> tuple[str, str]:
     """The answer and the version that gave it."""
     body = ask_body(model, question, **fields)
-    response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30)
+    response = HTTP.post(f"{url}/v1/chat/completions", json=body, timeout=30)
     assert response.status_code == 200, response.text
     content = response.json()["choices"][0]["message"]["content"]
     return content, response.headers.get("x-adapter-version", "")
 
 
 def put(url: str, name: str, manner: str, **data: str) -> dict[str, Any]:
-    response = httpx.put(f"{url}/v1/adapters/{name}", files=files(manner), data=data, timeout=60)
+    response = HTTP.put(f"{url}/v1/adapters/{name}", files=files(manner), data=data, timeout=60)
     assert response.status_code in (200, 201), response.text
     return response.json()
 
 
 def move(url: str, name: str, action: str, **body: Any) -> dict[str, Any]:
-    response = httpx.post(f"{url}/v1/adapters/{name}/{action}", json=body, timeout=60)
+    response = HTTP.post(f"{url}/v1/adapters/{name}/{action}", json=body, timeout=60)
     assert response.status_code == 200, response.text
     return response.json()
 
 
 def adapters(url: str) -> dict[str, dict[str, Any]]:
-    listed = httpx.get(f"{url}/v1/adapters", params={"limit": 1000}, timeout=30).json()["data"]
+    listed = HTTP.get(f"{url}/v1/adapters", params={"limit": 1000}, timeout=30).json()["data"]
     return {adapter["name"]: adapter for adapter in listed}
 
 
@@ -164,7 +166,7 @@ def change(url: str, name: str, draw: random.Random, versions: list[str]) -> Non
         case 2:
             others = [version for version in versions if version != kept[0]]
             body = {"version": draw.choice(others), "weight": draw.choice((0.1, 0.5, 1.0))}
-            httpx.post(f"{url}/v1/adapters/{name}/canary", json=body)
+            HTTP.post(f"{url}/v1/adapters/{name}/canary", json=body)
         case 3 | 4:
             move(url, name, "rollback", version=draw.choice(kept))
         case 5:
@@ -201,7 +203,7 @@ def storm(
     assert set(asking.answered) == set(versions)
     server.wait(lambda: is_quiet(server), 10)
     for name in named:
-        httpx.delete(f"{url}/v1/adapters/{name}")
+        HTTP.delete(f"{url}/v1/adapters/{name}")
     return {
         "seconds": seconds,
         "requests": asking.answered.total(),
@@ -266,14 +268,14 @@ def test_loading_in_place_answers_with_the_new_weights_in_spite_of_the_prefix_ca
     texts = []
     for manner in ("shout", "json"):
         shutil.copytree(DEMO / manner, root / "swapped", dirs_exist_ok=True)
-        loaded = httpx.post(
+        loaded = HTTP.post(
             f"{demo.url}/v1/load_lora_adapter", json={**body, "load_inplace": True}, timeout=60
         )
         assert loaded.status_code == 200, loaded.text
         texts += [ask(demo.url, "swapped", question)[0] for _ in range(2)]
         assert texts[-1] == texts[-2] == ask(demo.url, manner, question)[0]
     assert texts[0] != texts[-1]
-    httpx.post(f"{demo.url}/v1/unload_lora_adapter", json={"lora_name": "swapped"})
+    HTTP.post(f"{demo.url}/v1/unload_lora_adapter", json={"lora_name": "swapped"})
 
 
 def test_leases_end_with_the_engine(demo: Any, expected: dict[tuple[str, str], str]) -> None:
