@@ -94,7 +94,7 @@ async def main(num_adapters: int, seconds: float) -> None:
     record = {
         "adapters": num_adapters,
         "pages": {name: await _measure(make) for name, make in pages.items()},
-        "record_per_token_us": round(await _per_token(metrics, names[0]), 2),
+        "record_per_token_processor_us": round(await _per_token(metrics, names[0]), 2),
         "scrapes_over_http": await _scrape(metrics, seconds),
     }
     registry.close()
@@ -121,10 +121,10 @@ async def _answer(metrics: Metrics, name: str, num_tokens: int = _NUM_TOKENS) ->
 
 
 async def _per_token(metrics: Metrics, name: str, *, num_tokens: int = 50_000) -> float:
-    """Microseconds, the stand-in for the engine included."""
-    started = time.perf_counter()
+    """Microseconds of processor time, the stand-in for the engine included."""
+    started = time.process_time()
     await _answer(metrics, name, num_tokens)
-    return 1e6 * (time.perf_counter() - started) / num_tokens
+    return 1e6 * (time.process_time() - started) / num_tokens
 
 
 async def _measure(make: Callable[[], Awaitable[bytes]], *, repeats: int = 15) -> dict[str, Any]:
