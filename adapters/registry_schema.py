@@ -290,7 +290,11 @@ CREATE TABLE replay_threshold (
   task TEXT NOT NULL,
   threshold INTEGER NOT NULL,
   PRIMARY KEY (adapter, source, task)
-) STRICT
+) STRICT;
+
+-- What is repeated has settings in every policy.
+UPDATE learning SET policy = json_set(policy, '$.replay', json('{}'))
+  WHERE policy ->> '$.replay' IS NULL
 """
 
 MIGRATIONS: Final = (

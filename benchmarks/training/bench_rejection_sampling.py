@@ -196,11 +196,10 @@ def _draw_rates(rounds: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
+    tries = [int(name.partition("@")[2]) for name in rounds[0]["held_out"]]
     for one in rounds:
-        rates = one["held_out"]
-        tries = [int(name.partition("@")[2]) for name in rates]
         label = f"after round {one['round']}" if one["round"] else "the base"
-        axes.plot(tries, list(rates.values()), marker="o", label=label)
+        axes.plot(tries, list(one["held_out"].values()), marker="o", label=label)
     axes.set_xlabel("k")
     axes.set_ylabel("pass@k of held-out questions")
     axes.set_xscale("log", base=2)

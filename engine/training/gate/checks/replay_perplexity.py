@@ -26,7 +26,7 @@ async def check(case: Case) -> Sequence[Check | NotRun]:
     before, after = math.exp(min(old.mean, 700.0)), math.exp(min(new.mean, 700.0))
     limit = before * (1 + case.policy.max_replay_increase)
     rule = (
-        f"the perplexity of held-out replay rows is {after:.4g}, and {before:.4g} with the "
+        f"the perplexity of replay rows is {after:.4g}, and {before:.4g} with the "
         f"{case.scores.baseline}; it may be {limit:.4g}, or not be above that with a confidence of "
         f"{confidence:.0%}"
     )

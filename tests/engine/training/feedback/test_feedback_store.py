@@ -1,7 +1,9 @@
 """Only what was allowed is stored, nothing grows without bound, and what is erased is gone."""
 
 import random
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from multiflora.adapters.registry_schema import MIGRATIONS
 from multiflora.engine.training.feedback.completion import Completion, Opinion, Waiting
 from multiflora.engine.training.feedback.error import CompletionNotFound, FeedbackNotFound
 from multiflora.engine.training.feedback.feedback_store import FeedbackStore
+from multiflora.engine.training.learning.policy import LearningPolicy
+from multiflora.engine.training.learning.run_registry import RunRegistry
 
 from .conftest import DIGESTS, on_disk, opted_in
 
@@ -200,6 +204,18 @@ def test_a_user_of_one_adapter_can_be_erased_alone(store: FeedbackStore, make: M
     assert store.erase(adapter="mute", user="ann") == (0, 0)
     assert store.erase(adapter="poet", user="ann") == (1, 0)
     assert store.numbers("poet") == (1, 0)
+
+
+def test_a_policy_of_an_earlier_schema_is_read(tmp_path: Path) -> None:
+    Database.open(tmp_path / DATABASE_NAME, MIGRATIONS[:9]).close()
+    with closing(sqlite3.connect(tmp_path / DATABASE_NAME)) as connection, connection:
+        connection.execute(
+            "INSERT INTO learning (adapter, policy, is_keeping, updated) VALUES "
+            """('poet', '{"enabled":true,"replay":null}', 1, 0)"""
+        )
+    database = Database.open(tmp_path / DATABASE_NAME, MIGRATIONS)
+    assert RunRegistry(database).policies() == {"poet": LearningPolicy(enabled=True)}
+    database.close()
 
 
 def test_a_database_of_an_earlier_schema_gets_the_tables(tmp_path: Path) -> None:
