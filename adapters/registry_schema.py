@@ -297,7 +297,14 @@ UPDATE learning SET policy = json_set(policy, '$.replay', json('{}'))
   WHERE policy ->> '$.replay' IS NULL
 """
 
+_ELEVENTH: Final = """
+-- Whose a batch is, and the id of the key that answers for its lines; empty without keys.
+ALTER TABLE batch ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
+ALTER TABLE batch ADD COLUMN key TEXT NOT NULL DEFAULT ''
+"""
+
 MIGRATIONS: Final = (
     *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH),
     *(_SIXTH, _SEVENTH, _EIGHTH, _NINTH, _TENTH),
+    _ELEVENTH,
 )

@@ -8,6 +8,7 @@ import multiflora
 
 from .access.authorization import AuthorizationMiddleware
 from .access.ownership import Ownership
+from .batch_store import BatchStore
 from .edge import EdgeMiddleware
 from .errors import add_error_handlers
 from .limits import RequestLimitMiddleware
@@ -130,5 +131,6 @@ def _ownership(service: Service) -> Ownership:
         catalog=service.catalog,
         files=service.files,
         jobs=service.jobs.rows,
-        merges=service.background,
+        batches=BatchStore(service.registry.database),
+        background=service.background,
     )

@@ -14,12 +14,14 @@ from multiflora.engine.training.jobs.error import JobOver
 
 from .cancellation import Cancellation, Cancelled
 from .errors import UnknownJob, http_error
+from .refusal import QueueFull
 
 logger = logging.getLogger(__name__)
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 ENDED: Final = ("succeeded", "failed", "cancelled")
 _MAX_KEPT: Final = 100
+_RETRY_SECONDS: Final = 10
 
 
 @dataclass(slots=True)
@@ -75,8 +77,26 @@ class BackgroundJobs:
             raise JobOver(f"{job_id} is {job.status} and cannot be cancelled any more")
         return job
 
-    def start(self, job: BackgroundJob, work: Callable[[], Awaitable[dict[str, Any]]]) -> None:
-        """Go on with ``work``, which answers the result."""
+    def start(
+        self,
+        job: BackgroundJob,
+        work: Callable[[], Awaitable[dict[str, Any]]],
+        *,
+        at_once: int | None = None,
+    ) -> None:
+        """Go on with ``work``, which answers the result.
+
+        Raises ``QueueFull`` if the tenant has ``at_once`` jobs of the kind that have not ended.
+        """
+        like = ((one.kind, one.tenant, one.status not in ENDED) for one in self._jobs.values())
+        if (
+            at_once is not None
+            and sum(one == (job.kind, job.tenant, True) for one in like) >= at_once
+        ):
+            raise QueueFull(
+                f"{at_once} {job.kind} jobs are running; try again when one has ended",
+                retry_after_seconds=_RETRY_SECONDS,
+            )
         self._jobs[job.id] = job
         self._forget_oldest()
         task = asyncio.create_task(_run(job, work))

@@ -1,4 +1,4 @@
-"""Answers batches one after the other while nobody else wants the engine."""
+"""Answers batches while nobody else wants the engine: of each tenant, one after the other."""
 
 import asyncio
 import contextlib
@@ -15,6 +15,7 @@ from multiflora.engine.training.data.file_registry import FileRegistry, UnknownF
 
 from .batch_input import BatchLine, problems_of, read_lines
 from .batch_store import Batch, BatchStore
+from .schemas.file import BATCH_OUTPUT
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +27,22 @@ _FIRST_PAUSE_SECONDS: Final = 0.5
 _LAST_PAUSE_SECONDS: Final = 30.0
 # How long a cancelled or expired batch may go on.
 _LOOK_SECONDS: Final = 1.0
-# Answers one body sent to an endpoint: the status and the body of the answer.
-Call = Callable[[str, bytes], Awaitable[tuple[int, bytes]]]
+# Answers the body of one line as if the batch's maker had sent it: status and body of the answer.
+Call = Callable[[Batch, bytes], Awaitable[tuple[int, bytes]]]
 
 
 class BatchRunner:
-    """One task; a server that is started again goes on behind the last result."""
+    """A task for each tenant that has an open batch, so that none waits for another's.
+
+    A server that is started again goes on behind the last result.
+    """
 
     def __init__(self) -> None:
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
+        # Fair between batches: who waits longest is next.
+        self._room = asyncio.Semaphore(_MAX_RUNNING)
+        self._tenants: set[str] = set()
 
     def start(self, store: BatchStore, files: FileRegistry, call: Call) -> None:
         files.guard(store.why_needed)
@@ -53,17 +60,32 @@ class BatchRunner:
                 await self._task
 
     async def _run(self, store: BatchStore, files: FileRegistry, call: Call) -> None:
-        while True:
-            self._wake.clear()
-            batch = await asyncio.to_thread(store.next_open)
-            if batch is None:
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self._wake.clear()
+                for batch in await asyncio.to_thread(store.next_open):
+                    if batch.tenant not in self._tenants:
+                        self._tenants.add(batch.tenant)
+                        run = _BatchRun(store, files, self._bounded(call), batch)
+                        tasks.create_task(self._run_one(run, batch))
                 await self._wake.wait()
-                continue
-            try:
-                await _BatchRun(store, files, call, batch).run()
-            except (RegistryError, OSError):
-                logger.exception("batch %s stands still; it is tried again", batch.id)
-                await asyncio.sleep(_LAST_PAUSE_SECONDS)
+
+    async def _run_one(self, run: "_BatchRun", batch: Batch) -> None:
+        try:
+            await run.run()
+        except (RegistryError, OSError):
+            logger.exception("batch %s stands still; it is tried again", batch.id)
+            await asyncio.sleep(_LAST_PAUSE_SECONDS)
+        finally:
+            self._tenants.discard(batch.tenant)
+            self._wake.set()
+
+    def _bounded(self, call: Call) -> Call:
+        async def answer(batch: Batch, body: bytes) -> tuple[int, bytes]:
+            async with self._room:
+                return await call(batch, body)
+
+        return answer
 
 
 class _BatchRun:
@@ -123,7 +145,7 @@ class _BatchRun:
     async def _answer_line(self, line: BatchLine) -> None:
         body = orjson.dumps({**line.body, "priority": IDLE_PRIORITY})
         pause = _FIRST_PAUSE_SECONDS
-        while (found := await self._call(self._batch.endpoint, body))[0] in _TRANSIENT:
+        while (found := await self._call(self._batch, body))[0] in _TRANSIENT:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LAST_PAUSE_SECONDS)
         status, content = found
@@ -166,7 +188,11 @@ class _BatchRun:
                     out.write(result + "\n")
             name = f"{self._batch.id}_{word}.jsonl"
             return self._files.add(
-                path, filename=name, purpose="batch_output", status="processed"
+                path,
+                filename=name,
+                purpose=BATCH_OUTPUT,
+                status="processed",
+                tenant=self._batch.tenant,
             ).id
 
 

@@ -7,16 +7,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from multiflora.adapters.database import Database
+from multiflora.adapters.database import Database, first
 from multiflora.adapters.error import RegistryError
+
+from .refusal import QueueFull
 
 _COLUMNS: Final = (
     "id, endpoint, input_file, status, metadata, total, output_file, error_file, errors, created, "
-    "started, finished, expires"
+    "started, finished, expires, tenant, key"
 )
 _LIFETIME_SECONDS: Final = 24 * 3600
 _OPEN: Final = "status IN ('validating', 'in_progress', 'cancelling')"
 _MAX_RESULT_PAGE: Final = 200
+_MAX_OPEN: Final = 100
+_RETRY_SECONDS: Final = 60
 
 
 class UnknownBatch(RegistryError, KeyError):
@@ -36,7 +40,10 @@ class BatchOver(RegistryError):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What is known of a batch; times are Unix times, ``metadata`` and ``errors`` are JSON."""
+    """What is known of a batch; times are Unix times, ``metadata`` and ``errors`` are JSON.
+
+    ``key`` is the id of the API key that its lines are asked with, empty without keys.
+    """
 
     id: str
     endpoint: str
@@ -51,6 +58,8 @@ class Batch:
     started: int | None
     finished: int | None
     expires: int
+    tenant: str
+    key: str
 
 
 class BatchStore:
@@ -60,45 +69,60 @@ class BatchStore:
         self._database = database
         self._clock = clock
 
-    def create(self, *, endpoint: str, input_file: str, metadata: Mapping[str, str]) -> Batch:
+    def create(
+        self,
+        *,
+        endpoint: str,
+        input_file: str,
+        metadata: Mapping[str, str],
+        tenant: str = "",
+        key: str = "",
+    ) -> Batch:
+        """Queue it. Raises ``QueueFull`` where too many of the tenant's wait."""
         now = int(self._clock())
         batch_id = f"batch_{secrets.token_hex(12)}"
+        terms = (endpoint, input_file, json.dumps(metadata), tenant, key)
         with self._database.transaction() as connection:
+            count = f"SELECT count(*) FROM batch WHERE tenant = ? AND {_OPEN}"
+            if first(connection.execute(count, (tenant,))) >= _MAX_OPEN:
+                raise QueueFull(
+                    f"{_MAX_OPEN} batches wait; make more when some have ended",
+                    retry_after_seconds=_RETRY_SECONDS,
+                )
             connection.execute(
-                "INSERT INTO batch (id, endpoint, input_file, metadata, created, expires) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                (
-                    batch_id,
-                    endpoint,
-                    input_file,
-                    json.dumps(metadata),
-                    now,
-                    now + _LIFETIME_SECONDS,
-                ),
+                "INSERT INTO batch (id, endpoint, input_file, metadata, tenant, key, created, "
+                "expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (batch_id, *terms, now, now + _LIFETIME_SECONDS),
             )
         return self.get(batch_id)
 
-    def get(self, batch_id: str) -> Batch:
-        """Raises ``UnknownBatch``."""
+    def get(self, batch_id: str, *, view: str | None = None) -> Batch:
+        """Raises ``UnknownBatch``; a tenant's ``view`` holds its own and the shared ones."""
         found = self._select("id = ?", batch_id)
-        if not found:
+        if not found or (view is not None and found[0].tenant not in ("", view)):
             raise UnknownBatch(batch_id)
         return found[0]
 
-    def page(self, *, after: str | None, limit: int) -> tuple[list[Batch], bool]:
+    def page(
+        self, *, after: str | None, limit: int, view: str | None = None
+    ) -> tuple[list[Batch], bool]:
         """The latest first, and whether more follow. Raises ``UnknownBatch`` for ``after``."""
-        condition, values = "1", list[Any]()
+        conditions, values = ["1"], list[Any]()
+        if view is not None:
+            conditions.append("tenant IN ('', ?)")
+            values.append(view)
         if after is not None:
-            self.get(after)
-            condition, values = "number < (SELECT number FROM batch WHERE id = ?)", [after]
+            self.get(after, view=view)
+            conditions.append("number < (SELECT number FROM batch WHERE id = ?)")
+            values.append(after)
         tail = f"ORDER BY number DESC LIMIT {limit + 1}"
-        found = self._select(condition, *values, tail=tail)
+        found = self._select(" AND ".join(conditions), *values, tail=tail)
         return found[:limit], len(found) > limit
 
-    def next_open(self) -> Batch | None:
-        """The oldest batch that has not ended."""
-        found = self._select(_OPEN, tail="ORDER BY number LIMIT 1")
-        return found[0] if found else None
+    def next_open(self) -> list[Batch]:
+        """The oldest batch of each tenant that has not ended."""
+        oldest = f"SELECT min(number) FROM batch WHERE {_OPEN} GROUP BY tenant"
+        return self._select(f"number IN ({oldest})", tail="ORDER BY number")
 
     def why_needed(self, file_id: str) -> str | None:
         """Why a file cannot be deleted now, if a batch reads it."""

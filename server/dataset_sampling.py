@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,6 +17,8 @@ from multiflora.engine.training.sampling.grader import Grader
 from multiflora.engine.training.sampling.pass_rate import pass_rates
 from multiflora.engine.training.sampling.prompt_row import SampledPrompt
 
+from .access.caller import Caller
+from .admission import Order
 from .background_job import BackgroundJob
 from .catalog import ServedModel
 from .generation import SequenceJob, generate
@@ -51,18 +53,89 @@ class _Graded:
     num_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Asker:
+    """Asks models on behalf of whoever ordered the sampling, for as long as its key is good."""
+
+    service: Service
+    caller: Caller
+
+    async def answers(
+        self,
+        model: ServedModel,
+        prompt: Prompt,
+        request_id: str,
+        seeds: Sequence[int],
+        sampling: dict[str, Any],
+    ) -> list[_Answer]:
+        """One answer per seed; a full queue and used-up limits are waited for."""
+        jobs = await self._jobs(model, prompt, request_id, seeds, sampling)
+        pause = _FIRST_PAUSE
+        while True:
+            self.service.keyring.caller_of(self.caller.id)
+            try:
+                with self.service.admission.admitted(self._order(model, jobs)) as ticket:
+                    return await _run(self.service, jobs, on_first=ticket.begin)
+            except EngineOverloaded:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LAST_PAUSE)
+
+    async def _jobs(
+        self,
+        model: ServedModel,
+        prompt: Prompt,
+        request_id: str,
+        seeds: Sequence[int],
+        sampling: dict[str, Any],
+    ) -> list[SequenceJob]:
+        service = self.service
+        tokens = await _tokens(service, prompt)
+        room = service.client.info.max_model_len - len(tokens)
+        if room < 1:
+            raise PromptTooLong(
+                f"a prompt has {len(tokens)} tokens, which leaves no room to answer"
+            )
+        sampling = {**sampling, "max_tokens": min(sampling["max_tokens"], room)}
+        rules = TextRules(end_tokens=service.end_tokens)
+        return [
+            SequenceJob(
+                index=index,
+                request=GenerationRequest(
+                    id=f"{request_id}-{index}",
+                    prompt=tuple(tokens),
+                    sampling=SamplingParams(**sampling, seed=seed),
+                    adapters=model.shares(),
+                    tenant=self.caller.tenant,
+                ),
+                rules=rules,
+            )
+            for index, seed in enumerate(seeds)
+        ]
+
+    def _order(self, model: ServedModel, jobs: Sequence[SequenceJob]) -> Order:
+        requests = [job.request for job in jobs]
+        num_prompt_tokens = sum(len(request.prompt) for request in requests)
+        return Order(
+            caller=self.caller,
+            adapter=model.name if model.parents else None,
+            num_sequences=len(jobs),
+            num_prompt_tokens=num_prompt_tokens,
+            num_tokens=num_prompt_tokens + sum(one.sampling.max_tokens for one in requests),
+        )
+
+
 class _Sampling:
     """One order: ``model`` answers, ``grader`` or a judge decides."""
 
     def __init__(
         self,
-        service: Service,
+        asker: _Asker,
         body: SampleBody,
         model: ServedModel,
         grade: "Grader | _Judge",
         sampling_id: str,
     ) -> None:
-        self._service = service
+        self._asker = asker
         self._body = body
         self._model = model
         self._grade = grade
@@ -79,8 +152,8 @@ class _Sampling:
                 "top_p": body.top_p,
             }
             request_id = f"{self._id}-{place}"
-            answers = await _answers(
-                self._service, self._model, prompt.prompt, request_id, seeds, sampling
+            answers = await self._asker.answers(
+                self._model, prompt.prompt, request_id, seeds, sampling
             )
             passed = [
                 answer.text
@@ -104,7 +177,7 @@ class _Sampling:
 class _Judge:
     """A served model that says yes or no."""
 
-    service: Service
+    asker: _Asker
     model: ServedModel
     question: str
     sampling_id: str
@@ -114,8 +187,7 @@ class _Judge:
         text = self.question
         for name, value in (("prompt", asked), ("answer", answer), ("expected", prompt.expected)):
             text = text.replace(f"{{{name}}}", value or "")
-        (verdict,) = await _answers(
-            self.service,
+        (verdict,) = await self.asker.answers(
             self.model,
             [{"role": "user", "content": text}],
             f"{self.sampling_id}-judge-{time.monotonic_ns()}",
@@ -127,25 +199,28 @@ class _Judge:
 
 async def sample_dataset(
     service: Service,
+    caller: Caller,
     body: SampleBody,
     prompts: Sequence[SampledPrompt],
     job: BackgroundJob,
 ) -> dict[str, Any]:
-    """Answer, grade, and store the rows as a file; returns the report.
+    """Answer, grade, and store the rows as a file of ``caller``'s tenant; returns the report.
 
-    Raises ``ModelNotFound``, ``PromptTooLong``, ``Cancelled`` and what the engine raises.
+    Raises ``ModelNotFound``, ``PromptTooLong``, ``Cancelled``, ``InvalidKey`` once the caller's key
+    is not good any more, and what the engine raises.
     """
     started = time.monotonic()
+    asker, view = _Asker(service, caller), caller.view
     with ExitStack() as held:
-        model = held.enter_context(service.catalog.lease(body.model))
+        model = held.enter_context(service.catalog.lease(body.model, view=view))
         if isinstance(body.grader, JudgeBody):
             judge = held.enter_context(
-                service.catalog.lease(body.grader.model, param="grader.model")
+                service.catalog.lease(body.grader.model, param="grader.model", view=view)
             )
-            grade = _Judge(service, judge, body.grader.question, job.id)
+            grade = _Judge(asker, judge, body.grader.question, job.id)
         else:
             grade = body.grader.grader()
-        sampling = _Sampling(service, body, model, grade, job.id)
+        sampling = _Sampling(asker, body, model, grade, job.id)
         graded = await _all(sampling, prompts, job)
         job.cancellation.seal()
         versions = model.digests
@@ -154,7 +229,9 @@ async def sample_dataset(
         for one in graded
         for answer in list(dict.fromkeys(one.passed))[: body.keep]
     ]
-    file = await asyncio.to_thread(_store, service, body.model, rows) if rows else None
+    file = None
+    if rows:
+        file = await asyncio.to_thread(_store, service, body.model, rows, caller.tenant)
     return {
         "model": body.model,
         "version": versions[0] if versions else None,
@@ -194,49 +271,15 @@ async def _all(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _answers(
-    service: Service,
-    model: ServedModel,
-    prompt: Prompt,
-    request_id: str,
-    seeds: Sequence[int],
-    sampling: dict[str, Any],
+async def _run(
+    service: Service, jobs: Sequence[SequenceJob], *, on_first: Callable[[], None]
 ) -> list[_Answer]:
-    """One answer per seed; a full queue is waited for."""
-    tokens = await _tokens(service, prompt)
-    room = service.client.info.max_model_len - len(tokens)
-    if room < 1:
-        raise PromptTooLong(f"a prompt has {len(tokens)} tokens, which leaves no room to answer")
-    sampling = {**sampling, "max_tokens": min(sampling["max_tokens"], room)}
-    rules = TextRules(end_tokens=service.end_tokens)
-    jobs = [
-        SequenceJob(
-            index=index,
-            request=GenerationRequest(
-                id=f"{request_id}-{index}",
-                prompt=tuple(tokens),
-                sampling=SamplingParams(**sampling, seed=seed),
-                adapters=model.shares(),
-            ),
-            rules=rules,
-        )
-        for index, seed in enumerate(seeds)
-    ]
-    pause = _FIRST_PAUSE
-    while True:
-        try:
-            return await _run(service, jobs)
-        except EngineOverloaded:
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LAST_PAUSE)
-
-
-async def _run(service: Service, jobs: Sequence[SequenceJob]) -> list[_Answer]:
     texts: list[list[str]] = [[] for _ in jobs]
     reasons: list[FinishReason | None] = [None for _ in jobs]
     lengths = [0 for _ in jobs]
     async with aclosing(generate(service.client, service.tokenizer, jobs)) as deltas:
         async for delta in deltas:
+            on_first()
             texts[delta.index].append(delta.text)
             lengths[delta.index] = delta.num_tokens
             reasons[delta.index] = delta.finish_reason or reasons[delta.index]
@@ -257,7 +300,7 @@ async def _tokens(service: Service, prompt: Prompt) -> Sequence[int]:
     return tokens
 
 
-def _store(service: Service, model: str, rows: Sequence[dict[str, Any]]) -> StoredFile:
+def _store(service: Service, model: str, rows: Sequence[dict[str, Any]], tenant: str) -> StoredFile:
     with service.files.staging() as folder:
         staged = folder / "rows"
         staged.write_bytes(b"".join(as_jsonl(rows)))
@@ -266,4 +309,5 @@ def _store(service: Service, model: str, rows: Sequence[dict[str, Any]]) -> Stor
             filename=file_name(f"samples-{model}.jsonl"),
             purpose="fine-tune",
             status="processed",
+            tenant=tenant,
         )

@@ -89,5 +89,6 @@ class AuthorizationMiddleware:
 
 
 def _check_scope(caller: Caller, rule: Rule) -> None:
-    if rule.scope is not None and not caller.has(rule.scope):
+    wanted = (rule.scope, rule.partial)
+    if rule.scope is not None and not any(scope and caller.has(scope) for scope in wanted):
         raise MissingScope(f"the API key lacks the scope {rule.scope.value!r} for this route")

@@ -46,14 +46,26 @@ class Keyring:
         if authorization is None:
             raise InvalidKey("this server needs an API key: Authorization: Bearer KEY")
         text = authorization[len(_BEARER) :].strip()
-        key = self._find(text)
+        key = self._find(id_of(text) or "")
         is_right = key.matches(text)
         if not is_right or not key.is_valid(self._clock()) or not _is_bearer(authorization):
             raise InvalidKey("the API key is wrong, has expired or was revoked")
         return key.caller()
 
-    def _find(self, text: str) -> ApiKey:
-        key_id = id_of(text) or ""
+    def caller_of(self, key_id: str) -> Caller:
+        """Whoever has a key, for work that goes on after the request that brought it.
+
+        ``key_id`` is empty for what was asked without keys, which is good until there are some.
+        Raises ``InvalidKey`` for a key that has expired or was revoked meanwhile.
+        """
+        if self.is_open and not key_id:
+            return ANYBODY
+        key = self._find(key_id)
+        if key is _NOBODY or not key.is_valid(self._clock()):
+            raise InvalidKey("the API key that this was asked with has expired or was revoked")
+        return key.caller()
+
+    def _find(self, key_id: str) -> ApiKey:
         found = self.registry.find(key_id)
         if found is None and self._file is not None:
             found = self._file.find(key_id)

@@ -1,7 +1,7 @@
 """Who may use which route: the one table. A route that is not in it does not exist for anybody."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final
 
@@ -16,11 +16,15 @@ class Kind(Enum):
     FILE = auto()
     JOB = auto()
     MERGE = auto()
+    BATCH = auto()
+    SAMPLING = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """``scope`` None is public. ``kind`` is what the path's ``param`` names, if anything.
+
+    ``partial`` opens the route too, but not for all that it is for: see `Ownership` and the route.
 
     Whoever names a thing of another tenant is answered as if there were none. Where the route
     ``changes`` it, a shared thing is an administrator's; one that ``makes`` it needs none yet.
@@ -31,10 +35,12 @@ class Rule:
     param: str = ""
     changes: bool = False
     makes: bool = False
+    partial: Scope | None = None
 
 
-def _on(scope: Scope, kind: Kind, param: str) -> tuple[Rule, Rule]:
-    return Rule(scope, kind, param), Rule(scope, kind, param, changes=True)
+def _on(scope: Scope, kind: Kind, param: str, *, partial: Scope | None = None) -> tuple[Rule, Rule]:
+    see = Rule(scope, kind, param, partial=partial)
+    return see, replace(see, changes=True)
 
 
 _PUBLIC: Final = Rule(None)
@@ -44,7 +50,11 @@ _TRAINING: Final = Rule(Scope.TRAINING)
 _ADMIN: Final = Rule(Scope.ADMIN)
 _SEE_ADAPTER, _CHANGE_ADAPTER = _on(Scope.ADAPTERS, Kind.ADAPTER, "name")
 _SEE_LEARNING, _CHANGE_LEARNING = _on(Scope.TRAINING, Kind.ADAPTER, "name")
-_SEE_FILE, _CHANGE_FILE = _on(Scope.TRAINING, Kind.FILE, "file_id")
+# Files of batches need no more than what batches need.
+_FILES: Final = Rule(Scope.TRAINING, partial=Scope.INFERENCE)
+_SEE_FILE, _CHANGE_FILE = _on(Scope.TRAINING, Kind.FILE, "file_id", partial=Scope.INFERENCE)
+_SEE_BATCH, _CHANGE_BATCH = _on(Scope.INFERENCE, Kind.BATCH, "batch_id")
+_SEE_SAMPLING, _CHANGE_SAMPLING = _on(Scope.TRAINING, Kind.SAMPLING, "job_id")
 _SEE_JOB, _CHANGE_JOB = _on(Scope.TRAINING, Kind.JOB, "job_id")
 _JOBS: Final = "/v1/fine_tuning/jobs"
 
@@ -104,16 +114,16 @@ RULES: Final[Mapping[str, Rule]] = {
     "GET /v1/feedback/export": _TRAINING,
     "DELETE /v1/feedback": _TRAINING,
     "DELETE /v1/feedback/{feedback_id}": _TRAINING,
-    # These show and read what belongs to all tenants.
-    "POST /v1/datasets/sample": _ADMIN,
-    "GET /v1/datasets/sample/{job_id}": _ADMIN,
-    "POST /v1/datasets/sample/{job_id}/cancel": _ADMIN,
-    "POST /v1/batches": _ADMIN,
-    "GET /v1/batches": _ADMIN,
-    "GET /v1/batches/{batch_id}": _ADMIN,
-    "POST /v1/batches/{batch_id}/cancel": _ADMIN,
-    "POST /v1/files": _TRAINING,
-    "GET /v1/files": _TRAINING,
+    # Reads and makes training files.
+    "POST /v1/datasets/sample": _TRAINING,
+    "GET /v1/datasets/sample/{job_id}": _SEE_SAMPLING,
+    "POST /v1/datasets/sample/{job_id}/cancel": _CHANGE_SAMPLING,
+    "POST /v1/batches": _INFERENCE,
+    "GET /v1/batches": _INFERENCE,
+    "GET /v1/batches/{batch_id}": _SEE_BATCH,
+    "POST /v1/batches/{batch_id}/cancel": _CHANGE_BATCH,
+    "POST /v1/files": _FILES,
+    "GET /v1/files": _FILES,
     "GET /v1/files/{file_id}": _SEE_FILE,
     "DELETE /v1/files/{file_id}": _CHANGE_FILE,
     "GET /v1/files/{file_id}/content": _SEE_FILE,

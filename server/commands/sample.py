@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import time
 import urllib.error
 import urllib.request
@@ -12,6 +13,7 @@ from typing import Any, Final
 from multiflora.engine.errors import EngineUnavailable, RequestRejected
 
 from ..settings import parse_path
+from .keys import KEY_VARIABLE
 
 _POLL_SECONDS: Final = 0.5
 _TIMEOUT_SECONDS: Final = 600
@@ -20,7 +22,10 @@ _TIMEOUT_SECONDS: Final = 600
 def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
     """Register the command."""
     parser = commands.add_parser(
-        "sample", help="make a training file of a model's answers that pass", allow_abbrev=False
+        "sample",
+        help="make a training file of a model's answers that pass",
+        description=f"The server's API key, if it needs one, is read from {KEY_VARIABLE}.",
+        allow_abbrev=False,
     )
     parser.set_defaults(run=run)
     option = parser.add_argument
@@ -51,7 +56,7 @@ def run(*, data: Path, output: Path, url: str, **choices: Any) -> int:
     """Sample, write the rows, and print pass rates."""
     if output.exists():
         raise ValueError(f"{output} exists; choose another --output, or remove it")
-    server = _Server(url.rstrip("/"))
+    server = _Server(url.rstrip("/"), os.environ.get(KEY_VARIABLE))
     file_id = server.upload(data)
     try:
         report = _sample(server, file_id, choices)
@@ -103,8 +108,9 @@ def _rates(report: dict[str, Any]) -> str:
 class _Server:
     """The few calls that are needed. Raises ``EngineUnavailable`` and ``RequestRejected``."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None) -> None:
         self._url = url
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
 
     def upload(self, path: Path) -> str:
         boundary = uuid.uuid4().hex
@@ -121,7 +127,9 @@ class _Server:
         return json.loads(self.call("POST", path, json.dumps(body).encode(), "application/json"))
 
     def call(self, method: str, path: str, content: bytes | None = None, kind: str = "") -> bytes:
-        headers = {"content-type": kind} if kind else {}
+        headers = dict(self._headers)
+        if kind:
+            headers["content-type"] = kind
         request = urllib.request.Request(
             self._url + path, data=content, headers=headers, method=method
         )

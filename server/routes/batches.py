@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request
 
 from multiflora.engine.errors import RequestRejected
 
+from ..access.caller import caller_of
 from ..batch_store import BatchStore, UnknownBatch
 from ..openapi import body_reference
 from ..schemas.batch import BatchBody, batch_object
@@ -21,10 +22,10 @@ router = APIRouter()
 @router.post("/v1/batches", openapi_extra=body_reference(BatchBody))
 async def create_batch(request: Request) -> dict[str, Any]:
     """Queue a file; its lines are checked before the first is answered."""
-    service = service_of(request)
+    service, caller = service_of(request), caller_of(request)
     body = parse_body(await request.body(), BatchBody)
     with service.drain.running():
-        file = await asyncio.to_thread(service.files.get, body.input_file_id)
+        file = await asyncio.to_thread(service.files.get, body.input_file_id, view=caller.view)
         if file.purpose != BATCH:
             raise RequestRejected(
                 f"the file's purpose is {file.purpose}; upload it for {BATCH}",
@@ -35,6 +36,8 @@ async def create_batch(request: Request) -> dict[str, Any]:
             endpoint=body.endpoint,
             input_file=file.id,
             metadata=body.metadata,
+            tenant=caller.tenant,
+            key=caller.id,
         )
     service.batches.wake()
     return batch_object(batch, answered=0, failed=0)
@@ -47,9 +50,9 @@ async def list_batches(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
     """The latest first; ``after`` is the last id of a page."""
-    store = _store(request)
+    store, view = _store(request), caller_of(request).view
     try:
-        found, has_more = await asyncio.to_thread(store.page, after=after, limit=limit)
+        found, has_more = await asyncio.to_thread(store.page, after=after, limit=limit, view=view)
     except UnknownBatch as error:
         raise RequestRejected(str(error), param="after") from None
     shown = [await _shown(store, batch.id) for batch in found]

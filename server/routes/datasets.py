@@ -2,13 +2,14 @@
 
 import asyncio
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from fastapi import APIRouter, Request, Response
 
 from multiflora.engine.training.sampling.prompt_row import SampledPrompt, read_prompts
 
+from ..access.caller import Caller, caller_of
 from ..background_job import BackgroundJob
 from ..dataset_sampling import sample_dataset
 from ..disconnect import until_disconnect
@@ -18,25 +19,26 @@ from ..schemas.dataset_sampling import KIND, JudgeBody, SampleBody, sampling_obj
 from ..service import Service, off_loop, service_of
 
 router = APIRouter()
+_AT_ONCE: Final = 8
 
 
 @router.post("/v1/datasets/sample", openapi_extra=body_reference(SampleBody))
 async def sample(request: Request) -> Response:
     """Sample and grade answers; 202 with a job to look at if in background."""
-    service = service_of(request)
+    service, caller = service_of(request), caller_of(request)
     raw = await request.body()
     is_large = len(raw) > service.limits.inline_body_bytes
     body = await off_loop(is_large, parse_body, raw, SampleBody)
     await asyncio.to_thread(_check, body)
-    prompts = await asyncio.to_thread(_prompts, service, body)
-    job = BackgroundJob(KIND, body.model)
-    work = partial(sample_dataset, service, body, prompts, job)
+    prompts = await asyncio.to_thread(_prompts, service, caller, body)
+    job = BackgroundJob(KIND, body.model, caller.tenant)
+    work = partial(sample_dataset, service, caller, body, prompts, job)
     if not body.background:
         with service.drain.running():
             report = await until_disconnect(request, work())
         return Response(orjson.dumps(report), media_type="application/json")
-    with service.catalog.lease(body.model):
-        service.background.start(job, work)
+    with service.catalog.lease(body.model, view=caller.view):
+        service.background.start(job, work, at_once=_AT_ONCE)
     shown = orjson.dumps(sampling_object(job))
     return Response(shown, status_code=202, media_type="application/json")
 
@@ -59,8 +61,9 @@ def _check(body: SampleBody) -> None:
         body.grader.grader()
 
 
-def _prompts(service: Service, body: SampleBody) -> list[SampledPrompt]:
+def _prompts(service: Service, caller: Caller, body: SampleBody) -> list[SampledPrompt]:
     if body.prompts_file is not None:
+        service.files.get(body.prompts_file, view=caller.view)
         with service.files.open(body.prompts_file) as file:
             return read_prompts(file)
     return [

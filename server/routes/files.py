@@ -12,10 +12,11 @@ from fastapi.responses import StreamingResponse
 from multiflora.engine.errors import RequestRejected
 from multiflora.engine.training.data.file_registry import StoredFile, UnknownFile
 
-from ..access.caller import caller_of
+from ..access.caller import Caller, Scope, caller_of
+from ..access.error import MissingScope
 from ..idempotency import adapter_response, once
 from ..openapi import file_form
-from ..schemas.file import BATCH, file_name, file_object, file_terms
+from ..schemas.file import BATCH, BATCH_PURPOSES, file_name, file_object, file_terms
 from ..schemas.page import page_object
 from ..service import Service, service_of
 from ..uploads import ANY_SIZE, FormField, FormFields, MalformedUpload, Upload, receive_upload
@@ -40,7 +41,7 @@ async def create_file(request: Request) -> Response:
         async with receive_upload(
             request, service.files.staging, _FORM, idle_seconds=idle_seconds
         ) as upload:
-            work = partial(_create, service, upload, caller_of(request).tenant)
+            work = partial(_create, service, upload, caller_of(request))
             return await once(request, service, work, fingerprint=upload.fingerprint)
 
 
@@ -53,10 +54,13 @@ async def list_files(
     order: Literal["asc", "desc"] = "desc",
 ) -> dict[str, Any]:
     """Files by the time of their upload, the latest first; ``after`` is the last id of a page."""
-    files, view = service_of(request).files, caller_of(request).view
+    files, caller = service_of(request).files, caller_of(request)
+    wanted = None if purpose is None else {purpose}
+    if not caller.has(Scope.TRAINING):
+        wanted = BATCH_PURPOSES if wanted is None else BATCH_PURPOSES & wanted
     try:
         found, has_more = await asyncio.to_thread(
-            files.page, purpose=purpose, after=after, limit=limit, order=order, view=view
+            files.page, purposes=wanted, after=after, limit=limit, order=order, view=caller.view
         )
     except UnknownFile as error:
         raise RequestRejected(str(error), param="after") from None
@@ -89,15 +93,19 @@ async def delete_file(request: Request, file_id: str) -> dict[str, Any]:
     return {"id": file_id, "object": "file", "deleted": True}
 
 
-async def _create(service: Service, upload: Upload, tenant: str, is_repeated: bool) -> Response:
-    stored = await asyncio.to_thread(_store, service, upload, tenant)
+async def _create(service: Service, upload: Upload, caller: Caller, is_repeated: bool) -> Response:
+    stored = await asyncio.to_thread(_store, service, upload, caller)
     if stored.status == "uploaded":
         service.file_checker.submit(stored.id)
     return adapter_response(orjson.dumps(file_object(stored)))
 
 
-def _store(service: Service, upload: Upload, tenant: str) -> StoredFile:
+def _store(service: Service, upload: Upload, caller: Caller) -> StoredFile:
     terms = file_terms(upload.texts)
+    if terms.purpose not in BATCH_PURPOSES and not caller.has(Scope.TRAINING):
+        raise MissingScope(
+            f"the API key lacks the scope {Scope.TRAINING.value!r} for files for {terms.purpose}"
+        )
     if "file" not in upload.files:
         raise MalformedUpload("send the file in the field file", param="file")
     received = upload.files["file"]
@@ -107,7 +115,7 @@ def _store(service: Service, upload: Upload, tenant: str) -> StoredFile:
         filename=file_name(received.filename),
         purpose=terms.purpose,
         expires_after=terms.expires_after,
-        tenant=tenant,
+        tenant=caller.tenant,
         # A batch is checked when it is made.
         status="processed" if terms.purpose == BATCH else "uploaded",
     )

@@ -8,6 +8,9 @@ from multiflora.engine.errors import RequestRejected
 from multiflora.engine.training.data.file_registry import StoredFile
 
 BATCH: Final = "batch"
+BATCH_OUTPUT: Final = "batch_output"
+# What whoever may ask a model may keep without the scope for training.
+BATCH_PURPOSES: Final = frozenset({BATCH, BATCH_OUTPUT})
 PURPOSES: Final = ("fine-tune", BATCH)
 _MIN_SECONDS, _MAX_SECONDS = 3600, 30 * 24 * 3600
 _MAX_NAME_CHARS: Final = 255

@@ -1,11 +1,14 @@
 """Files of requests: checked, answered at idle priority, safe over restarts."""
 
 import asyncio
+import contextlib
 import json
 
 import openai
 import pytest
 
+from multiflora.adapters.database import Database
+from multiflora.adapters.registry_schema import MIGRATIONS
 from multiflora.engine.errors import EngineOverloaded
 from multiflora.server import batch_runner
 from multiflora.server.batch_call import caller
@@ -135,6 +138,18 @@ async def test_a_cancelled_batch_keeps_what_was_answered(api, engine, store):
     assert len(await lines_of(api, batch.output_file_id)) == 1
     with pytest.raises(openai.ConflictError):
         await api.batches.cancel(batch.id)
+
+
+def test_batches_of_older_servers_belong_to_nobody(tmp_path):
+    path = tmp_path / "registry.db"
+    with contextlib.closing(Database.open(path, MIGRATIONS[:9])) as old, old.transaction() as rows:
+        rows.execute(
+            "INSERT INTO batch (id, endpoint, input_file, metadata, created, expires) "
+            "VALUES ('batch_1', '/v1/x', 'file-1', '{}', 1, 2)"
+        )
+    with contextlib.closing(Database.open(path, MIGRATIONS)) as database:
+        batch = BatchStore(database).get("batch_1")
+        assert (batch.tenant, batch.key, batch.status) == ("", "", "validating")
 
 
 async def test_what_cannot_be_run_is_refused(api):

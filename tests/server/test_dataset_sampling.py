@@ -11,7 +11,10 @@ import pytest
 
 from multiflora.engine.errors import EngineOverloaded, RequestFailed
 from multiflora.engine.request import FinishReason, GenerationRequest
+from multiflora.server.access.api_key import KeyWish
+from multiflora.server.access.caller import Scope
 from multiflora.server.cli import main
+from multiflora.server.service import Service
 
 from .fake_engine import Event, FakeEngine
 
@@ -189,6 +192,24 @@ async def test_the_command_leaves_a_file_that_can_be_trained_on(
     assert await asyncio.to_thread(run, "--regex", "nothing") == 1
     assert await asyncio.to_thread(run, "--regex", "(a") == 1
     assert "missing )" in capsys.readouterr().err
+
+
+async def test_the_command_brings_the_key_of_its_environment(
+    url: str, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wish = KeyWish(name="x", scopes=frozenset({Scope.TRAINING}), tenant="red")
+    _, key = service.keyring.registry.create(wish)
+    data, output = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
+    data.write_text(json.dumps({"question": "Is 4 even?", "answer": "yes"}))
+
+    def run() -> int:
+        with pytest.raises(SystemExit) as ended:
+            main(["sample", str(data), "-o", str(output), "--model", "json", "--url", url])
+        return int(str(ended.value.code))
+
+    assert await asyncio.to_thread(run) == 1
+    monkeypatch.setenv("MULTIFLORA_API_KEY", key)
+    assert await asyncio.to_thread(run) == 0
 
 
 async def test_the_command_says_where_no_server_answers(

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +136,7 @@ class FileRegistry:
     def page(
         self,
         *,
-        purpose: str | None = None,
+        purposes: Collection[str] | None = None,
         after: str | None = None,
         limit: int = 10_000,
         order: Order = "desc",
@@ -144,12 +144,14 @@ class FileRegistry:
     ) -> tuple[list[StoredFile], bool]:
         """Up to ``limit`` files in the order in which they were added, and whether more follow.
 
+        ``purposes`` None are all.
+
         Raises ``UnknownFile`` if there is no file ``after``.
         """
         conditions, values = ["NOT is_internal"], list[Any]()
-        if purpose is not None:
-            conditions.append("purpose = ?")
-            values.append(purpose)
+        if purposes is not None:
+            conditions.append(f"purpose IN ({', '.join('?' * len(purposes))})")
+            values += purposes
         if view is not None:
             conditions.append("tenant IN ('', ?)")
             values.append(view)

@@ -20,6 +20,7 @@ from multiflora.server.access.origin import OriginCheck
 from multiflora.server.access.rule import RULES
 from multiflora.server.app import create_app
 from multiflora.server.background_job import BackgroundJob
+from multiflora.server.batch_store import BatchStore
 from multiflora.server.service import Service
 
 pytestmark = pytest.mark.anyio
@@ -37,8 +38,7 @@ SCOPES: tuple[tuple[str, Scope], ...] = (
     (r"/v1/adapters/\{name\}/import", Scope.ADMIN),
     (r"POST /v1/feedback", Scope.INFERENCE),
     (r"/v1/feedback.*", Scope.TRAINING),
-    (r"/v1/(batches|datasets).*", Scope.ADMIN),
-    (r"/v1/(fine_tuning|files).*", Scope.TRAINING),
+    (r"/v1/(fine_tuning|files|datasets).*", Scope.TRAINING),
     (r"/v1/adapters/\{name\}/learn(ing)?.*", Scope.TRAINING),
     (r"/v1/adapters.*", Scope.ADAPTERS),
     (r"DELETE /v1/models/.*", Scope.ADAPTERS),
@@ -48,6 +48,9 @@ SCOPES: tuple[tuple[str, Scope], ...] = (
     ),
 )
 TENANTS = ("red", "blue", "")
+# For batches: who may make them sees their files, and no others.
+FILES = "/v1/files"
+MERGE, SAMPLE, BATCH_FILE = "merge", "sample", "batch file"
 
 
 def routes_of(routes: list[BaseRoute]) -> Iterator[Route]:
@@ -80,20 +83,46 @@ def operations(service: Service) -> list[tuple[str, str]]:
     )
 
 
+def kind_of(path: str) -> str | None:
+    """What a path names; merges, samplings and training jobs all have a ``job_id``."""
+    found = re.search(r"(\w+)/\{(\w+)(:path)?\}", path)
+    if found is None:
+        return None
+    word, param, _ = found.groups()
+    return word if word in (MERGE, SAMPLE) else param
+
+
+def with_id(path: str, name: str) -> str:
+    return re.sub(r"\{\w+(:path)?\}", name, path)
+
+
+async def _nothing() -> dict[str, Any]:
+    return {}
+
+
 @pytest.fixture
-def things(service: Service, tmp_path: Path) -> dict[str, dict[str, str]]:
-    """Ids of one thing of each kind and tenant, by the parameter of the path."""
-    found: dict[str, dict[str, str]] = {"name": {}, "model": {}, "file_id": {}, "job_id": {}}
+async def things(service: Service, tmp_path: Path) -> dict[str, dict[str, str]]:
+    """Ids of one thing of each kind and tenant."""
+    kinds = ("name", "model", "file_id", BATCH_FILE, "job_id", "batch_id", MERGE, SAMPLE)
+    found: dict[str, dict[str, str]] = {kind: {} for kind in kinds}
+    batches = BatchStore(service.registry.database)
     for tenant in ("red", ""):
         name = f"{tenant or 'shared'}-thing"
         service.registry.publish_version(service.registry.version("a" * 64))
         service.registry.point(name, "a" * 64, tenant=tenant)
         found["name"][tenant] = found["model"][tenant] = name
-        staged = tmp_path / name
-        staged.write_bytes(b"{}\n")
-        stored = service.files.add(staged, filename="x", purpose="fine-tune", tenant=tenant)
-        found["file_id"][tenant] = stored.id
-        wish = JobWish(model="base", training_file=stored.id)
+        for kind, purpose in (("file_id", "fine-tune"), (BATCH_FILE, "batch")):
+            staged = tmp_path / name
+            staged.write_bytes(b"{}\n")
+            stored = service.files.add(staged, filename="x", purpose=purpose, tenant=tenant)
+            found[kind][tenant] = stored.id
+        for kind, word in ((MERGE, "merge"), (SAMPLE, "sampling")):
+            background = BackgroundJob(word, "x", tenant)
+            service.background.start(background, _nothing)
+            found[kind][tenant] = background.id
+        batch = batches.create(endpoint="/v1/x", input_file="file-0", metadata={}, tenant=tenant)
+        found["batch_id"][tenant] = batch.id
+        wish = JobWish(model="base", training_file=found["file_id"][tenant])
         job = service.jobs.rows.create(
             wish, name=lambda _: "x", start=None, notes=(), tenant=tenant
         )
@@ -127,6 +156,8 @@ def expected(scope: Scope, tenant: str, method: str, path: str, owner: str | Non
     wanted = spec(method, path)
     if wanted is None:
         return {PASSED}
+    if scope is Scope.INFERENCE and path.startswith(FILES):
+        return {PASSED} if owner is None else {404}
     if scope not in (wanted, Scope.ADMIN):
         return {403}
     if owner is None or scope is Scope.ADMIN or owner == tenant:
@@ -143,20 +174,16 @@ async def test_every_route_of_every_scope_and_tenant(
     wrong = []
     async with door_of(service) as door:
         for (method, path), ((scope, tenant), key) in itertools.product(operations, keys.items()):
-            found = re.search(r"\{(\w+)(:path)?\}", path)
-            owners = things.get(found.group(1), {}) if found and "merge" not in path else {}
+            owners = things.get(kind_of(path) or "", {})
             # Of a deleted name there is a history, and of a job that is to be revoked a key.
             is_free = path.endswith(("/history", "/import")) or (method, path) == (
                 "GET",
                 "/v1/models/{model:path}",
             )
             for owner in owners or [None]:
-                url = path if owner is None else path.replace(found.group(0), owners[owner])  # type: ignore[union-attr]
+                url = path if owner is None else with_id(path, owners[owner])
                 headers = {"authorization": f"Bearer {key}"}
                 status = (await door.request(method, url, headers=headers)).status_code
-                if "merge/{" in path and scope in (Scope.ADAPTERS, Scope.ADMIN):
-                    assert status == 404, "no merge has this id"
-                    continue
                 if status not in expected(scope, tenant, method, path, None if is_free else owner):
                     wrong.append((method, url, scope.value, tenant, owner, status))
     assert not wrong, wrong[:20]
@@ -210,19 +237,19 @@ async def test_the_host_header_changes_nothing(service: Service) -> None:
             assert response.status_code == 401
 
 
-async def test_a_merge_belongs_to_a_tenant(service: Service) -> None:
-    job = BackgroundJob("merge", "x", "red")
-
-    async def work() -> dict[str, Any]:
-        return {}
-
-    service.background.start(job, work)
+async def test_files_of_batches_open_for_inference_as_all_files_do_for_training(
+    service: Service, operations: list[tuple[str, str]], things: dict[str, dict[str, str]]
+) -> None:
     async with door_of(service) as door:
-        for tenant, status in (("red", PASSED), ("blue", 404), ("", 404)):
-            key = key_of(service, Scope.ADAPTERS, tenant)
-            headers = {"authorization": f"Bearer {key}"}
-            response = await door.get(f"/v1/adapters/merge/{job.id}", headers=headers)
-            assert response.status_code == status
+        for scope, tenant in itertools.product((Scope.INFERENCE, Scope.TRAINING), TENANTS):
+            headers = {"authorization": f"Bearer {key_of(service, scope, tenant)}"}
+            for method, path in operations:
+                if kind_of(path) != "file_id":
+                    continue
+                for owner, file_id in things[BATCH_FILE].items():
+                    response = await door.request(method, with_id(path, file_id), headers=headers)
+                    wanted = expected(Scope.TRAINING, tenant, method, path, owner)
+                    assert response.status_code in wanted, (method, path, scope, tenant, owner)
 
 
 async def test_a_server_without_keys_answers_no_foreign_web_page(service: Service) -> None:

@@ -11,10 +11,7 @@ import pytest
 from multiflora.adapters.registry import Registry
 from multiflora.engine.kv_blocks import root_key
 from multiflora.engine.request import AdapterShare
-from multiflora.server.access.api_key import KeyWish
 from multiflora.server.access.caller import Scope
-from multiflora.server.app import create_app
-from multiflora.server.service import Service
 
 pytestmark = pytest.mark.anyio
 Tenant = Callable[..., httpx.AsyncClient]
@@ -23,30 +20,6 @@ Tenant = Callable[..., httpx.AsyncClient]
 @pytest.fixture
 def registry(stored_registry: Registry) -> Registry:
     return stored_registry
-
-
-@pytest.fixture
-async def tenant(service: Service) -> Any:
-    """``tenant("red")`` -> a client with a key for everything but administration."""
-    app = create_app(service)
-    everything = frozenset(Scope) - {Scope.ADMIN}
-    clients: list[httpx.AsyncClient] = []
-
-    def make(name: str, scopes: frozenset[Scope] = everything) -> httpx.AsyncClient:
-        wish = KeyWish(name="test", scopes=scopes, tenant=name)
-        key = service.keyring.registry.create(wish)[1]
-        clients.append(
-            httpx.AsyncClient(
-                transport=httpx.ASGITransport(app=app),
-                base_url="http://server",
-                headers={"authorization": f"Bearer {key}"},
-            )
-        )
-        return clients[-1]
-
-    yield make
-    for client in clients:
-        await client.aclose()
 
 
 def form(folder: Path) -> dict[str, bytes]:
