@@ -35,10 +35,11 @@ class JobPublishing:
         origin = Origin(source=source, parents=parents, metrics=metrics)
         return await self._publisher.run(self._take_in, folder, origin)
 
-    async def live(self, name: str) -> str | None:
+    async def live(self, name: str, *, view: str | None = None) -> str | None:
         if name not in self._registry:
             return None
-        return self._registry.entry(name).digest
+        entry = self._registry.entry(name)
+        return entry.digest if entry.is_seen_by(view) else None
 
     async def point(self, name: str, digest: str, *, tenant: str = "") -> None:
         await asyncio.to_thread(partial(self._registry.point, name, digest, tenant=tenant))

@@ -13,7 +13,7 @@ from typing import Any, Final
 from multiflora.engine.errors import EngineUnavailable, RequestRejected
 
 from ..settings import parse_path
-from .keys import KEY_VARIABLE
+from ..settings_source import KEY_VARIABLE
 
 _POLL_SECONDS: Final = 0.5
 _TIMEOUT_SECONDS: Final = 600

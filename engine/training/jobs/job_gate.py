@@ -60,15 +60,15 @@ class JobGate:
                 policy=policy,
                 scores=scores,
                 baseline=scores.digest if scores else job.start,
-                judge=await self._judge_of(policy.judge, asker),
+                judge=await self._judge_of(policy.judge, asker, view=job.tenant),
                 seed=job.wish.seed,
             )
 
-    async def _judge_of(self, name: str | None, asker: Asker) -> Judge | None:
-        """The endpoint of the name, or the adapter; None if there is neither any more."""
+    async def _judge_of(self, name: str | None, asker: Asker, *, view: str) -> Judge | None:
+        """The endpoint of the name, or the adapter in a tenant's ``view``; None without either."""
         if name is None:
             return None
         if name in self._shop.judges:
             return HttpJudge(self._shop.judges[name])
-        digest = await self._shop.publishing.live(name)
+        digest = await self._shop.publishing.live(name, view=view)
         return AdapterJudge(asker, self._shop.text, digest) if digest else None

@@ -79,7 +79,7 @@ class TrainingJobs:
         Raises ``RequestRejected`` for what cannot become a job, and ``AdapterRejected`` if training
         cannot go on from ``start``.
         """
-        await self._check_judge(wish)
+        await self._check_judge(wish, owner)
         job = await asyncio.to_thread(self._create, wish, start, owner)
         self._run(job)
         return job
@@ -240,11 +240,13 @@ class TrainingJobs:
             if file_id is not None:
                 self.check_file(file_id, param, owner)
 
-    async def _check_judge(self, wish: JobWish) -> None:
+    async def _check_judge(self, wish: JobWish, owner: JobOwner) -> None:
+        """The gate asks what the job's tenant sees, whoever made the job."""
         name = gate_policy(wish).judge
         if name is None or name in self._shop.judges:
             return
-        if await self._shop.publishing.live(name) is None:
+        view = owner.view if owner.tenant is None else owner.tenant
+        if await self._shop.publishing.live(name, view=view) is None:
             known = ", ".join(sorted(self._shop.judges)) or "none"
             raise RequestRejected(
                 f"no adapter and no allowed endpoint is called {name[:64]!r}; endpoints: {known}",

@@ -47,8 +47,8 @@ class Publishing(Protocol):
         """
         ...
 
-    async def live(self, name: str) -> str | None:
-        """The version that the name points at; None if there is no such name."""
+    async def live(self, name: str, *, view: str | None = None) -> str | None:
+        """The version that the name points at; None if a tenant's ``view`` has no such name."""
         ...
 
     async def point(self, name: str, digest: str, *, tenant: str = "") -> None:

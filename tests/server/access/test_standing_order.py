@@ -216,3 +216,19 @@ def test_keys_answer_for_what_they_asked_for_while_they_are_good(service: Servic
     keyring.registry.revoke(key.id)
     with pytest.raises(InvalidKey):
         keyring.caller_of(key.id)
+
+
+async def test_a_job_is_judged_by_what_its_tenant_sees(service: Service, tenant: Tenant) -> None:
+    publish(service, "mine", tenant="red")
+    trainer = tenant("blue", frozenset({Scope.TRAINING}))
+    file = await trainer.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": b"{}"})
+    body = {"model": "base", "training_file": file.json()["id"]}
+    answers = [
+        await trainer.post(
+            "/v1/fine_tuning/jobs", json={**body, "training": {"gate": {"judge": judge}}}
+        )
+        for judge in ("mine", "none")
+    ]
+    assert [answer.status_code for answer in answers] == [400, 400]
+    assert answers[0].json()["error"]["param"] == "training.gate.judge"
+    assert answers[0].text.replace("mine", "none") == answers[1].text

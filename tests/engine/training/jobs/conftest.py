@@ -152,6 +152,7 @@ class ScriptedPublishing:
     names: dict[str, str] = field(default_factory=dict)
     versions: dict[str, dict[str, Any]] = field(default_factory=dict)
     canaries: dict[str, str] = field(default_factory=dict)
+    tenants: dict[str, str] = field(default_factory=dict)
     failure: Exception | None = None
 
     async def take_in(
@@ -164,8 +165,9 @@ class ScriptedPublishing:
         self.versions[digest] = {"parents": parents, "metrics": dict(metrics)}
         return digest
 
-    async def live(self, name: str) -> str | None:
-        return self.names.get(name)
+    async def live(self, name: str, *, view: str | None = None) -> str | None:
+        hidden = view is not None and self.tenants.get(name, "") not in ("", view)
+        return None if hidden else self.names.get(name)
 
     async def point(self, name: str, digest: str, *, tenant: str = "") -> None:
         await asyncio.sleep(0)

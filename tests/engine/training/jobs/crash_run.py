@@ -97,7 +97,7 @@ class StoredPublishing:
         self._registry.publish_version(Version(digest, created=0))
         return digest
 
-    async def live(self, name: str) -> str | None:
+    async def live(self, name: str, *, view: str | None = None) -> str | None:
         return self._registry.entry(name).digest if name in self._registry else None
 
     async def point(self, name: str, digest: str, *, tenant: str = "") -> None:

@@ -13,6 +13,7 @@ from multiflora.engine.training.job import JobFailed
 from multiflora.engine.training.jobs.error import JobNotFound, JobOver, JobRuns
 from multiflora.engine.training.jobs.job import Hyperparameters
 from multiflora.engine.training.jobs.preparation import PreparationFailed
+from multiflora.engine.training.jobs.training_jobs import JobOwner
 
 from .conftest import World
 
@@ -316,6 +317,26 @@ async def test_settings_of_learning_on_are_checked_at_once(
     with pytest.raises(RequestRejected, match=words) as refused:
         await world.jobs.create(world.wish(training=training))
     assert str(refused.value.param).startswith(param)
+
+
+async def test_a_judge_is_what_the_tenant_of_the_job_sees(world: World) -> None:
+    publishing = world.publishing
+    publishing.names["critic"], publishing.tenants["critic"] = "d" * 64, "red"
+    wish = world.wish(training={"gate": {"judge": "critic"}})
+    with pytest.raises(RequestRejected) as hidden:
+        await world.jobs.create(wish, owner=JobOwner("blue", "blue"))
+    absent = world.wish(training={"gate": {"judge": "nobody"}})
+    with pytest.raises(RequestRejected) as unknown:
+        await world.jobs.create(absent, owner=JobOwner("blue", "blue"))
+    assert str(hidden.value) == str(unknown.value).replace("nobody", "critic")
+
+    job = await world.jobs.create(wish, owner=JobOwner("red", "red"))
+    # The name went to another tenant while the job ran.
+    publishing.tenants["critic"] = "blue"
+    done = await world.jobs.wait(job.id)
+    assert done.error is not None
+    assert "critic" in done.error.message
+    assert "is not here" in done.error.message
 
 
 async def test_a_verdict_says_what_was_not_run(world: World) -> None:

@@ -48,7 +48,7 @@ class RegistryPublishing(ScriptedPublishing):
         self.registry.publish_version(Version(digest, parents=parents))
         return digest
 
-    async def live(self, name: str) -> str | None:
+    async def live(self, name: str, *, view: str | None = None) -> str | None:
         return self.registry.entry(name).digest if name in self.registry else None
 
     async def point(self, name: str, digest: str, *, tenant: str = "") -> None:
