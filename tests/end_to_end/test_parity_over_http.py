@@ -1,5 +1,6 @@
 """What a client reads over HTTP is what transformers and PEFT say, adapter by adapter."""
 
+import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,6 +9,10 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoTokenizer
+
+from multiflora.engine.client import EngineClient
+from multiflora.engine.config import BaseConfig, CacheConfig, EngineConfig
+from multiflora.engine.request import GenerationRequest, SamplingParams
 
 from ..clients.reference import served_base
 
@@ -100,3 +105,33 @@ def test_a_list_of_prompts_is_answered_in_order(tiny_server: Any) -> None:
     )
     assert [choice.text for choice in answer.choices] == single
     assert [choice.index for choice in answer.choices] == [0, 1]
+
+
+async def _score_in_process(folder: Path, data_dir: Path, prompt: list[int]) -> list[float]:
+    config = EngineConfig(
+        base=BaseConfig(model=str(folder), dtype="float32"),
+        device="cpu",
+        data_dir=str(data_dir),
+        cache=CacheConfig(memory_bytes=8 << 20),
+    )
+    client = EngineClient.in_this_process(config)
+    await client.start()
+    sampling = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    request = GenerationRequest(id="r", prompt=tuple(prompt), sampling=sampling)
+    events = [event async for event in client.generate(request)]
+    await client.stop()
+    return [score.logprob for event in events for score in event.prompt_scores]
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1])
+def test_scores_over_http_are_those_of_an_engine_in_process(
+    max_tokens: int, tiny_server: Any, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    (answer,) = tiny_server.client.completions.create(
+        model="base", prompt=PROMPTS[0], echo=True, logprobs=1, max_tokens=max_tokens
+    ).choices
+    wanted = asyncio.run(_score_in_process(model_folder("llama"), tmp_path, PROMPTS[0]))
+    first, *scores = answer.logprobs.token_logprobs
+    assert first is None
+    assert len(scores) == len(wanted) + max_tokens
+    assert scores[: len(wanted)] == pytest.approx(wanted, abs=1e-6)
