@@ -1,6 +1,6 @@
 """One packed PEFT folder (tar, tar.gz or zip), unpacked as if its author meant harm.
 
-Only the two files of an adapter are ever written, flat, under names of ours. Everything is streamed
+Only the files of an adapter are ever written, flat, under names of ours. Everything is streamed
 and counted while it is copied; nothing that an archive says about its own sizes is believed.
 """
 
@@ -12,7 +12,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from .folder import (
     CHUNK_BYTES,
     CONFIG_NAME,
     PICKLE_NAME,
+    TEMPLATE_NAME,
     WEIGHTS_NAME,
     missing_weights,
     open_regular,
@@ -55,7 +56,13 @@ class ArchiveLimits:
                 raise ValueError(f"{limit.name} is {getattr(self, limit.name)}; it must be >= 1")
 
 
-def unpack(source: Path, into: Path, *, limits: ArchiveLimits | None = None) -> None:
+def unpack(
+    source: Path,
+    into: Path,
+    *,
+    limits: ArchiveLimits | None = None,
+    with_template: bool = False,
+) -> None:
     """Write the adapter files packed in ``source`` into the existing folder ``into``.
 
     The format is told by content, not by name. Files may lie in one folder inside the archive; what
@@ -68,7 +75,8 @@ def unpack(source: Path, into: Path, *, limits: ArchiveLimits | None = None) -> 
         if packed_bytes > limits.max_packed_bytes:
             raise _too_large(f"it has {packed_bytes} bytes", limits.max_packed_bytes)
         try:
-            _unpack(file, into, _Meter(limits, packed_bytes))
+            wanted = (*_WANTED, TEMPLATE_NAME) if with_template else _WANTED
+            _unpack(file, into, _Meter(limits, packed_bytes), wanted)
         except AdapterRejected:
             raise
         except (*_PARSER_ERRORS, OSError) as error:
@@ -90,11 +98,11 @@ _PARSER_ERRORS = (
 )
 
 
-def _unpack(file: "_BoundedReader", into: Path, meter: "_Meter") -> None:
+def _unpack(file: "_BoundedReader", into: Path, meter: "_Meter", wanted: Collection[str]) -> None:
     directory = _Directory(meter.limits)
     for member in _members(file, meter):
         name = directory.admit(member)
-        if name in _WANTED:
+        if name in wanted:
             _copy(member, into / name)
     directory.check_complete()
 

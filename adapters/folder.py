@@ -20,9 +20,11 @@ from .error import AdapterRejected
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
+TEMPLATE_NAME = "chat_template.jinja"
 CHUNK_BYTES = 1 << 20
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_CONFIG_DEPTH = 8
+_MAX_TEMPLATE_BYTES = 64 << 10
 _MAX_HEADER_BYTES = 4 << 20
 _MAX_NAME_CHARS = 512
 _MAX_DIMENSIONS = 8
@@ -84,6 +86,24 @@ class AdapterFolder:
         if not isinstance(config, dict):
             raise AdapterRejected("invalid_config", f"{CONFIG_NAME} must hold one JSON object")
         return config
+
+    @cached_property
+    def template(self) -> str | None:
+        """The chat template that lies beside the two files, if any: a program, to be distrusted."""
+        if not os.path.lexists(self.path / TEMPLATE_NAME):
+            return None
+        with open_regular(self.path / TEMPLATE_NAME) as file:
+            content = file.read(_MAX_TEMPLATE_BYTES + 1)
+        if len(content) > _MAX_TEMPLATE_BYTES:
+            raise AdapterRejected(
+                "invalid_template", f"{TEMPLATE_NAME} is over {_MAX_TEMPLATE_BYTES} bytes"
+            )
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise AdapterRejected(
+                "invalid_template", f"{TEMPLATE_NAME} is not UTF-8: {error}"
+            ) from None
 
     @cached_property
     def entries(self) -> tuple[TensorEntry, ...]:

@@ -33,8 +33,11 @@ def check_adapter(
     *,
     projections: Sequence[Projection],
     limits: GateLimits | None = None,
+    with_template: bool = False,
 ) -> CheckedAdapter:
     """Check the PEFT folder or archive at ``source``; its two files are then in ``staged``.
+
+    So is its chat template ``with_template``.
 
     ``staged`` is an existing, empty folder that nobody else writes. Blocks for up to
     ``limits.wall_seconds``. Raises ``AdapterRejected`` with the reason, or ``check_timeout``,
@@ -43,7 +46,7 @@ def check_adapter(
     """
     limits = limits or GateLimits()
     request = CheckRequest(
-        str(source.absolute()), str(staged.absolute()), tuple(projections), limits
+        str(source.absolute()), str(staged.absolute()), tuple(projections), limits, with_template
     )
     with tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as complaint:
         question.write(msgspec.json.encode(request))

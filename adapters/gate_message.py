@@ -16,6 +16,7 @@ class CheckRequest(msgspec.Struct, frozen=True):
     staged: str
     projections: Sequence[Projection]
     limits: GateLimits
+    with_template: bool = False
 
 
 class Accepted(msgspec.Struct, frozen=True, tag=True):

@@ -66,6 +66,7 @@ def _inspect(request: Mapping[str, Any], limits: GateLimits) -> CheckedAdapter:
         Path(request["staged"]),
         projections=[_projection(**fields) for fields in request["projections"]],
         limits=limits,
+        with_template=request["with_template"],
     )
 
 

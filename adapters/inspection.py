@@ -12,7 +12,14 @@ from pathlib import Path
 from .archive import ArchiveLimits, unpack
 from .error import AdapterRejected
 from .feature import features_of
-from .folder import CHUNK_BYTES, CONFIG_NAME, WEIGHTS_NAME, AdapterFolder, open_regular
+from .folder import (
+    CHUNK_BYTES,
+    CONFIG_NAME,
+    TEMPLATE_NAME,
+    WEIGHTS_NAME,
+    AdapterFolder,
+    open_regular,
+)
 from .ia3_format import check_inputs
 from .module_spec import ModuleSpec
 from .resolution import parse_config, resolve_modules
@@ -69,23 +76,29 @@ class CheckedAdapter:
 
 
 def inspect_source(
-    source: Path, staged: Path, *, projections: Sequence[Projection], limits: GateLimits
+    source: Path,
+    staged: Path,
+    *,
+    projections: Sequence[Projection],
+    limits: GateLimits,
+    with_template: bool = False,
 ) -> CheckedAdapter:
     """Bring the adapter at ``source``, a PEFT folder or a packed one, into ``staged`` and check it.
 
-    Only the copy is checked, so a source that changes meanwhile changes nothing. Raises
-    ``AdapterRejected`` with the reason.
+    Its chat template comes along only ``with_template``; its size and encoding are all that is
+    checked of it, and the digest then covers it. Only the copy is checked, so a source that changes
+    meanwhile changes nothing. Raises ``AdapterRejected`` with the reason.
     """
     if source.is_dir():
-        copy_folder(source, staged, max_bytes=limits.max_bytes)
+        copy_folder(source, staged, max_bytes=limits.max_bytes, with_template=with_template)
     else:
-        unpack(source, staged, limits=limits.archive)
+        unpack(source, staged, limits=limits.archive, with_template=with_template)
     folder = AdapterFolder(staged)
     _check_size(folder, limits)
     modules = _resolve(folder, projections, limits)
     folder.check_finite()
     return CheckedAdapter(
-        digest=folder.digest(_semantics(modules)),
+        digest=folder.digest(_semantics(modules, folder.template)),
         num_bytes=folder.weights_bytes,
         rank=max(module.rank for module in modules),
         num_modules=len(modules),
@@ -104,10 +117,12 @@ def inspect_adapter(
     return modules
 
 
-def copy_folder(source: Path, into: Path, *, max_bytes: int) -> None:
-    """Copy the two files of the PEFT folder ``source``; a longer weights file is refused."""
+def copy_folder(source: Path, into: Path, *, max_bytes: int, with_template: bool = False) -> None:
+    """Copy the files of the PEFT folder ``source``; a longer weights file is refused."""
     folder = AdapterFolder(source)
     (into / CONFIG_NAME).write_bytes(folder.config_bytes)
+    if with_template and folder.template is not None:
+        (into / TEMPLATE_NAME).write_text(folder.template, encoding="utf-8", newline="")
     copied = 0
     with open_regular(source / WEIGHTS_NAME) as weights, open(into / WEIGHTS_NAME, "xb") as copy:
         while chunk := weights.read(CHUNK_BYTES):
@@ -146,7 +161,7 @@ def _resolve(
     return modules
 
 
-def _semantics(modules: Sequence[ModuleSpec]) -> str:
+def _semantics(modules: Sequence[ModuleSpec], template: str | None) -> str:
     """What the config means, canonically: two spellings of one adapter share a digest.
 
     What a module has not is left out, so that a digest outlives features that it does not use.
@@ -155,7 +170,8 @@ def _semantics(modules: Sequence[ModuleSpec]) -> str:
         {name: value for name, value in asdict(module).items() if value is not None}
         for module in modules
     ]
-    return json.dumps(present, sort_keys=True)
+    meaning = json.dumps(present, sort_keys=True)
+    return meaning if template is None else f"{meaning}\n{json.dumps(template)}"
 
 
 def _too_large(found: str, limit: int, name: str) -> AdapterRejected:

@@ -36,13 +36,18 @@ def import_version(
     parents: tuple[str, ...] = (),
     metrics: Mapping[str, Any] | None = None,
     base: str = "",
+    with_template: bool = False,
 ) -> Version:
     """As ``import_adapter``; returns the record for ``Registry.publish_version``.
+
+    The adapter's own chat template is kept only ``with_template``.
 
     The store holds the bytes until they are published or ``store.release`` gives them up.
     """
     with store.staging() as staged:
-        checked = check_adapter(path, staged, projections=projections, limits=limits)
+        checked = check_adapter(
+            path, staged, projections=projections, limits=limits, with_template=with_template
+        )
         store.put(checked.digest, staged)
     return Version(
         checked.digest,

@@ -117,7 +117,7 @@ class AdapterStore:
             self._held[digest] += 1
 
     def _move(self, staged: Path, target: Path) -> None:
-        for path in (staged / CONFIG_NAME, staged / WEIGHTS_NAME, staged):
+        for path in (*sorted(staged.iterdir()), staged):
             durable.sync(path)
         reach("put.4")
         try:

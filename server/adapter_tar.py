@@ -6,7 +6,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import BinaryIO, Final, Self
 
-from multiflora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME, AdapterFolder, open_regular
+from multiflora.adapters.folder import (
+    CONFIG_NAME,
+    TEMPLATE_NAME,
+    WEIGHTS_NAME,
+    AdapterFolder,
+    open_regular,
+)
 
 _CHUNK_BYTES: Final = 1 << 18
 # The end of a tar: two empty blocks.
@@ -33,10 +39,11 @@ class AdapterTar:
 
     @classmethod
     def open(cls, folder: AdapterFolder, *, name: str, created: int) -> Self:
-        """The two files under a folder ``name``; ``created`` is a Unix time."""
+        """The version's files under a folder ``name``; ``created`` is a Unix time."""
         with ExitStack() as files:
             members = []
-            for part in (CONFIG_NAME, WEIGHTS_NAME):
+            beside = () if folder.template is None else (TEMPLATE_NAME,)
+            for part in (CONFIG_NAME, WEIGHTS_NAME, *beside):
                 file = files.enter_context(open_regular(folder.path / part))
                 size = file.seek(0, 2)
                 file.seek(0)

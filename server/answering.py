@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import orjson
@@ -58,7 +58,7 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
         )
         check_store(service.learner, model, body.store)
         info = service.client.info
-        prompts = await _prompts(question, info.max_model_len)
+        prompts = await _prompts(service, question, model, info.max_model_len)
         grammar = await _grammar(service, question)
         answer_id = f"{question.shape.id_prefix}-{uuid.uuid4().hex}"
         leave_trail(service, request, record, model, kind=question.shape.kind, answer_id=answer_id)
@@ -96,8 +96,13 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
         return EventStream(events, resources=resources.pop_all(), headers=making.headers)
 
 
-async def _prompts(question: Question, max_model_len: int) -> Sequence[Sequence[int]]:
-    found = await off_loop(question.is_large, question.tokenize, max_model_len=max_model_len)
+async def _prompts(
+    service: Service, question: Question, model: ServedModel, max_model_len: int
+) -> Sequence[Sequence[int]]:
+    tokenize = question.tokenize
+    if question.is_chat:
+        tokenize = partial(tokenize, renderer=service.renderer(model))
+    found = await off_loop(question.is_large, tokenize, max_model_len=max_model_len)
     # Chats are rendered by another process.
     return await found if isinstance(found, Awaitable) else found
 

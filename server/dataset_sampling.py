@@ -89,7 +89,7 @@ class _Asker:
         sampling: dict[str, Any],
     ) -> list[SequenceJob]:
         service = self.service
-        tokens = await _tokens(service, prompt)
+        tokens = await _tokens(service, model, prompt)
         room = service.client.info.max_model_len - len(tokens)
         if room < 1:
             raise PromptTooLong(
@@ -289,13 +289,13 @@ async def _run(
     ]
 
 
-async def _tokens(service: Service, prompt: Prompt) -> Sequence[int]:
+async def _tokens(service: Service, model: ServedModel, prompt: Prompt) -> Sequence[int]:
     limit = service.client.info.max_model_len
     if isinstance(prompt, str):
         return tokenize_prompts(service.tokenizer, [prompt], max_model_len=limit)[0]
     body = ChatBody.model_validate({"model": "", "messages": [dict(one) for one in prompt]})
     (tokens,) = await tokenize_chat(
-        service.tokenizer, service.chat_template, body, max_model_len=limit
+        service.tokenizer, body, renderer=service.renderer(model), max_model_len=limit
     )
     return tokens
 

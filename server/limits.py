@@ -42,6 +42,8 @@ class Limits:
     body_idle_seconds: float = 30.0
     body_bytes_per_second: int = 1024
     header_seconds: float = 30.0
+    # How long an answer may wait for its client to read any of it.
+    stall_seconds: float = 60.0
     max_connections: int = 4096
     # How long an upload may stand still.
     upload_idle_seconds: float = 30.0

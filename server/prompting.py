@@ -33,9 +33,9 @@ def tokenize_prompts(
 
 async def tokenize_chat(
     tokenizer: Tokenizer,
-    renderer: Renderer,
     body: ChatBody,
     *,
+    renderer: Renderer,
     max_model_len: int,
     is_large: bool = False,
 ) -> list[Sequence[int]]:

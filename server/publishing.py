@@ -73,11 +73,13 @@ class Publisher:
         match: BaseMatch | None = None,
         limits: GateLimits | None = None,
         num_threads: int = 2,
+        with_templates: bool = False,
     ) -> None:
         self.match = match or BaseMatch()
         self._registry = registry
         self._projections = tuple(projections)
         self._limits = limits
+        self._with_templates = with_templates
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="publish")
         # Names are made here only, so under this lock a name that is free stays free.
         self._lock = threading.Lock()
@@ -125,6 +127,7 @@ class Publisher:
                 parents=origin.parents,
                 metrics=origin.metrics,
                 base=self.match.base,
+                with_template=self._with_templates,
             )
         except OSError as error:
             if is_disk_full(error):

@@ -25,7 +25,8 @@ class Question:
     ``max_tokens`` is what the client asked for, else ``default_max_tokens`` or all that fits.
     ``structure`` goes before what the body asks for. ``keeps_special_tokens`` where calls of tools
     are told by them. ``echo`` gives the text of the prompt at a place, for answers that begin with
-    it. ``make_writer`` writes streams that are not those of chunks. ``given`` is what the client
+    it. ``is_chat`` where ``tokenize`` needs the renderer of the model that answers. ``make_writer``
+    writes streams that are not those of chunks. ``given`` is what the client
     sent where ``body`` was made of it.
     """
 
@@ -35,6 +36,7 @@ class Question:
     is_large: bool
     max_tokens: int | None
     default_max_tokens: int | None = None
+    is_chat: bool = False
     structure: Structure | None = None
     keeps_special_tokens: bool = False
     make_writer: Callable[..., EventWriter] | None = None

@@ -26,6 +26,7 @@ from .access.key_file import KeyFile
 from .access.key_registry import KeyRegistry
 from .access.keyring import Keyring
 from .access.origin import OriginCheck, is_loopback
+from .adapter_template import AdapterTemplates
 from .admission import Admission
 from .announcement import Announcement, loading_progress
 from .app import create_app
@@ -71,7 +72,9 @@ def serve(settings: ServeSettings) -> int:
             match = BaseMatch(base.fingerprint, registry.bases())
             projections = base.config.adapter_projections()
             keyring = open_keyring(settings, registry)
-            publisher = Publisher(registry, projections, match=match)
+            publisher = Publisher(
+                registry, projections, match=match, with_templates=settings.allow_adapter_templates
+            )
             files = open_files(settings.data_dir, registry)
             with closing(publisher), closing(FileChecker(files)) as checker:
                 publish_at_start(adapter_sources(settings), registry, publisher)
@@ -156,7 +159,7 @@ async def _run(
     if settings.adapters_dir:
         watched = WatchedFolder(settings.adapters_dir, registry, publisher)
         await publisher.run(watched.scan)
-    service = _service(
+    service = make_service(
         settings, client, base, config, registry, publisher, checker, keyring, renderer
     )
     _warn_of_unserved(service.catalog)
@@ -222,7 +225,7 @@ def _warn_of_unserved(catalog: Catalog) -> None:
         logger.warning("adapter %r is kept, but not served: %s", name, reason)
 
 
-def _service(
+def make_service(
     settings: ServeSettings,
     client: EngineClient,
     base: BaseModel,
@@ -233,6 +236,7 @@ def _service(
     keyring: Keyring,
     renderer: TemplateRenderer,
 ) -> Service:
+    """Everything that the routes work with; nothing is started."""
     metrics = Metrics(client, registry, base=base.name, data_dir=settings.data_dir)
     pinning = Pinning(registry, client, publisher.match)
     end_tokens = frozenset(base.config.eos_token_ids)
@@ -253,6 +257,9 @@ def _service(
         client=client,
         tokenizer=base.tokenizer,
         chat_template=renderer,
+        adapter_templates=AdapterTemplates(
+            registry.store if settings.allow_adapter_templates else None
+        ),
         catalog=Catalog(base.name, registry, created=int(time.time()), match=publisher.match),
         metrics=metrics,
         registry=registry,
@@ -269,7 +276,9 @@ def _service(
         adapters_root=settings.adapters_root,
         hub=HubDoor(settings.adapters_hub),
         limits=Limits(
-            max_upload_bytes=settings.max_upload_size, max_file_bytes=settings.max_file_size
+            max_upload_bytes=settings.max_upload_size,
+            max_file_bytes=settings.max_file_size,
+            stall_seconds=settings.stall_timeout,
         ),
         end_tokens=end_tokens,
         admission=Admission(settings.admission_limits(), on_refusal=metrics.refusal),

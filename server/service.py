@@ -18,10 +18,11 @@ from multiflora.engine.training.learning.learner import Learner
 
 from .access.keyring import Keyring
 from .access.origin import OriginCheck
+from .adapter_template import AdapterTemplates
 from .admission import Admission
 from .background_job import BackgroundJobs
 from .batch_runner import BatchRunner
-from .catalog import Catalog
+from .catalog import Catalog, ServedModel
 from .drain import Drain
 from .file_checker import FileChecker
 from .grammar_check import GrammarCheck
@@ -54,6 +55,7 @@ class Service:
     pinning: Pinning
     merger: Merger
     keyring: Keyring
+    adapter_templates: AdapterTemplates = field(default_factory=AdapterTemplates)
     admission: Admission = field(default_factory=Admission)
     # How long any answer may take; None is for ever.
     request_timeout_seconds: float | None = None
@@ -71,6 +73,10 @@ class Service:
     logs_requests: bool = False
     # Idempotency keys of running requests.
     keys_in_use: set[str] = field(default_factory=set)
+
+    def renderer(self, model: ServedModel) -> Renderer:
+        """What renders the chats that ``model`` answers."""
+        return self.adapter_templates.renderer(self.chat_template, model)
 
     @property
     def files(self) -> FileRegistry:

@@ -23,13 +23,20 @@ from multiflora.engine.config import (
     TrainingPace,
 )
 from multiflora.engine.log_line import LogFormat
-from multiflora.engine.training.jobs.tracking.library import read_sinks
 from multiflora.engine.training.jobs.tracking.message import SinkName
 
 from .admission import AdmissionLimits
-from .hub_door import check_pattern
 from .limits import Limits
 from .rate_limit import RateLimits, parse_limits
+from .setting_value import (
+    parse_bool,
+    parse_float,
+    parse_int,
+    parse_judges,
+    parse_path,
+    parse_patterns,
+    parse_sinks,
+)
 from .size import parse_size
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -61,50 +68,6 @@ def parse_adapters(value: object) -> tuple[AdapterSource, ...]:
     else:
         items = [item for item in str(value).split(",") if item.strip()]
     return tuple(parse_adapter(item) for item in items)
-
-
-def parse_bool(text: str) -> bool:
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if text.lower() not in words:
-        raise ValueError(f"{text!r} is neither true nor false")
-    return words[text.lower()]
-
-
-def parse_int(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a whole number") from None
-
-
-def parse_float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a number") from None
-
-
-def parse_path(text: str) -> Path:
-    return Path(text).expanduser()
-
-
-def parse_patterns(text: str) -> tuple[str, ...]:
-    return tuple(check_pattern(item.strip()) for item in text.split(",") if item.strip())
-
-
-def parse_judges(text: str) -> tuple[tuple[str, str], ...]:
-    """Read ``NAME=URL`` with commas between. Raises ``ValueError``."""
-    found = {}
-    for item in filter(None, map(str.strip, text.split(","))):
-        name, _, url = item.partition("=")
-        if not name.strip() or not url.strip().startswith(("http://", "https://")):
-            raise ValueError(f"{item!r} is not NAME=URL with an http or https URL")
-        found[name.strip()] = url.strip()
-    return tuple(found.items())
-
-
-def parse_sinks(text: str) -> tuple[SinkName, ...]:
-    return read_sinks([item.strip() for item in text.split(",") if item.strip()])
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
@@ -155,6 +118,13 @@ class ServeSettings:
             "hub repositories that may be imported, such as my-org/*; several with commas",
             parse_patterns,
             metavar="OWNER/NAME",
+        ),
+    )
+    allow_adapter_templates: bool = field(
+        default=False,
+        metadata=_about(
+            "render chats with the chat_template.jinja that an adapter brings, and keep it",
+            parse_bool,
         ),
     )
     max_upload_size: int = field(
@@ -293,6 +263,14 @@ class ServeSettings:
     threads: int | None = field(
         default=None, metadata=_about("CPU threads of the engine", parse_int)
     )
+    stall_timeout: float = field(
+        default=60.0,
+        metadata=_about(
+            "a client that reads nothing of its answer for so long is disconnected",
+            parse_float,
+            metavar="SECONDS",
+        ),
+    )
     step_timeout: float = field(
         default=120.0,
         metadata=_about(
@@ -340,6 +318,8 @@ class ServeSettings:
                 raise ValueError(f"{flag} is {folder}; it must be an existing folder")
         if self.request_timeout is not None and not 0 < self.request_timeout < float("inf"):
             raise ValueError(f"--request-timeout is {self.request_timeout}; it must be above 0")
+        if not 0 < self.stall_timeout < float("inf"):
+            raise ValueError(f"--stall-timeout is {self.stall_timeout}; it must be above 0")
         if not 1 <= self.step_timeout < float("inf"):
             raise ValueError(f"--step-timeout is {self.step_timeout}; it must be 1 or more")
         self.admission_limits()

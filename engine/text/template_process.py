@@ -7,15 +7,18 @@ memory fails, and one that takes more CPU time ends the process.
 
 import signal
 import socket
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
 import msgspec
 
 from multiflora.adapters.resource_limit import restrict_resources
 
-from ..errors import RequestRejected
+from ..errors import InvalidCheckpoint, RequestRejected
 from ..frame import read_frame, write_frame
 from .chat_template import ChatTemplate
+
+_MAX_KEPT: Final = 32
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -29,9 +32,10 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 class Render(msgspec.Struct, frozen=True):
-    """``fields`` are the arguments of ``ChatTemplate.render``."""
+    """``fields`` are the arguments of ``ChatTemplate.render``; ``template`` replaces the base's."""
 
     fields: dict[str, Any]
+    template: str = ""
 
 
 class Rendered(msgspec.Struct, frozen=True):
@@ -46,9 +50,7 @@ def main(descriptor: int) -> None:
     """Answer in the order of the questions, until the other end is closed."""
     connection = socket.socket(fileno=descriptor)
     setup = msgspec.msgpack.decode(read_frame(connection) or b"", type=Setup)
-    template = ChatTemplate(
-        setup.templates, special_tokens=setup.special_tokens, max_chars=setup.max_chars
-    )
+    templates = _Templates(setup)
     restrict_resources(memory_bytes=setup.memory_bytes, file_bytes=0)
     # An empty frame says that the limits hold and the first question can come.
     write_frame(connection, b"")
@@ -56,16 +58,33 @@ def main(descriptor: int) -> None:
     while frame := read_frame(connection):
         # Above the limit comes SIGPROF, whose default is the end, in the middle of any C code.
         signal.setitimer(signal.ITIMER_PROF, setup.cpu_seconds)
-        answer = encoder.encode(_render(template, decoder, frame))
+        answer = encoder.encode(_render(templates, decoder.decode(frame)))
         signal.setitimer(signal.ITIMER_PROF, 0)
         write_frame(connection, answer)
 
 
-def _render(
-    template: ChatTemplate, decoder: "msgspec.msgpack.Decoder[Render]", frame: bytes
-) -> Rendered:
+class _Templates:
+    """The base's, and the last ones that adapters brought, compiled."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._base = self._compiled(setup.templates)
+        self._others = lru_cache(_MAX_KEPT)(lambda source: self._compiled({"default": source}))
+
+    def of(self, question: Render) -> ChatTemplate:
+        """Raises ``InvalidCheckpoint`` for a source that is none."""
+        return self._others(question.template) if question.template else self._base
+
+    def _compiled(self, sources: dict[str, str]) -> ChatTemplate:
+        setup = self._setup
+        return ChatTemplate(sources, special_tokens=setup.special_tokens, max_chars=setup.max_chars)
+
+
+def _render(templates: _Templates, question: Render) -> Rendered:
     try:
-        return Rendered(template.render(**decoder.decode(frame).fields))
+        return Rendered(templates.of(question).render(**question.fields))
+    except InvalidCheckpoint as error:
+        return Rendered(error=str(error), param="model")
     except RequestRejected as error:
         return Rendered(error=str(error), param=error.param)
     except RecursionError:

@@ -28,7 +28,10 @@ _BOOT_SECONDS: Final = 60.0
 
 
 class Renderer(Protocol):
-    """Renders conversations; ``ChatTemplate.render`` says what the arguments are."""
+    """Renders conversations; ``ChatTemplate.render`` says what the arguments are.
+
+    ``template`` is a source to use in place of the renderer's own templates.
+    """
 
     async def render(self, messages: Any, **options: Any) -> str: ...
 
@@ -105,13 +108,13 @@ class TemplateRenderer:
             await asyncio.wait(child.tasks)
         self._fail_all(EngineUnavailable("the server is shutting down"))
 
-    async def render(self, messages: Any, **options: Any) -> str:
-        """As ``ChatTemplate.render``; raises ``RequestRejected``, also for what takes too much."""
+    async def render(self, messages: Any, *, template: str = "", **options: Any) -> str:
+        """As `Renderer` says; raises ``RequestRejected``, also for what takes too much."""
         if self._is_stopped or len(self._questions) >= _MAX_WAITING:
             raise EngineUnavailable("too many chats wait to be rendered; try again shortly")
         fields = {"messages": messages, **options}
         question = _Question(
-            pack_frame(self._encoder.encode(Render(fields))),
+            pack_frame(self._encoder.encode(Render(fields, template))),
             asyncio.get_running_loop().create_future(),
         )
         self._questions.append(question)

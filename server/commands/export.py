@@ -7,7 +7,7 @@ from typing import Any, Final
 from multiflora.engine.models.named_folder import NamedFolder
 
 from ..announcement import loading_progress
-from ..settings import parse_path
+from ..setting_value import parse_path
 from ..size import parse_size
 from .argument import DATA_DIR, find_adapter, find_base, typed
 

@@ -26,7 +26,7 @@ from ..access.caller import Scope
 from ..access.key_file import KeyFile
 from ..access.key_registry import KeyRegistry
 from ..rate_limit import RateLimits, parse_limits
-from ..settings import parse_path
+from ..setting_value import parse_path
 from ..settings_source import KEY_VARIABLE
 from .argument import DATA_DIR, typed
 

@@ -16,7 +16,7 @@ from multiflora.adapters.merging.recipe import DTYPES, OnAntiparallel, Recipe
 from multiflora.adapters.merging.report import MergeReport
 
 from ..announcement import loading_progress
-from ..settings import parse_path
+from ..setting_value import parse_path
 from .argument import DATA_DIR, find_adapter, typed
 
 _EPILOG: Final = f"Methods: {', '.join(METHODS)}. What each does is in docs/merging.md."

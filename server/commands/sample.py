@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from multiflora.engine.errors import EngineUnavailable, RequestRejected
 
-from ..settings import parse_path
+from ..setting_value import parse_path
 from ..settings_source import KEY_VARIABLE
 
 _POLL_SECONDS: Final = 0.5

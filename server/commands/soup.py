@@ -7,7 +7,7 @@ from typing import Any
 
 from multiflora.adapters.merging.rank_policy import RankPolicy
 
-from ..settings import parse_path
+from ..setting_value import parse_path
 from .argument import DATA_DIR, find_adapter, typed
 
 

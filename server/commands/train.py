@@ -49,7 +49,7 @@ from multiflora.engine.training.jobs.tracking.message import SINKS, SinkName, Tr
 from multiflora.engine.training.jobs.tracking.tracker import Tracker
 
 from ..announcement import loading_progress
-from ..settings import parse_path, parse_sinks
+from ..setting_value import parse_path, parse_sinks
 from ..training_progress import TrainingProgress
 from .argument import DATA_DIR, DEMO_BASE_NAME, find_base, find_model, typed
 

@@ -30,9 +30,8 @@ async def create_chat_completion(request: Request) -> Response:
         shape=ChatShape(
             token_detail(service.tokenizer, body), make_reader=tools.reader if tools else None
         ),
-        tokenize=partial(
-            tokenize_chat, service.tokenizer, service.chat_template, body, is_large=is_large
-        ),
+        tokenize=partial(tokenize_chat, service.tokenizer, body, is_large=is_large),
+        is_chat=True,
         is_large=False,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         structure=tools.structure(service.tokenizer) if tools else None,

@@ -30,9 +30,8 @@ async def create_response(request: Request) -> Response:
     question = Question(
         body=chat,
         shape=shape,
-        tokenize=partial(
-            tokenize_chat, service.tokenizer, service.chat_template, chat, is_large=is_large
-        ),
+        tokenize=partial(tokenize_chat, service.tokenizer, chat, is_large=is_large),
+        is_chat=True,
         is_large=False,
         max_tokens=chat.max_completion_tokens,
         structure=tools.structure(service.tokenizer) if tools else None,

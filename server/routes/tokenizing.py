@@ -1,15 +1,17 @@
 """``/tokenize``, ``/detokenize``, ``/tokenizer_info``: the base's tokenizer, as vLLM shows it."""
 
 import sys
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
 
 from multiflora.engine.errors import RequestRejected
+from multiflora.engine.text.template_renderer import Renderer
 
 from ..access.caller import caller_of
+from ..catalog import ServedModel
 from ..ignored_field import ignored_header
 from ..openapi import body_reference
 from ..prompting import tokenize_chat
@@ -28,8 +30,8 @@ async def tokenize(request: Request) -> Response:
     raw = await request.body()
     is_large = len(raw) > service.limits.inline_body_bytes
     body = await off_loop(is_large, parse_body, raw, TokenizeBody)
-    _check_model(request, body.model)
-    tokens = await _tokens(service, body, is_large)
+    with _model(request, body.model) as model:
+        tokens = await _tokens(service, body, service.renderer(model), is_large)
     content: dict[str, Any] = {
         "count": len(tokens),
         "max_model_len": service.client.info.max_model_len,
@@ -50,7 +52,8 @@ async def detokenize(request: Request) -> Response:
     raw = await request.body()
     is_large = len(raw) > service.limits.inline_body_bytes
     body = await off_loop(is_large, parse_body, raw, DetokenizeBody)
-    _check_model(request, body.model)
+    with _model(request, body.model):
+        pass
     check_tokens(body.tokens, service.client.info.vocab_size, param="tokens")
     decode = service.tokenizer.decode
     text = await off_loop(is_large, decode, body.tokens, skip_special_tokens=False)
@@ -72,15 +75,15 @@ async def tokenizer_info(request: Request) -> dict[str, Any]:
     }
 
 
-def _check_model(request: Request, model: str | None) -> None:
+def _model(request: Request, model: str | None) -> AbstractContextManager[ServedModel]:
     """All models share the base's tokenizer, but an unknown one is an error."""
-    catalog, view = service_of(request).catalog, caller_of(request).view
-    with ExitStack() as held:
-        if model is not None:
-            held.enter_context(catalog.lease(model, view=view))
+    catalog = service_of(request).catalog
+    return catalog.lease(model or catalog.base, view=caller_of(request).view)
 
 
-async def _tokens(service: Service, body: TokenizeBody, is_large: bool) -> list[int]:
+async def _tokens(
+    service: Service, body: TokenizeBody, renderer: Renderer, is_large: bool
+) -> list[int]:
     if (body.prompt is None) == (body.messages is None):
         raise RequestRejected("give either prompt or messages", param="prompt")
     if body.prompt is not None:
@@ -92,8 +95,8 @@ async def _tokens(service: Service, body: TokenizeBody, is_large: bool) -> list[
     conversation = body.conversation(body.messages)
     (tokens,) = await tokenize_chat(
         service.tokenizer,
-        service.chat_template,
         conversation,
+        renderer=renderer,
         max_model_len=sys.maxsize,
         is_large=is_large,
     )

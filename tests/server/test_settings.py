@@ -124,6 +124,7 @@ def test_unknown_variables_are_refused_with_a_suggestion():
         ({"port": 70000}, "--port is 70000"),
         ({"drain_timeout": -1.0}, "--drain-timeout is -1"),
         ({"drain_timeout": float("nan")}, "--drain-timeout is nan"),
+        ({"stall_timeout": 0.0}, "--stall-timeout is 0"),
         ({"adapters": (AdapterSource("a", Path()),) * 2}, "'a' is given twice"),
     ],
 )
