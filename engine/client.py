@@ -21,6 +21,7 @@ from .errors import (
     StartupError,
     UnsupportedModel,
 )
+from .event_queue import EventQueue
 from .messages import (
     Abort,
     Adapters,
@@ -81,7 +82,7 @@ class EngineClient:
         self._state = EngineState.STOPPED
         self._info: EngineInfo | None = None
         self._started: asyncio.Future[EngineInfo] | None = None
-        self._streams: dict[str, asyncio.Queue[TokenEvent]] = {}
+        self._streams: dict[str, EventQueue] = {}
         self._versions: dict[str, asyncio.Future[None]] = {}
         self._kept_versions: dict[str, None] = {}
         self._pins: dict[str, asyncio.Future[None]] = {}
@@ -140,7 +141,9 @@ class EngineClient:
         self.transport.kill()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent]:
-        """Submit and receive events. Closing the iterator early aborts the request.
+        """Submit and receive events, joined where the caller is slower than the engine.
+
+        Closing the iterator early aborts the request.
 
         Raises ``EngineUnavailable`` (``EngineOverloaded`` if the queue is full) when it cannot be
         submitted, ``RequestFailed`` if the engine ends it with an error or dies.
@@ -148,7 +151,7 @@ class EngineClient:
         self._require_ready()
         if request.id in self._streams:
             raise RequestFailed(f"request id {request.id} is in use", code="invalid_request")
-        events = self._streams[request.id] = asyncio.Queue()
+        events = self._streams[request.id] = EventQueue()
         is_finished = False
         try:
             self.transport.send(Submit(request))
@@ -273,7 +276,7 @@ class EngineClient:
             case Events(events):
                 for event in events:
                     if stream := self._streams.get(event.request_id):
-                        stream.put_nowait(event)
+                        stream.put(event)
             case Ready(info):
                 self._info = info
                 if self._state is not EngineState.STOPPED:
@@ -324,7 +327,7 @@ class EngineClient:
         for waits in (self._versions, self._pins, self._stats, self._tiers):
             waits.clear()
         for request_id, stream in self._streams.items():
-            stream.put_nowait(_death_of(request_id))
+            stream.put(_death_of(request_id))
         self._training.on_end(died)
         if self._state is EngineState.READY:
             logger.error("the engine died; restarting it")

@@ -1,12 +1,17 @@
-"""uvicorn's HTTP/1.1 connections, with an end for clients that never finish their headers."""
+"""uvicorn's HTTP/1.1 connections, with an end for clients that neither send nor read on."""
 
 import asyncio
+import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from .body_writer import with_body_writer
 from .limits import Limits
+
+logger = logging.getLogger(__name__)
 
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n"
@@ -21,10 +26,17 @@ def bounded_protocol(limits: Limits) -> Callable[..., asyncio.Protocol]:
         """Headers come within ``header_seconds``; connections above the bound are turned away.
 
         The time runs from the first byte of a request, and from the connection itself, to the end
-        of the headers. What follows is bounded by ``RequestLimitMiddleware``.
+        of the headers. What follows is bounded by ``RequestLimitMiddleware``. A client that leaves
+        its answer unread for ``stall_seconds`` is disconnected, which ends the request's work; one
+        that reads slowly is not.
         """
 
         _late: asyncio.TimerHandle | None = None
+        _stalled: asyncio.TimerHandle | None = None
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.app = with_body_writer(cast(ASGIApp, self.app))
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -45,7 +57,39 @@ def bounded_protocol(limits: Limits) -> Callable[..., asyncio.Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._forget()
+            self._reads_on()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._await_reader(self.transport.get_write_buffer_size())
+
+        def resume_writing(self) -> None:
+            self._reads_on()
+            super().resume_writing()
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            # Closing waits for the reader of what is left.
+            if self.transport.get_write_buffer_size():
+                self.transport.abort()
+
+        def _await_reader(self, unread: int) -> None:
+            self._stalled = self.loop.call_later(limits.stall_seconds, self._look, unread)
+
+        def _look(self, before: int) -> None:
+            """Nothing is added to the buffer while writing is paused, so less of it was read."""
+            unread = self.transport.get_write_buffer_size()
+            if unread < before:
+                self._await_reader(unread)
+            else:
+                logger.info("a client left its answer unread for %g s", limits.stall_seconds)
+                self.transport.abort()
+
+        def _reads_on(self) -> None:
+            if self._stalled is not None:
+                self._stalled.cancel()
+                self._stalled = None
 
         def _await_headers(self) -> None:
             self._late = self.loop.call_later(limits.header_seconds, self._give_up)

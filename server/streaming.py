@@ -11,6 +11,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from .answer_shape import AnswerShape
+from .body_writer import BodyWriter, body_writer_of
 from .errors import INTERNAL_ERROR, http_error
 from .generation import Delta
 from .metrics import RequestRecord
@@ -38,13 +39,26 @@ class EventStream(StreamingResponse):
         super().__init__(events, headers={**unbuffered, **headers})
         self._events = events
         self._resources = resources
+        self._writer: BodyWriter | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._writer = body_writer_of(scope)
         async with self._resources:
             try:
                 await super().__call__(scope, receive, send)
             finally:
                 await self._events.aclose()
+
+    async def stream_response(self, send: Send) -> None:
+        if self._writer is None:
+            await super().stream_response(send)
+            return
+        start = {"type": "http.response.start", "status": self.status_code}
+        await send({**start, "headers": self.raw_headers})
+        async for chunk in self._events:
+            if not await self._writer.write(chunk):
+                return
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +78,16 @@ class ChunkWriter:
     async def events(self, first: Delta, rest: AsyncIterator[Delta]) -> AsyncGenerator[bytes]:
         """All events of the stream; an error becomes the last of them."""
         opened: set[int] = set()
+        head = _open_event(self.envelope)
         try:
-            if chunks := self._chunks(first, opened):
+            if chunks := self._opening(first, head, opened):
                 yield chunks
             async for delta in rest:
-                if chunks := self._chunks(delta, opened):
+                if delta.index in opened:
+                    chunks = self._continued(delta, head)
+                else:
+                    chunks = self._opening(delta, head, opened)
+                if chunks:
                     yield chunks
             self.record.succeed()
             yield self._closing()
@@ -79,33 +98,42 @@ class ChunkWriter:
             logger.warning("a stream ended early: %s", mapped.code, exc_info=is_unexpected)
             yield _event(mapped.body())
 
-    def _chunks(self, delta: Delta, opened: set[int]) -> bytes:
+    def _opening(self, delta: Delta, head: bytes, opened: set[int]) -> bytes:
+        """The first chunks of a choice."""
         self.usage.add(delta)
-        choices = []
-        extra = {} if opened else self.opening
-        if delta.index not in opened:
-            opened.add(delta.index)
-            choices.append(self.shape.opening(delta.index))
-        choices.append(self.shape.delta(delta))
+        extended = head if opened else _open_event({**self.envelope, **self.opening})
+        opened.add(delta.index)
+        choices = (self.shape.opening(delta.index), self.shape.delta(delta))
         chunks = []
         for choice in choices:
             if choice is not None:
-                chunks.append(self._chunk([choice], extra))
-                extra = {}
+                chunks.append(self._chunk(choice, extended))
+                extended = head
         return b"".join(chunks)
 
-    def _chunk(self, choices: list[dict[str, Any]], extra: Mapping[str, Any]) -> bytes:
-        chunk = {**self.envelope, **extra, "choices": choices}
+    def _continued(self, delta: Delta, head: bytes) -> bytes:
+        self.usage.add(delta)
+        choice = self.shape.delta(delta)
+        return b"" if choice is None else self._chunk(choice, head)
+
+    def _chunk(self, choice: Mapping[str, Any], head: bytes) -> bytes:
+        """``head`` is all that comes before the choices; only what changes is written anew."""
+        usage = b""
         if self.options.continuous_usage_stats:
-            chunk["usage"] = self.usage.as_json()
+            usage = b',"usage":' + orjson.dumps(self.usage.as_json())
         elif self.options.include_usage:
-            chunk["usage"] = None
-        return _event(chunk)
+            usage = b',"usage":null'
+        return b"%b[%b]%b}\n\n" % (head, orjson.dumps(choice), usage)
 
     def _closing(self) -> bytes:
         if not self.options.include_usage:
             return _DONE
         return _event({**self.envelope, "choices": [], "usage": self.usage.as_json()}) + _DONE
+
+
+def _open_event(envelope: Mapping[str, Any]) -> bytes:
+    """An event up to the value of its last field, which is ``choices``."""
+    return b"data: " + orjson.dumps(envelope)[:-1] + b',"choices":'
 
 
 def _event(content: Mapping[str, Any]) -> bytes:

@@ -37,6 +37,8 @@ class Tokenizer:
         self.special_ids = frozenset(number for number, token in added.items() if token.special)
         self.special_tokens = frozenset(t.content for t in added.values() if t.special)
         self._fast = fast
+        # The texts of tokens alone, with special tokens (False) and without (True).
+        self._alone: dict[bool, dict[int, str]] = {False: {}, True: {}}
         self._quotation = Quotation(self.special_tokens)
         self._quoted: dict[str, list[int]] = {}
 
@@ -127,10 +129,20 @@ class Tokenizer:
         return copy
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        if len(tokens) == 1:
+            return self._decode_alone(tokens[0], skip_special_tokens=skip_special_tokens)
         if len(tokens) < _MANY:
             return self._fast.decode(tokens, skip_special_tokens=skip_special_tokens)
         # As for texts in _ids; a few tokens cost less in the plain way.
         (text,) = self._fast.decode_batch([tokens], skip_special_tokens=skip_special_tokens)
+        return text
+
+    def _decode_alone(self, token: int, *, skip_special_tokens: bool) -> str:
+        """Streamed answers ask for every one of their tokens alone."""
+        known = self._alone[skip_special_tokens]
+        if (text := known.get(token)) is None:
+            text = self._fast.decode([token], skip_special_tokens=skip_special_tokens)
+            known[token] = text
         return text
 
     def token_name(self, token: int) -> str:
