@@ -102,7 +102,7 @@ def _unpack(file: "_BoundedReader", into: Path, meter: "_Meter", wanted: Collect
     directory = _Directory(meter.limits)
     for member in _members(file, meter):
         name = directory.admit(member)
-        if name in wanted:
+        if name is not None and name in wanted:
             _copy(member, into / name)
     directory.check_complete()
 

@@ -1,8 +1,8 @@
 """uvicorn's HTTP/1.1 connections, with an end for clients that neither send nor read on."""
 
 import asyncio
-import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from starlette.types import ASGIApp
@@ -10,8 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .body_writer import with_body_writer
 from .limits import Limits
-
-logger = logging.getLogger(__name__)
+from .reader_watch import ReaderWatch
 
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n"
@@ -21,87 +20,71 @@ _BUSY = (
 
 def bounded_protocol(limits: Limits) -> Callable[..., asyncio.Protocol]:
     """The protocol of one connection, as uvicorn makes it."""
+    return partial(BoundedProtocol, limits=limits)
 
-    class BoundedProtocol(H11Protocol):
-        """Headers come within ``header_seconds``; connections above the bound are turned away.
 
-        The time runs from the first byte of a request, and from the connection itself, to the end
-        of the headers. What follows is bounded by ``RequestLimitMiddleware``. A client that leaves
-        its answer unread for ``stall_seconds`` is disconnected, which ends the request's work; one
-        that reads slowly is not.
-        """
+class BoundedProtocol(H11Protocol):
+    """Headers come within ``header_seconds``; connections above the bound are turned away.
 
-        _late: asyncio.TimerHandle | None = None
-        _stalled: asyncio.TimerHandle | None = None
+    The time runs from the first byte of a request, and from the connection itself, to the end
+    of the headers. What follows is bounded by ``RequestLimitMiddleware``. A client that reads
+    nothing for ``stall_seconds`` is disconnected, which ends its request's work.
+    """
 
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            self.app = with_body_writer(cast(ASGIApp, self.app))
+    _late: asyncio.TimerHandle | None = None
+    _reader: ReaderWatch
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            if len(self.connections) > limits.max_connections:
-                transport.write(_BUSY)
-                transport.close()
-                return
+    def __init__(self, *arguments: Any, limits: Limits, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._limits = limits
+        self.app = with_body_writer(cast(ASGIApp, self.app))
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._reader = ReaderWatch(transport, seconds=self._limits.stall_seconds)
+        if len(self.connections) > self._limits.max_connections:
+            transport.write(_BUSY)
+            transport.close()
+            return
+        self._await_headers()
+
+    def data_received(self, data: bytes) -> None:
+        before = self.cycle
+        is_idle = before is None or before.response_complete
+        if is_idle and self._late is None:
             self._await_headers()
-
-        def data_received(self, data: bytes) -> None:
-            before = self.cycle
-            is_idle = before is None or before.response_complete
-            if is_idle and self._late is None:
-                self._await_headers()
-            super().data_received(data)
-            if self.cycle is not before:
-                self._forget()
-
-        def connection_lost(self, exc: Exception | None) -> None:
+        super().data_received(data)
+        if self.cycle is not before:
             self._forget()
-            self._reads_on()
-            super().connection_lost(exc)
 
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._await_reader(self.transport.get_write_buffer_size())
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        self._reader.end()
+        super().connection_lost(exc)
 
-        def resume_writing(self) -> None:
-            self._reads_on()
-            super().resume_writing()
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reader.begin()
 
-        def timeout_keep_alive_handler(self) -> None:
-            super().timeout_keep_alive_handler()
-            # Closing waits for the reader of what is left.
-            if self.transport.get_write_buffer_size():
-                self.transport.abort()
+    def resume_writing(self) -> None:
+        self._reader.end()
+        super().resume_writing()
 
-        def _await_reader(self, unread: int) -> None:
-            self._stalled = self.loop.call_later(limits.stall_seconds, self._look, unread)
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        # Closing waits for the reader of what is left.
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
 
-        def _look(self, before: int) -> None:
-            """Nothing is added to the buffer while writing is paused, so less of it was read."""
-            unread = self.transport.get_write_buffer_size()
-            if unread < before:
-                self._await_reader(unread)
-            else:
-                logger.info("a client left its answer unread for %g s", limits.stall_seconds)
-                self.transport.abort()
+    def _await_headers(self) -> None:
+        self._late = self.loop.call_later(self._limits.header_seconds, self._give_up)
 
-        def _reads_on(self) -> None:
-            if self._stalled is not None:
-                self._stalled.cancel()
-                self._stalled = None
-
-        def _await_headers(self) -> None:
-            self._late = self.loop.call_later(limits.header_seconds, self._give_up)
-
-        def _forget(self) -> None:
-            if self._late is not None:
-                self._late.cancel()
-                self._late = None
-
-        def _give_up(self) -> None:
+    def _forget(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
             self._late = None
-            if not self.transport.is_closing():
-                self.transport.close()
 
-    return BoundedProtocol
+    def _give_up(self) -> None:
+        self._late = None
+        if not self.transport.is_closing():
+            self.transport.close()
