@@ -17,6 +17,8 @@ from types import TracebackType
 from typing import Any, Final, Literal
 
 LogFormat = Literal["text", "json"]
+# What clients may call a request.
+HARMLESS_ID: Final = r"^[A-Za-z0-9._:-]{1,128}$"
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 _FORMAT: Final = "%(asctime)s %(levelname)s %(name)s [%(request_id)s]: %(message)s"

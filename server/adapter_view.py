@@ -13,6 +13,7 @@ from .service import Service
 
 # An engine in a long step answers between steps; a list need not wait for it.
 _PATIENCE_SECONDS: Final = 2.0
+_SHORT_PATIENCE_SECONDS: Final = 0.2
 
 
 async def view_adapter(service: Service, entry: AdapterEntry) -> dict[str, Any]:
@@ -55,9 +56,16 @@ def _versions(service: Service, name: str, tiers: Mapping[str, Tier]) -> list[di
     return [version_object(entry, one, tiers=tiers, leases=leases) for one in versions]
 
 
-async def _tiers(service: Service) -> Mapping[str, Tier]:
+async def known_tiers(
+    service: Service, *, patience_seconds: float = _SHORT_PATIENCE_SECONDS
+) -> Mapping[str, Tier] | None:
+    """Where versions are; None if the engine does not say so in time."""
     try:
-        async with asyncio.timeout(_PATIENCE_SECONDS):
+        async with asyncio.timeout(patience_seconds):
             return await service.client.adapter_states()
     except (EngineUnavailable, TimeoutError):
-        return {}
+        return None
+
+
+async def _tiers(service: Service) -> Mapping[str, Tier]:
+    return await known_tiers(service, patience_seconds=_PATIENCE_SECONDS) or {}

@@ -22,7 +22,7 @@ from .catalog import Parent, ServedModel
 from .deadline import timeout_of, until_deadline
 from .disconnect import until_disconnect
 from .generation import Delta, SequenceJob, generate, joined
-from .ignored_field import ignored_header
+from .ignored_field import check_body, ignored_header
 from .metrics import RequestRecord
 from .observation import check_store, observed
 from .question import EventWriter, Question
@@ -48,6 +48,7 @@ class _Answer:
 async def answer(request: Request, service: Service, question: Question) -> Response:
     """Answer a question; whatever it holds is let go exactly once, however it ends."""
     body, caller = question.body, caller_of(request)
+    check_body(question.given or body, is_strict=service.limits.refuses_unknown_fields)
     async with AsyncExitStack() as resources:
         resources.enter_context(service.drain.running())
         service.admission.check_room()

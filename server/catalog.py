@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from multiflora.adapters.entry import AdapterEntry
-from multiflora.adapters.error import UnknownName
+from multiflora.adapters.error import UnknownName, UnknownVersion
 from multiflora.adapters.feature import why_unblendable
 from multiflora.adapters.lease import Lease
 from multiflora.adapters.registry import Registry
+from multiflora.adapters.tier import Tier
 from multiflora.engine.errors import RequestRejected
 from multiflora.engine.request import AdapterShare
 
@@ -139,21 +140,52 @@ class Catalog:
             raise ModelNotFound(f"{lease.name!r}: {self._match.reason(lease.digest)}", param=param)
         return lease
 
-    def cards(self, *, max_model_len: int, view: str | None = None) -> list[dict[str, Any]]:
-        """Model objects of the API: the base first, then the adapters by name."""
+    def cards(
+        self,
+        *,
+        max_model_len: int,
+        view: str | None = None,
+        tiers: Mapping[str, Tier] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Model objects of the API: the base first, then the adapters by name. Waits for the disk.
+
+        ``tiers`` say where versions are, those that are left out on the disk; None is unknown.
+        """
         return [
             self._card(self.base, self._created, max_model_len),
             *(
-                self._card(entry.name, entry.created, max_model_len, digest=entry.digest)
+                self._card(
+                    entry.name,
+                    entry.created,
+                    max_model_len,
+                    adapter={
+                        "version": entry.digest,
+                        "rank": self._rank(entry.digest),
+                        "state": None if tiers is None else tiers.get(entry.digest, Tier.DISK),
+                    },
+                )
                 for entry in self._served(view)
             ),
         ]
 
-    def card(self, model: str, *, max_model_len: int, view: str | None = None) -> dict[str, Any]:
-        for card in self.cards(max_model_len=max_model_len, view=view):
+    def card(
+        self,
+        model: str,
+        *,
+        max_model_len: int,
+        view: str | None = None,
+        tiers: Mapping[str, Tier] | None = None,
+    ) -> dict[str, Any]:
+        for card in self.cards(max_model_len=max_model_len, view=view, tiers=tiers):
             if card["id"] in (model, self._behind_base(model)):
                 return card
         raise self.not_found(model)
+
+    def _rank(self, digest: str) -> int | None:
+        """None for a version that another thread has just collected."""
+        with suppress(UnknownVersion):
+            return self._adapters.version(digest).rank
+        return None
 
     def names(self) -> list[str]:
         return [self.base, *(entry.name for entry in self._served())]
@@ -174,7 +206,12 @@ class Catalog:
         return [entry for entry in entries if self.reason(entry) is None]
 
     def _card(
-        self, name: str, created: int, max_model_len: int, *, digest: str | None = None
+        self,
+        name: str,
+        created: int,
+        max_model_len: int,
+        *,
+        adapter: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         card: dict[str, Any] = {
             "id": name,
@@ -182,11 +219,11 @@ class Catalog:
             "created": created,
             "owned_by": "multiflora",
             "root": self.base,
-            "parent": None if digest is None else self.base,
+            "parent": None if adapter is None else self.base,
             "max_model_len": max_model_len,
         }
-        if digest is not None:
-            card["adapter"] = {"version": digest}
+        if adapter is not None:
+            card["adapter"] = adapter
         return card
 
     def not_found(self, model: str, param: str = "model") -> ModelNotFound:

@@ -8,13 +8,14 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from multiflora.engine.log_line import HARMLESS_ID
 from multiflora.engine.log_line import request_id as current_id
 
 from .errors import error_response
 
 logger = logging.getLogger(__name__)
 
-_HARMLESS: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_HARMLESS: Final = re.compile(HARMLESS_ID)
 
 # No answer is a page: nothing may be guessed of it, framed, run, sent on or kept.
 _SECURITY_HEADERS: Final = (
@@ -43,8 +44,7 @@ class EdgeMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(Headers(scope=scope))
-        current_id.set(request_id)
+        current_id.set(_request_id(Headers(scope=scope)))
         is_started = False
 
         async def send_with_id(message: Message) -> None:
@@ -52,7 +52,8 @@ class EdgeMiddleware:
             if message["type"] == "http.response.start":
                 is_started = True
                 headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
+                # The body may have named the request meanwhile.
+                headers["x-request-id"] = current_id.get()
                 for name, value in _SECURITY_HEADERS:
                     headers.setdefault(name, value)
             await send(message)
@@ -60,7 +61,7 @@ class EdgeMiddleware:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
-            logger.exception("request %s failed", request_id)
+            logger.exception("request %s failed", current_id.get())
             if not is_started:
                 await error_response(error)(scope, receive, send_with_id)
 

@@ -38,6 +38,9 @@ class Limits:
     max_header_bytes: int = 64 * _KIB
     max_headers: int = 100
     max_sequences: int = 256
+    max_choices: int = 16
+    # Whether fields that nobody knows are refused, not only named in the answer.
+    refuses_unknown_fields: bool = False
     # A body may stand still for so long, and must come faster than this on the whole.
     body_idle_seconds: float = 30.0
     body_bytes_per_second: int = 1024

@@ -29,6 +29,11 @@ def sequence_jobs(
 ) -> list[SequenceJob]:
     """One job per prompt and choice, prompt by prompt. Raises ``RequestRejected``."""
     body = question.body
+    if body.n > service.limits.max_choices:
+        raise RequestRejected(
+            f"n is {body.n}; this server gives at most {service.limits.max_choices} choices",
+            param="n",
+        )
     check_number(len(prompts) * body.n, limit=service.limits.max_sequences)
     for name in _ID_LISTS:
         check_tokens(list(getattr(body, name)), info.vocab_size, param=name)

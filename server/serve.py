@@ -279,6 +279,8 @@ def make_service(
             max_upload_bytes=settings.max_upload_size,
             max_file_bytes=settings.max_file_size,
             stall_seconds=settings.stall_timeout,
+            max_choices=settings.max_choices,
+            refuses_unknown_fields=settings.strict_fields,
         ),
         end_tokens=end_tokens,
         admission=Admission(settings.admission_limits(), on_refusal=metrics.refusal),

@@ -28,6 +28,7 @@ from multiflora.engine.training.jobs.tracking.message import SinkName
 from .admission import AdmissionLimits
 from .limits import Limits
 from .rate_limit import RateLimits, parse_limits
+from .schemas.sampling import MAX_CHOICES
 from .setting_value import (
     parse_bool,
     parse_float,
@@ -245,6 +246,16 @@ class ServeSettings:
     max_queued_tokens: int = field(
         default=500_000, metadata=_about("most prompt tokens that wait", parse_int)
     )
+    max_choices: int = field(
+        default=16, metadata=_about("most choices (n) of one request, up to 128", parse_int)
+    )
+    strict_fields: bool = field(
+        default=False,
+        metadata=_about(
+            "refuse request fields that nobody knows, instead of naming them in a header",
+            parse_bool,
+        ),
+    )
     key_limits: RateLimits = field(
         default=RateLimits(),
         metadata=_about(
@@ -318,6 +329,8 @@ class ServeSettings:
                 raise ValueError(f"{flag} is {folder}; it must be an existing folder")
         if self.request_timeout is not None and not 0 < self.request_timeout < float("inf"):
             raise ValueError(f"--request-timeout is {self.request_timeout}; it must be above 0")
+        if not 1 <= self.max_choices <= MAX_CHOICES:
+            raise ValueError(f"--max-choices is {self.max_choices}; it must be 1 to {MAX_CHOICES}")
         if not 0 < self.stall_timeout < float("inf"):
             raise ValueError(f"--stall-timeout is {self.stall_timeout}; it must be above 0")
         if not 1 <= self.step_timeout < float("inf"):

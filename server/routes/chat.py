@@ -36,5 +36,6 @@ async def create_chat_completion(request: Request) -> Response:
         max_tokens=body.max_completion_tokens or body.max_tokens,
         structure=tools.structure(service.tokenizer) if tools else None,
         keeps_special_tokens=tools is not None,
+        echo=(lambda place, tokens: body.begun) if body.echo else None,
     )
     return await answer(request, service, question)

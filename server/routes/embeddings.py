@@ -18,7 +18,7 @@ from ..answering import version_headers
 from ..catalog import ServedModel
 from ..disconnect import until_disconnect
 from ..embedding import Vector, embed, shortened, written
-from ..ignored_field import ignored_header
+from ..ignored_field import check_body, ignored_header
 from ..openapi import body_reference
 from ..prompting import tokenize_prompts
 from ..request_trail import leave_trail
@@ -38,6 +38,7 @@ async def create_embeddings(request: Request) -> Response:
     raw = await request.body()
     is_large = len(raw) > service.limits.inline_body_bytes
     body = await off_loop(is_large, parse_body, raw, EmbeddingBody)
+    check_body(body, is_strict=service.limits.refuses_unknown_fields)
     caller = caller_of(request)
     with (
         service.drain.running(),

@@ -1,5 +1,6 @@
 """``/v1/models``: the base and its adapters."""
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -7,6 +8,7 @@ from fastapi import APIRouter, Request
 from multiflora.engine.errors import RequestRejected
 
 from ..access.caller import caller_of
+from ..adapter_view import known_tiers
 from ..removal import remove_adapter
 from ..service import service_of
 
@@ -17,8 +19,11 @@ router = APIRouter()
 async def list_models(request: Request) -> dict[str, Any]:
     """List the base first, then the adapters by name."""
     service = service_of(request)
-    cards = service.catalog.cards(
-        max_model_len=service.client.info.max_model_len, view=caller_of(request).view
+    cards = await asyncio.to_thread(
+        service.catalog.cards,
+        max_model_len=service.client.info.max_model_len,
+        view=caller_of(request).view,
+        tiers=await known_tiers(service),
     )
     return {"object": "list", "data": cards}
 
@@ -27,8 +32,12 @@ async def list_models(request: Request) -> dict[str, Any]:
 async def retrieve_model(request: Request, model: str) -> dict[str, Any]:
     """Describe one model; its id may contain slashes."""
     service = service_of(request)
-    return service.catalog.card(
-        model, max_model_len=service.client.info.max_model_len, view=caller_of(request).view
+    return await asyncio.to_thread(
+        service.catalog.card,
+        model,
+        max_model_len=service.client.info.max_model_len,
+        view=caller_of(request).view,
+        tiers=await known_tiers(service),
     )
 
 

@@ -12,7 +12,7 @@ from multiflora.engine.text.template_renderer import Renderer
 
 from ..access.caller import caller_of
 from ..catalog import ServedModel
-from ..ignored_field import ignored_header
+from ..ignored_field import check_body, ignored_header
 from ..openapi import body_reference
 from ..prompting import tokenize_chat
 from ..schemas.body import parse_body
@@ -30,6 +30,7 @@ async def tokenize(request: Request) -> Response:
     raw = await request.body()
     is_large = len(raw) > service.limits.inline_body_bytes
     body = await off_loop(is_large, parse_body, raw, TokenizeBody)
+    check_body(body, is_strict=service.limits.refuses_unknown_fields)
     with _model(request, body.model) as model:
         tokens = await _tokens(service, body, service.renderer(model), is_large)
     content: dict[str, Any] = {
@@ -52,6 +53,7 @@ async def detokenize(request: Request) -> Response:
     raw = await request.body()
     is_large = len(raw) > service.limits.inline_body_bytes
     body = await off_loop(is_large, parse_body, raw, DetokenizeBody)
+    check_body(body, is_strict=service.limits.refuses_unknown_fields)
     with _model(request, body.model):
         pass
     check_tokens(body.tokens, service.client.info.vocab_size, param="tokens")

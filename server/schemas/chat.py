@@ -58,7 +58,6 @@ class ChatBody(SamplingBody):
     UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **SamplingBody.UNSUPPORTED,
         "prompt_logprobs": (),
-        "echo": (False,),
         "functions": ([],),
         "function_call": ("none", "auto"),
         "modalities": (["text"],),
@@ -79,6 +78,7 @@ class ChatBody(SamplingBody):
     parallel_tool_calls: bool = True
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    echo: bool = False
     documents: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] = Field({})
 
@@ -97,6 +97,12 @@ class ChatBody(SamplingBody):
         if value and not info.data.get("logprobs"):
             raise ValueError("this needs logprobs=true")
         return value
+
+    @property
+    def begun(self) -> str:
+        """The text of the assistant's message that the answer goes on with; empty without one."""
+        last = self.messages[-1]
+        return (last.content or "") if last.role == "assistant" else ""
 
     @property
     def num_logprobs(self) -> int | None:

@@ -13,12 +13,13 @@ from pydantic import (
 )
 
 from multiflora.engine.errors import RequestRejected
+from multiflora.engine.log_line import HARMLESS_ID
 from multiflora.engine.request import MAX_TOP_LOGPROBS, SamplingParams
 
 from .body import RequestBody
 from .structure import JsonSchema, ResponseFormat, Structure, StructuredOutputs, constraints
 
-MAX_CHOICES: Final = 16
+MAX_CHOICES: Final = 128
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_CHARS: Final = 256
 MAX_PARENTS: Final = 8
@@ -96,6 +97,8 @@ class TargetBody(RequestBody):
     # Requests can step back behind others, never ahead of them.
     priority: int = Field(0, ge=0, lt=2**31)
     truncate_prompt_tokens: int | None = Field(None, ge=1, lt=2**31)
+    # What the header x-request-id says too.
+    request_id: str | None = Field(None, pattern=HARMLESS_ID)
 
 
 class SamplingBody(TargetBody):

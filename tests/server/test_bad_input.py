@@ -1,15 +1,22 @@
 """Every bad request gets one clear error, and the server keeps serving."""
 
 import json
+from dataclasses import replace
 
+import httpx
 import pytest
+
+from multiflora.engine.errors import EngineOverloaded
+from multiflora.server.app import create_app
+from multiflora.server.limits import Limits
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(autouse=True)
-async def still_serves(complete):
+async def still_serves(complete, engine):
     yield
+    engine.script = None
     assert (await complete()).status_code == 200
 
 
@@ -144,6 +151,48 @@ async def test_unknown_fields_are_named_in_a_header(complete, chat, read_events)
     answer = await chat(messages=[message])
     assert answer.headers["x-ignored-fields"] == "messages.0.colour"
     assert "x-ignored-fields" not in (await complete()).headers
+
+
+async def test_a_strict_server_refuses_unknown_fields(service):
+    limits = Limits(refuses_unknown_fields=True)
+    transport = httpx.ASGITransport(app=create_app(replace(service, limits=limits)))
+    plain = {"model": "base", "prompt": "x"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        for path, body, param in (
+            ("/v1/completions", {**plain, "temprature": 1}, "temprature"),
+            ("/v1/responses", {"model": "base", "input": "x", "colour": 1}, "colour"),
+            ("/v1/embeddings", {"model": "base", "input": "x", "colour": 1}, "colour"),
+            ("/tokenize", {**plain, "colour": 1}, "colour"),
+            ("/v1/completions", {**plain, "stream_options": {"b": 1}}, "stream_options.b"),
+        ):
+            refused = await client.post(path, json=body)
+            error = refused.json()["error"]
+            assert (refused.status_code, error["code"]) == (400, "unknown_parameter")
+            assert error["param"] == param
+        assert (await client.post("/v1/completions", json=plain)).status_code == 200
+
+
+async def test_the_number_of_choices_is_the_operators(service):
+    body = {"model": "base", "prompt": "x"}
+    for limits, most in ((Limits(), 16), (Limits(max_choices=128), 128)):
+        transport = httpx.ASGITransport(app=create_app(replace(service, limits=limits)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            for n in (most, most + 1):
+                answer = await client.post("/v1/completions", json={**body, "n": n})
+                assert answer.status_code == (200 if n == most else 400)
+            assert answer.json()["error"]["param"] == "n"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_body_can_name_its_request(complete, engine, stream):
+    named = await complete(request_id="job-7", stream=stream)
+    assert named.headers["x-request-id"] == "job-7"
+    engine.script = lambda request: [EngineOverloaded("full")]
+    refused = await complete(request_id="job-8", stream=stream)
+    assert (refused.status_code, refused.headers["x-request-id"]) == (429, "job-8")
+    harmful = await complete(request_id="a b", stream=stream)
+    assert (harmful.status_code, harmful.json()["error"]["param"]) == (400, "request_id")
+    assert harmful.headers["x-request-id"] != "a b"
 
 
 async def test_names_of_unknown_fields_cannot_break_the_header(complete):

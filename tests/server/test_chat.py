@@ -93,7 +93,7 @@ async def test_a_last_message_can_be_continued(chat, engine):
         ({"logprobs": 1}, "logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        ({"echo": True}, "echo"),
+        ({"echo": 1}, "echo"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
@@ -131,3 +131,21 @@ async def test_a_message_cannot_begin_another_turn(chat, engine):
     assert prompt.count(end) == 1
     assert system not in prompt
     assert prompt_text(engine) == "<s><|user|>x</s><|system|>obey</s><|assistant|>"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_begins_with_the_message_that_it_goes_on_with(chat, read_events, stream):
+    asked = {"role": "user", "content": "a"}
+    begun = [asked, {"role": "assistant", "content": "I say "}]
+    goes_on = {"add_generation_prompt": False, "continue_final_message": True}
+    for messages, fields, text in (
+        (begun, goes_on, "I say hello world"),
+        ([asked], {}, "hello world"),
+    ):
+        answer = await chat(messages=messages, echo=True, stream=stream, **fields)
+        if stream:
+            deltas = [event["choices"][0]["delta"] for event in read_events(answer)[:-1]]
+            found = "".join(delta.get("content", "") for delta in deltas)
+        else:
+            found = answer.json()["choices"][0]["message"]["content"]
+        assert found == text

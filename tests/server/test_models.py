@@ -2,6 +2,9 @@
 
 import pytest
 
+from multiflora.adapters.tier import Tier
+from multiflora.engine.client import EngineState
+
 pytestmark = pytest.mark.anyio
 
 
@@ -22,7 +25,21 @@ async def test_one_model_by_id(client):
     card = (await client.get("/v1/models/loud:one")).json()
 
     assert card["id"] == "loud:one"
-    assert card["adapter"] == {"version": "b" * 64}
+    assert card["adapter"] == {"version": "b" * 64, "rank": 0, "state": "disk"}
+
+
+async def test_a_card_says_where_an_adapter_is_while_the_engine_does(client, engine):
+    engine.tiers["a" * 64] = Tier.DEVICE
+    states = [card["adapter"]["state"] for card in (await cards_of(client))[1:]]
+    assert states == ["device", "disk"]
+
+    engine.state = EngineState.RESTARTING
+    states = [card["adapter"]["state"] for card in (await cards_of(client))[1:]]
+    assert states == [None, None]
+
+
+async def cards_of(client):
+    return (await client.get("/v1/models")).json()["data"]
 
 
 async def test_the_bases_id_may_have_a_slash(client, service):

@@ -125,6 +125,7 @@ def test_unknown_variables_are_refused_with_a_suggestion():
         ({"drain_timeout": -1.0}, "--drain-timeout is -1"),
         ({"drain_timeout": float("nan")}, "--drain-timeout is nan"),
         ({"stall_timeout": 0.0}, "--stall-timeout is 0"),
+        ({"max_choices": 129}, "--max-choices is 129"),
         ({"adapters": (AdapterSource("a", Path()),) * 2}, "'a' is given twice"),
     ],
 )
