@@ -41,7 +41,6 @@ from .http_server import HttpServer
 from .hub_door import HubDoor
 from .job_publishing import JobPublishing
 from .learning import keep_learning, make_learner
-from .limits import Limits
 from .listener import bind, url_of
 from .merging import Merger
 from .metrics import Metrics
@@ -275,13 +274,7 @@ def make_service(
         ),
         adapters_root=settings.adapters_root,
         hub=HubDoor(settings.adapters_hub),
-        limits=Limits(
-            max_upload_bytes=settings.max_upload_size,
-            max_file_bytes=settings.max_file_size,
-            stall_seconds=settings.stall_timeout,
-            max_choices=settings.max_choices,
-            refuses_unknown_fields=settings.strict_fields,
-        ),
+        limits=settings.limits(),
         end_tokens=end_tokens,
         admission=Admission(settings.admission_limits(), on_refusal=metrics.refusal),
         request_timeout_seconds=settings.request_timeout,

@@ -347,6 +347,16 @@ class ServeSettings:
             adapter=self.adapter_limits,
         )
 
+    def limits(self) -> Limits:
+        """Bounds of the HTTP side."""
+        return Limits(
+            max_upload_bytes=self.max_upload_size,
+            max_file_bytes=self.max_file_size,
+            stall_seconds=self.stall_timeout,
+            max_choices=self.max_choices,
+            refuses_unknown_fields=self.strict_fields,
+        )
+
     def engine_config(self, model: Path) -> EngineConfig:
         """Settings of the engine for the base in the folder ``model``. Raises ``ValueError``."""
         return EngineConfig(

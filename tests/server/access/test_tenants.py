@@ -12,6 +12,7 @@ from multiflora.adapters.registry import Registry
 from multiflora.engine.kv_blocks import root_key
 from multiflora.engine.request import AdapterShare
 from multiflora.server.access.caller import Scope
+from multiflora.server.service import Service
 
 pytestmark = pytest.mark.anyio
 Tenant = Callable[..., httpx.AsyncClient]
