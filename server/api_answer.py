@@ -142,4 +142,5 @@ ANSWERS: Final[Mapping[str, Answer]] = {
     "GET /health": _of(inference.Status),
     "GET /version": _of(inference.Version),
     "GET /metrics": _bytes("text/plain"),
+    "GET /metrics/adapters": _bytes("text/plain"),
 }
