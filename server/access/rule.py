@@ -140,8 +140,6 @@ RULES: Final[Mapping[str, Rule]] = {
     "GET /v1/adapters/{name}/learning": _SEE_LEARNING,
     "GET /v1/adapters/{name}/learning/runs": _SEE_LEARNING,
     "PUT /v1/adapters/{name}/learning": _CHANGE_LEARNING,
-    "PATCH /v1/adapters/{name}/learning": _CHANGE_LEARNING,
-    "DELETE /v1/adapters/{name}/learning": _CHANGE_LEARNING,
     "POST /v1/adapters/{name}/learn": _CHANGE_LEARNING,
     "POST /v1/keys": _ADMIN,
     "GET /v1/keys": _ADMIN,

@@ -48,7 +48,9 @@ def served_prompt(renderer: Renderer, messages: Any) -> list[int]:
     sent = json.dumps({"model": "base", "messages": list(messages)})
     body = parse_body(sent.encode(), ChatBody)
     rendered = InPlace(renderer._template)
-    (ids,) = asyncio.run(tokenize_chat(renderer.tokenizer, rendered, body, max_model_len=10**6))
+    (ids,) = asyncio.run(
+        tokenize_chat(renderer.tokenizer, body, renderer=rendered, max_model_len=10**6)
+    )
     return list(ids)
 
 
