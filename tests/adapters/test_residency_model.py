@@ -60,17 +60,17 @@ class Lane:
     """An executor whose work is done when the test says so."""
 
     def __init__(self) -> None:
-        self.work: list[tuple[Future[Any], Any, Any]] = []
+        self.work: list[tuple[Future[Any], Any, tuple[Any, ...]]] = []
 
-    def submit(self, function: Any, argument: Any) -> Future[Any]:
+    def submit(self, function: Any, *arguments: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        self.work.append((future, function, argument))
+        self.work.append((future, function, arguments))
         return future
 
     def finish(self, index: int) -> None:
-        future, function, argument = self.work.pop(index % len(self.work))
+        future, function, arguments = self.work.pop(index % len(self.work))
         try:
-            future.set_result(function(argument))
+            future.set_result(function(*arguments))
         except Exception as error:
             future.set_exception(error)
 
@@ -323,7 +323,7 @@ def test_an_aborted_request_s_version_is_not_read_any_more() -> None:
     world.waiting = [("b",)]
     world.residency.prefetch(world.waiting)
     world.step()
-    assert [argument.digest for _, _, argument in world.lane.work] == ["b"]
+    assert [read.digest for _, _, (_, read) in world.lane.work] == ["b"]
 
 
 def test_queued_large_versions_occupy_no_memory_before_their_turn() -> None:
@@ -333,7 +333,7 @@ def test_queued_large_versions_occupy_no_memory_before_their_turn() -> None:
     while world.lane.work:
         world.lane.finish(0)
     world.step()
-    assert {argument.digest for _, _, argument in world.lane.work} == {"b", "a"}
+    assert {read.digest for _, _, (_, read) in world.lane.work} == {"b", "a"}
     assert world.residency.host.used_bytes == SIZES["b"] + SIZES["a"]
 
 
