@@ -1,5 +1,6 @@
 """A real server in its own process, as a user starts it."""
 
+import atexit
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ import pytest
 START_SECONDS = 150
 # A client of its own for each request would read all certificates each time.
 HTTP = httpx.Client(timeout=60, limits=httpx.Limits(max_connections=None))
+atexit.register(HTTP.close)
 
 
 @dataclass

@@ -265,7 +265,7 @@ def test_a_blend_of_one_adapter_with_weight_0_is_the_base(demo: Any) -> None:
 
     assert (none, whole, held) == (base, alone, version)
     assert parents.split(",")[0] == version
-    assert is_quiet(demo)
+    demo.wait(lambda: is_quiet(demo), 10)
 
 
 def test_loading_in_place_answers_with_the_new_weights_in_spite_of_the_prefix_cache(
@@ -302,13 +302,13 @@ def test_leases_end_with_the_engine(demo: Any, expected: dict[tuple[str, str], s
         os.kill(demo.engine.pid, signal.SIGKILL)
         for rest in (list(lines), list(other.iter_lines())):
             assert any("engine_died" in line for line in rest)
-    assert adapters(demo.url)["json"]["leases"] == 0
+    demo.wait(lambda: adapters(demo.url)["json"]["leases"] == 0, 10)
     put(demo.url, "moving", "json")
     demo.wait(demo.is_ready)
     text, version = ask(demo.url, "moving")
     assert text == expected[version, QUESTIONS[0]]
     demo.wait(lambda: adapters(demo.url)["json"]["state"] == "device", 10)
-    assert is_quiet(demo)
+    demo.wait(lambda: is_quiet(demo), 10)
 
 
 def test_a_killed_server_comes_back_with_whole_versions(
