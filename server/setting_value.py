@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from multiflora.engine.training.jobs.tracking.library import read_sinks
+from multiflora.engine.training.jobs.tracking.availability import read_sinks
 from multiflora.engine.training.jobs.tracking.message import SinkName
 
 from .hub_door import check_pattern

@@ -97,9 +97,6 @@ class Tokenizer:
         """Encode text that follows settled tokens: it never merges with them, nothing is added."""
         return self._encode_inside(text, self._fast)
 
-    def _encode_beginning(self, text: str) -> list[int]:
-        return self.encode(text, add_special_tokens=False)
-
     def identity(self) -> str:
         """The whole tokenizer as JSON: equal for tokenizers that encode and decode alike."""
         return self._fast.to_str()

@@ -44,7 +44,7 @@ from multiflora.engine.training.jobs.settings import (
     read_hyperparameters,
     training_settings,
 )
-from multiflora.engine.training.jobs.tracking.library import check_sinks
+from multiflora.engine.training.jobs.tracking.availability import check_sinks
 from multiflora.engine.training.jobs.tracking.message import SINKS, SinkName, TrackedRun
 from multiflora.engine.training.jobs.tracking.tracker import Tracker
 

@@ -21,8 +21,8 @@ class Tally:
     """``outcomes`` are ``ok``, ``disconnected`` and the codes of errors; ``roles`` say which
     version of a name was leased, the ``active`` one or the ``canary``.
 
-    ``queue``, ``load`` and ``prefill`` are as in ``StageSeconds``. ``inter_token`` is the time
-    between two tokens, ``per_token`` its mean over one answer. ``last_used`` is a Unix time.
+    ``queue`` and ``load`` are as in ``StageSeconds``. ``inter_token`` is the time between two
+    tokens. ``last_used`` is a Unix time.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -40,7 +40,10 @@ class Tally:
 
 @dataclass(slots=True)
 class TotalTally(Tally):
-    """Of all requests together, and in more detail."""
+    """Of all requests together, and in more detail.
+
+    ``prefill`` is as in ``StageSeconds``, ``per_token`` the mean between tokens of one answer.
+    """
 
     finished: Counter[str] = field(default_factory=Counter)
     prefill: Histogram = field(default_factory=_waits)

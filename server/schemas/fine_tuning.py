@@ -16,7 +16,7 @@ from multiflora.engine.training.jobs.job import (
     WandbRun,
 )
 from multiflora.engine.training.jobs.settings import read_hyperparameters
-from multiflora.engine.training.jobs.tracking.library import read_sinks
+from multiflora.engine.training.jobs.tracking.availability import read_sinks
 from multiflora.engine.training.jobs.tracking.message import SinkName
 
 from .body import RequestBody

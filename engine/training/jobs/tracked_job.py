@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from multiflora.adapters.error import RegistryError
 
 from .job import Job, JobNote, JobWish
-from .tracking.library import check_sinks, complaint_about
+from .tracking.availability import check_sinks, complaint_about
 from .tracking.message import SinkName, TrackedRun
 from .tracking.tracker import Tracker
 from .workshop import Workshop

@@ -12,7 +12,7 @@ from multiflora.adapters.folder import WEIGHTS_NAME, AdapterFolder
 from multiflora.adapters.store import AdapterStore
 from multiflora.engine.training.data.dataset import PreparedDataset
 from multiflora.engine.training.job import JobEnded, TrainingJob
-from multiflora.engine.training.jobs.tracking import library
+from multiflora.engine.training.jobs.tracking import availability
 from multiflora.server import cli
 from multiflora.server.base_model import DEMO
 from multiflora.server.commands import train
@@ -63,7 +63,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest(
 def test_a_sink_that_is_missing_is_refused_with_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "find_spec", lambda name: None)
+    monkeypatch.setattr(availability, "find_spec", lambda name: None)
     data = write_rows(tmp_path / "rows.jsonl", row("Hi!", "Ahoy."))
     assert run(str(data), "-o", str(tmp_path / "out"), "--report-to", "wandb") == 1
     assert "pip install wandb" in capsys.readouterr().err

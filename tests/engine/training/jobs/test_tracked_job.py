@@ -8,7 +8,7 @@ import pytest
 
 from multiflora.engine.training.jobs import tracked_job
 from multiflora.engine.training.jobs.job import WandbRun
-from multiflora.engine.training.jobs.tracking.library import TrackingUnavailable
+from multiflora.engine.training.jobs.tracking.availability import TrackingUnavailable
 from multiflora.engine.training.jobs.tracking.message import Begun, Measured, Message, TrackedRun
 from multiflora.engine.training.jobs.tracking.tracker import Tracker
 from multiflora.engine.training.jobs.training_jobs import TrainingJobs

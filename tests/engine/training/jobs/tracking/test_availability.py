@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from multiflora.engine.training.jobs.tracking import library
-from multiflora.engine.training.jobs.tracking.library import (
+from multiflora.engine.training.jobs.tracking import availability
+from multiflora.engine.training.jobs.tracking.availability import (
     TrackingUnavailable,
     check_sinks,
     complaint_about,
@@ -33,7 +33,7 @@ def test_a_sink_that_the_server_does_not_allow_is_refused_with_the_flag() -> Non
 
 
 def test_a_missing_library_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "find_spec", lambda name: None)
+    monkeypatch.setattr(availability, "find_spec", lambda name: None)
     assert complaint_about("trackio", allowed=["trackio"]) == (
         "trackio is not installed here; run pip install trackio"
     )
