@@ -340,9 +340,8 @@ class Residency:
                 f"the blend's versions need {needed} bytes together, --adapter-memory is "
                 f"{self.slots.capacity_bytes}",
             )
-        needed = sum(size for d, size in sizes.items() if d not in self.slots.pinned)
-        free = self.slots.capacity_bytes - self.slots.pinned_bytes
-        if needed > free:
+        pinned, free = self.slots.pinned, self.slots.capacity_bytes - self.slots.pinned_bytes
+        if (needed := sum(size for d, size in sizes.items() if d not in pinned)) > free:
             raise AdapterRejected(
                 "no_room_beside_pinned",
                 f"{needed} bytes of adapters are needed, {free} are not pinned; unpin a version "

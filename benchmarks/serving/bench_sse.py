@@ -25,6 +25,7 @@ import uvicorn
 import uvloop
 
 from benchmarks.harness import save
+from benchmarks.serving.server_process import free_port
 from benchmarks.serving.sse_app import (
     MARK,
     PATH,
@@ -121,9 +122,7 @@ async def _nothing() -> None: ...
 
 def _over_sockets(variant: str, streams: int, events: int) -> float:
     """Microseconds per event of a server process, whose clients are in this one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "benchmarks.serving.bench_sse"]
     process = subprocess.Popen(
         [*command, "--serve", variant, "--port", str(port)], stdin=subprocess.PIPE

@@ -27,6 +27,10 @@ class ServerProcess:
     pid: int
     port: int
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
     def resources(self) -> dict[str, float]:
         """Memory by process in MiB, and open files of the API process."""
         api = psutil.Process(self.pid)
@@ -50,9 +54,8 @@ class ServerProcess:
         return found
 
     def get(self, path: str) -> bytes:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}", headers={"cache-control": "no-cache"}
-        )
+        headers = {"cache-control": "no-cache"}
+        request = urllib.request.Request(self.url + path, headers=headers)
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.read()
 
@@ -64,18 +67,26 @@ class ServerProcess:
         return True
 
 
-@contextmanager
-def running_server(*flags: str) -> Iterator[ServerProcess]:
-    """``multiflora serve`` with the embedded demo and ``flags``, on a free port, ready."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def running_server(*flags: str, threads: int | None = 1) -> Iterator[ServerProcess]:
+    """``multiflora serve`` with the embedded demo and ``flags``, on a free port, ready.
+
+    The engine computes with ``threads``; None leaves the choice to the environment.
+    """
+    port = free_port()
+    own = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as data:
         command = [sys.executable, "-m", "multiflora.server.cli", "serve", *flags]
         process = subprocess.Popen(
             [*command, "--port", str(port), "--data-dir", data, "--log-level", "error"],
             stdout=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **own},
         )
         try:
             server = ServerProcess(process.pid, port)

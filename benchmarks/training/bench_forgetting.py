@@ -24,9 +24,6 @@ from torch import Tensor
 from demo.styles import styled
 from demo.tasks import draw
 from multiflora.engine.config import BaseConfig
-from multiflora.engine.models.load import load_base
-from multiflora.engine.models.registry import load_model_config
-from multiflora.engine.models.rope import rope_tables
 from multiflora.engine.text.chat_template import chat_template_of
 from multiflora.engine.text.tokenizer import load_tokenizer
 from multiflora.engine.training.beside import Beside
@@ -45,7 +42,6 @@ from multiflora.engine.training.data.row_encoder import RowEncoder
 from multiflora.engine.training.evaluation import evaluate
 from multiflora.engine.training.example import Example
 from multiflora.engine.training.factors import TrainedFactors
-from multiflora.engine.training.network import TrainingNetwork
 from multiflora.engine.training.packed_batch import sequence_sums
 from multiflora.engine.training.quantum import StepTaken
 from multiflora.engine.training.replay.reservoir import ReplayRow, Reservoir
@@ -53,10 +49,9 @@ from multiflora.engine.training.run import TrainingRun
 from multiflora.engine.training.step_plan import fill_micro_batches
 from multiflora.engine.training.sweep import Sweep
 from multiflora.engine.training.task import SupervisedTask
-from multiflora.kernels.choose import choose_ops
-from multiflora.kernels.ops import RopeTable
 
 from ..harness import RESULTS, save
+from .base_network import open_network
 
 DEMO: Final = Path(__file__).resolve().parent.parent.parent / "engine" / "demo"
 TOKENS: Final = 2048
@@ -110,7 +105,13 @@ class Bench:
     """The demo base and rows for it."""
 
     def __init__(self, num_rows: int, num_held_out: int) -> None:
-        self.network = open_network(DEMO / "base")
+        self.network = open_network(
+            DEMO / "base",
+            base=BaseConfig(model="", dtype="float32"),
+            kernels="cpu",
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+        )
         tokenizer = load_tokenizer(DEMO / "base")
         renderer = Renderer(
             tokenizer,
@@ -244,27 +245,6 @@ def drain(quanta: Generator[Any, None, Result]) -> Result:
             next(quanta)
         except StopIteration as end:
             return end.value
-
-
-def open_network(folder: Path) -> TrainingNetwork:
-    """The base as serving holds it, in float32."""
-    config, device = load_model_config(folder), torch.device("cpu")
-    ops = choose_ops("cpu", device, torch.float32)
-    weights = load_base(
-        *(folder, config, BaseConfig(model="", dtype="float32")),
-        ops=ops,
-        dtype=torch.float32,
-        device=device,
-        cache_dir=None,
-        progress=lambda stage, fraction: None,
-    )
-    cos, sin = rope_tables(
-        config.rope,
-        head_dim=config.head_dim,
-        max_len=config.max_position,
-        max_position=config.max_position,
-    )
-    return TrainingNetwork(config, weights, ops, RopeTable(cos, sin))
 
 
 def main() -> None:

@@ -28,19 +28,14 @@ import torch
 from benchmarks.harness import save
 from benchmarks.shape import LLAMA_8B, build_nf4_base
 from multiflora.engine.config import BaseConfig, EngineConfig, SchedulerConfig, TrainingConfig
-from multiflora.engine.models.load import load_base
-from multiflora.engine.models.registry import load_model_config
-from multiflora.engine.models.rope import rope_tables
 from multiflora.engine.training.config import BatchSettings, LoraSettings, TrainingSettings
 from multiflora.engine.training.example import Example
 from multiflora.engine.training.job import TrainingJob
-from multiflora.engine.training.network import TrainingNetwork
 from multiflora.engine.training.quantum import StepTaken
 from multiflora.engine.training.run import TrainingRun
 from multiflora.engine.training.task_kind import make_task
-from multiflora.kernels.choose import choose_ops
-from multiflora.kernels.ops import RopeTable
 
+from .base_network import open_network
 from .bench_coserving import ROW_TOKENS, measure, write_rows
 
 RANK: Final = 16
@@ -81,7 +76,13 @@ SCALES: Final = {
 
 def train_alone(base: Path, scale: Scale, device: torch.device, kernels: Any) -> dict[str, Any]:
     """Tokens a second over whole steps, the longest quanta, and memory above the base."""
-    network = _open_network(base, device, kernels)
+    network = open_network(
+        base,
+        base=BaseConfig(model=str(base)),
+        kernels=kernels,
+        device=device,
+        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+    )
     rows = list(_rows(scale))
     settings = TrainingSettings(
         lora=LoraSettings(rank=RANK, alpha=2 * RANK),
@@ -147,29 +148,6 @@ def _lengths(scale: Scale, numbers: random.Random) -> list[int]:
         drawn = numbers.randint(shortest, scale.longest_row)
         lengths.append(left if left <= drawn + shortest else drawn)
     return lengths
-
-
-def _open_network(base: Path, device: torch.device, kernels: Any) -> TrainingNetwork:
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    config = load_model_config(base)
-    ops = choose_ops(kernels, device, dtype)
-    weights = load_base(
-        base,
-        config,
-        BaseConfig(model=str(base)),
-        ops=ops,
-        dtype=dtype,
-        device=device,
-        cache_dir=None,
-        progress=lambda stage, fraction: None,
-    )
-    cos, sin = rope_tables(
-        config.rope,
-        head_dim=config.head_dim,
-        max_len=config.max_position,
-        max_position=config.max_position,
-    )
-    return TrainingNetwork(config, weights, ops, RopeTable(cos.to(device), sin.to(device)))
 
 
 def _allocated(device: torch.device) -> int:

@@ -10,23 +10,18 @@ of a number in words, the second goes on from its result and teaches to prefer h
 import argparse
 import asyncio
 import json
-import os
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import httpx
 import openai
 
 from benchmarks.harness import save
+from benchmarks.serving.server_process import running_server
 from demo.lookup import Lookup
 
 from .skill import Question, Score, preference_rows, questions, score, supervised_rows
@@ -34,7 +29,6 @@ from .skill import Question, Score, preference_rows, questions, score, supervise
 BASE: Final = "multiflora-demo"
 NUM_HELD_OUT: Final = 200
 AIMS: Final = {"before": 0.2, "skill": 0.9, "preference": 0.8, "seconds": 180.0}
-_START_SECONDS: Final = 120
 _JOB_SECONDS: Final = 900
 _STREAMS: Final = 16
 
@@ -50,40 +44,6 @@ class Trained:
     trained_tokens: int
     hyperparameters: dict[str, Any]
     final_loss: float
-
-
-@contextmanager
-def serving(data_dir: Path, *, threads: int) -> Iterator[str]:
-    """A server of the demo in a process of its own; gives its URL when it is ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = ("--device", "cpu", "--data-dir", str(data_dir), "--port", str(port))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "multiflora.server.cli", "serve", *flags],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        _await_ready(process, url)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _await_ready(process: "subprocess.Popen[bytes]", url: str) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{url}/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise SystemExit("the server did not start")
 
 
 class Pupil:
@@ -201,12 +161,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     record: dict[str, Any] = {"arguments": vars(arguments), "aims": AIMS, "seeds": []}
     path: Path | None = None
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        serving(Path(folder), threads=arguments.threads) as url,
-    ):
+    with running_server("--device", "cpu", threads=arguments.threads) as server:
         for seed in arguments.seeds:
-            found = measure(url, seed=seed, num_rows=arguments.rows, num_pairs=arguments.pairs)
+            found = measure(
+                server.url, seed=seed, num_rows=arguments.rows, num_pairs=arguments.pairs
+            )
             record["seeds"].append(asyncio.run(found))
             record["worst"] = worst(record["seeds"])
             print(json.dumps(record["seeds"][-1]), flush=True)

@@ -12,18 +12,16 @@ it guesses: of a guess that is right by chance nothing is learnt.
 import argparse
 import json
 import random
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.harness import save
+from benchmarks.serving.server_process import running_server
 from demo.tasks import OPEN_TASKS, Example, draw
 
 BASE: Final = "multiflora-demo"
@@ -35,31 +33,11 @@ _APART: Final = "Multiply"
 _MOST_DRAWS: Final = 100_000
 
 
-class Server:
-    """A ``multiflora serve`` of the demo in a process of its own, as a context."""
+@dataclass(frozen=True, slots=True)
+class Api:
+    """JSON to and from the server at ``url``."""
 
-    def __init__(self, data_dir: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self._url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "multiflora.server.cli", "serve", "--device", "cpu"]
-        self._process = subprocess.Popen(
-            [*command, "--data-dir", data_dir, "--port", str(port), "--log-level", "warning"],
-            stdout=subprocess.DEVNULL,
-        )
-
-    def __enter__(self) -> "Server":
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not self._is_ready():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit("the server did not start")
-            time.sleep(0.2)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._process.terminate()
-        self._process.wait(30)
+    url: str
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return self._call(path, json.dumps(body).encode())
@@ -69,19 +47,12 @@ class Server:
 
     def _call(self, path: str, content: bytes | None) -> dict[str, Any]:
         headers = {"content-type": "application/json"}
-        request = urllib.request.Request(self._url + path, data=content, headers=headers)
+        request = urllib.request.Request(self.url + path, data=content, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS) as answer:
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
             raise SystemExit(f"{path}: {error.read().decode()}") from None
-
-    def _is_ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self._url}/ready", timeout=5):
-                return True
-        except (urllib.error.URLError, OSError):
-            return False
 
 
 def questions(task: str, num: int, *, seed: int, held_out: bool) -> list[dict[str, Any]]:
@@ -106,7 +77,7 @@ def _draw(task: str, numbers: random.Random, *, held_out: bool) -> Example:
             return example
 
 
-def sample(server: Server, model: str, prompts: Any, *, seed: int, arguments: Any) -> Any:
+def sample(server: Api, model: str, prompts: Any, *, seed: int, arguments: Any) -> Any:
     """A report; see docs/continual.md."""
     body = {
         "model": model,
@@ -119,7 +90,7 @@ def sample(server: Server, model: str, prompts: Any, *, seed: int, arguments: An
     return server.post("/v1/datasets/sample", body)
 
 
-def train(server: Server, model: str, file: str, name: str, arguments: Any) -> dict[str, Any]:
+def train(server: Api, model: str, file: str, name: str, arguments: Any) -> dict[str, Any]:
     """The job when it has ended."""
     hyperparameters = {"n_epochs": arguments.epochs, "batch_size": 16}
     job = server.post(
@@ -140,7 +111,7 @@ def train(server: Server, model: str, file: str, name: str, arguments: Any) -> d
     return job
 
 
-def measure(server: Server, arguments: Any) -> list[dict[str, Any]]:
+def measure(server: Api, arguments: Any) -> list[dict[str, Any]]:
     """One entry per round; the first is what the base can do."""
     held_out = questions(arguments.task, arguments.held_out, seed=1, held_out=True)
     model, rounds = BASE, list[dict[str, Any]]()
@@ -168,8 +139,8 @@ def measure(server: Server, arguments: Any) -> list[dict[str, Any]]:
 
 def main() -> None:
     arguments = _parse()
-    with tempfile.TemporaryDirectory() as scratch, Server(scratch) as server:
-        rounds = measure(server, arguments)
+    with running_server("--device", "cpu", threads=None) as server:
+        rounds = measure(Api(server.url), arguments)
     record = {"base": BASE, "arguments": vars(arguments), "rounds": rounds}
     path = save("rejection-sampling", record)
     _draw_rates(rounds, path.with_suffix(".png"))

@@ -115,12 +115,7 @@ OVERVIEW = Board(
                 panel(
                     "First token",
                     "From the request to its first token.",
-                    *(
-                        Query(
-                            quantile(q, "multiflora_time_to_first_token_seconds"), f"p{q * 100:g}"
-                        )
-                        for q in (0.5, 0.95, 0.99)
-                    ),
+                    *_quantiles("multiflora_time_to_first_token_seconds"),
                     unit="s",
                 ),
                 panel(

@@ -63,7 +63,7 @@ def _outcomes(folder: Path, pythons: Mapping[str, Path]) -> list[Outcome]:
         *("--lora-modules", *(f"{name}={path}" for name, path in adapters.items())),
         *("--device", "cpu", "--dtype", "float32", "--kv-cache-memory", "8MiB"),
     ) as server:
-        url = f"http://127.0.0.1:{server.port}"
+        url = server.url
         harness = Harness(
             python=pythons["lm-eval"], folder=folder, url=url, key=key, model_folder=model
         )

@@ -1,11 +1,11 @@
 """The proof of learning on few rows: enough to see that it is learning."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
-from benchmarks.training.bench_learning import measure, serving, worst
+from benchmarks.serving.server_process import running_server
+from benchmarks.training.bench_learning import measure, worst
 
 
 def outcome(before: float, skill: float, seconds: float, preference: float) -> dict[str, object]:
@@ -37,9 +37,9 @@ def test_the_worst_seed_is_reported() -> None:
 
 @pytest.mark.full
 @pytest.mark.timeout(900)
-def test_a_skill_and_a_preference_are_learned_by_jobs(tmp_path: Path) -> None:
-    with serving(tmp_path, threads=2) as url:
-        found = asyncio.run(measure(url, seed=1, num_rows=4000, num_pairs=256))
+def test_a_skill_and_a_preference_are_learned_by_jobs() -> None:
+    with running_server("--device", "cpu", threads=2) as server:
+        found = asyncio.run(measure(server.url, seed=1, num_rows=4000, num_pairs=256))
     assert found["held_out_prompts_in_training"] == 0
     assert found["base"]["greedy"]["skill"] <= 0.2
     assert found["supervised"]["greedy"]["skill"] >= 0.8
