@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: components dashboards install run check check-security format test test-clients test-full test-gpu bench bench-gpu demo clean
+.PHONY: components dashboards install run check check-security sanitize format test test-clients test-full test-gpu bench bench-gpu demo clean
 
 install: $(STAMP)
 
@@ -13,7 +13,7 @@ install: $(STAMP)
 # pulling a build with several GB of CUDA packages. CUDA users install their own torch beforehand:
 # make install TORCH=torch
 TORCH ?= torch
-$(STAMP): pyproject.toml constraints.txt kernels/cpu_ops/core.cpp
+$(STAMP): pyproject.toml constraints.txt $(wildcard kernels/cpu_ops/csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit("multiflora needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt $(TORCH)
@@ -32,6 +32,15 @@ check: install
 # Known vulnerabilities of the pinned versions, dangerous code, and sbom.cdx.json.
 check-security: install
 	$(BIN)/python -m tests.outside_security
+
+# The CPU core under the address and undefined-behaviour sanitizers, by its own tests.
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
+sanitize: export MULTIFLORA_CORE_FLAGS := $(SANITIZERS)
+sanitize: install
+	$(BIN)/python kernels/cpu_ops/build.py
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 $(BIN)/pytest -q tests/kernels/cpu_ops \
+	tests/kernels/test_attention.py tests/kernels/test_elementwise.py tests/kernels/test_lora_linear.py -k "not triton and not compile"
 
 # Clients that others wrote, each in an environment of its own, against a real server; writes
 # docs/clients.md.

@@ -19,7 +19,7 @@ from .nf4 import Nf4Tensor
 
 @dataclass(frozen=True, slots=True)
 class DenseWeight:
-    """An unquantized matrix [N, K] in the model's dtype."""
+    """An unquantized matrix [N, K] in the model's dtype, or as ``Ops.table_dtype`` says."""
 
     data: Tensor
 
@@ -217,6 +217,13 @@ class Ops(Protocol):
         """What does the work on this machine, in a few words for people."""
         ...
 
+    def table_dtype(self, stored: torch.dtype, dtype: torch.dtype) -> torch.dtype:
+        """What an embedding or head of ``stored`` is held in, for activations of ``dtype``.
+
+        Narrower than ``dtype`` only where ``linear`` then gives the very bits of a wide copy.
+        """
+        ...
+
     def pack_nf4(self, weight: Nf4Tensor, dtype: torch.dtype) -> Nf4Weight:
         """Bring canonical NF4 into this backend's layout for activations of ``dtype``."""
         ...
@@ -256,7 +263,7 @@ class Ops(Protocol):
         ...
 
     def embedding(self, ids: Tensor, table: Tensor) -> Tensor:
-        """ids int64 [T], table [V, H] -> [T, H]."""
+        """ids int64 [T], table [V, H] -> [T, H] in the table's dtype."""
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("kernels", "adapters", "engine", "server")
-SUFFIXES = set(".py .json .jinja .safetensors .cpp .html .css .js .svg".split())
+SUFFIXES = set(".py .json .jinja .safetensors .cpp .hpp .html .css .js .svg".split())
 
 
 @pytest.fixture(scope="module")

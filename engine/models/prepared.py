@@ -27,7 +27,7 @@ from .weights import BaseWeights, LayerWeights
 logger = logging.getLogger(__name__)
 
 # Part of every key: raised when the meaning of the stored bytes changes.
-FORMAT = 1
+FORMAT = 2
 
 
 class PreparedStore:

@@ -1,16 +1,15 @@
 """The CPU backend: batch-invariant, so a request's bits never depend on its neighbours.
 
 Every output of a matmul is one fixed sum, by a compiled core or by row blocks of one fixed size.
-Attention runs one query token per batch item, over a key range that depends on that token's own
-position alone.
+Attention takes the keys of a query in an order that depends on the query's own position alone.
 """
 
-from ..lora_tables import make_lora_tables, plan_lora
 from ..torch_ops.lookup import embedding
 from .activation import silu_mul
 from .attention import paged_attention, plan_attention
-from .core import load_core
+from .core import load_core, table_dtype
 from .lora_linear import linear
+from .lora_tables import make_lora_tables, plan_lora
 from .nf4 import has_fast_bfloat16, pack_nf4, slice_nf4, unpack_nf4
 from .norm import add_rms_norm, rms_norm
 from .rotary import rotate_and_cache
@@ -44,5 +43,6 @@ __all__ = [
     "rotate_and_cache",
     "silu_mul",
     "slice_nf4",
+    "table_dtype",
     "unpack_nf4",
 ]

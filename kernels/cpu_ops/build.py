@@ -1,4 +1,4 @@
-"""Compiles ``core.cpp`` with the system compiler, once, at install time: never during a start.
+"""Compiles ``csrc/`` with the system compiler, once, at install time: never during a start.
 
 Run as a script: ``python kernels/cpu_ops/build.py``. It imports nothing of the project.
 """
@@ -13,8 +13,12 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parent / "core.cpp"
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-Wall")
+SOURCES = Path(__file__).resolve().parent / "csrc"
+# MULTIFLORA_CORE_FLAGS adds to them, at build and at run time alike: `make sanitize` uses it.
+FLAGS = (
+    *("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-Wall"),
+    *("-mavx2", "-mfma", *os.environ.get("MULTIFLORA_CORE_FLAGS", "").split()),
+)
 
 
 class CompilerMissing(RuntimeError):
@@ -22,14 +26,16 @@ class CompilerMissing(RuntimeError):
 
 
 def core_path() -> Path:
-    """Where the compiled core for this source and platform is, or would be.
+    """Where the compiled core for these sources and this platform is, or would be.
 
-    Beside the source where that can be written (an editable install), else in the user's cache.
+    Beside the sources where that can be written (an editable install), else in the user's cache.
     """
-    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
-    name = f"core-{sysconfig.get_platform()}-{key}.so"
-    beside = SOURCE.parent / name
-    if beside.exists() or os.access(SOURCE.parent, os.W_OK):
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for source in sorted(SOURCES.glob("*.[ch]pp")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    name = f"core-{sysconfig.get_platform()}-{digest.hexdigest()[:16]}.so"
+    beside = SOURCES.parent / name
+    if beside.exists() or os.access(SOURCES.parent, os.W_OK):
         return beside
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "multiflora" / name
 
@@ -45,7 +51,7 @@ def build() -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         made = Path(scratch) / target.name
-        command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+        command = [compiler, *FLAGS, *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(made)]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")

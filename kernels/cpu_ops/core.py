@@ -1,97 +1,195 @@
 """The compiled core through ctypes; absent where it was not built or the processor is too old."""
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, bfloat16, float32
 
-from ..ops import LoraFactors
+from ..ops import HeadNorm, HeadShape, RopeTable
 from .build import core_path
 
+# Element types that the core reads and writes; it computes in float32 always.
+DTYPES = (float32, bfloat16)
+# Heads of any size up to this are rotated, and those of a multiple of LANES are attended.
+MOST_HEAD_SIZE, LANES = 512, 8
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
 class Core:
-    """float32 matmuls and LoRA deltas; every output element is one fixed sum."""
+    """Matmuls and LoRA in float32, the rest in float32 or bfloat16; all tensors are contiguous.
+
+    Every output element is one fixed chain of operations, whatever shares the call with it.
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._nf4_matmul = _declare(library, "nf4_matmul", [_POINTER] * 4 + [_INT] * 3)
-        self._nf4_unpack = _declare(library, "nf4_unpack", [_POINTER] * 3 + [_INT] * 2)
-        self._dense_matmul = _declare(library, "dense_matmul", [_POINTER] * 3 + [_INT] * 3)
-        self._shrink = _declare(library, "lora_shrink", [_POINTER] * 3 + [_INT] * 3)
-        self._expand = _declare(
-            library,
-            "lora_expand",
-            [_POINTER, _INT, _POINTER, _INT, _FLOAT, _POINTER, _INT, _INT, _INT],
+        def one(name: str, arguments: Sequence[type]) -> "ctypes._NamedFuncPointer":
+            function = getattr(library, f"multiflora_{name}")
+            function.argtypes, function.restype = list(arguments), None
+            return function
+
+        def both(
+            name: str, arguments: Sequence[type]
+        ) -> "dict[torch.dtype, ctypes._NamedFuncPointer]":
+            return {dtype: one(f"{name}_{str(dtype)[6:]}", arguments) for dtype in DTYPES}
+
+        self._nf4_matmul = one("nf4_matmul", [_POINTER] * 4 + [_INT] * 3)
+        self._nf4_unpack = one("nf4_unpack", [_POINTER] * 3 + [_INT] * 2)
+        self._dense_matmul = both("dense_matmul", [_POINTER] * 3 + [_INT] * 3)
+        self._lora = one("lora", [_POINTER] * 4 + [_INT] * 3)
+        self._attention = both(
+            "attention",
+            [_POINTER] * 5 + [_INT, _POINTER] + [_INT] * 5 + [_FLOAT] + [_INT] * 2,
+        )
+        self._norm = both("norm", [_POINTER] * 3 + [_FLOAT] + [_POINTER] * 2 + [_INT] * 2)
+        self._silu_mul = both("silu_mul", [_POINTER] * 2 + [_INT] * 2)
+        self._rotate = both(
+            "rotate_and_cache", [_POINTER] * 3 + [_FLOAT] + [_POINTER] * 7 + [_INT] * 4
         )
 
-    def nf4_matmul(self, x: Tensor, words: Tensor, absmax: Tensor) -> Tensor:
-        """x [M, K], words int32 [N / 16, K, 2], absmax [N / 16, K / 64, 16] -> [M, N]."""
-        num_rows, num_columns = x.shape
-        y = x.new_empty(num_rows, words.shape[0] * 16)
+    def nf4_matmul(self, x: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
+        """x [M, K], codes uint8 [N / 16, K / 4, 32], absmax [N / 16, K / 64, 16] -> [M, N]."""
+        y = x.new_empty(x.shape[0], codes.shape[0] * 16)
         self._nf4_matmul(
-            x.data_ptr(),
-            words.data_ptr(),
-            absmax.data_ptr(),
-            y.data_ptr(),
-            num_rows,
-            y.shape[1],
-            num_columns,
+            x.data_ptr(), codes.data_ptr(), absmax.data_ptr(), y.data_ptr(), *y.shape, x.shape[1]
         )
         return y
 
-    def nf4_unpack(self, words: Tensor, absmax: Tensor) -> Tensor:
-        """words int32 [N / 16, K, 2], absmax [N / 16, K / 64, 16] -> [N, K]."""
-        w = absmax.new_empty(words.shape[0] * 16, words.shape[1])
-        self._nf4_unpack(words.data_ptr(), absmax.data_ptr(), w.data_ptr(), *w.shape)
+    def nf4_unpack(self, codes: Tensor, absmax: Tensor) -> Tensor:
+        """codes uint8 [N / 16, K / 4, 32], absmax [N / 16, K / 64, 16] -> [N, K]."""
+        w = absmax.new_empty(codes.shape[0] * 16, codes.shape[1] * 4)
+        self._nf4_unpack(codes.data_ptr(), absmax.data_ptr(), w.data_ptr(), *w.shape)
         return w
 
     def dense_matmul(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x [M, K], weight [N, K] -> [M, N]."""
+        """x float32 [M, K], weight [N, K] of either type -> float32 [M, N]."""
         y = x.new_empty(x.shape[0], weight.shape[0])
-        self._dense_matmul(x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.shape[0], *weight.shape)
+        self._dense_matmul[weight.dtype](
+            x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.shape[0], *weight.shape
+        )
         return y
 
-    def add_delta(
-        self, y: Tensor, x: Tensor, factors: LoraFactors, start: int, stop: int, weight: float
+    def add_deltas(
+        self, y: Tensor, x: Tensor, versions: ctypes.Array, segments: ctypes.Array
     ) -> None:
-        """Add one segment's delta in place to rows ``[start, stop)`` of y [T, N]; x is [T, K]."""
-        num_rows, (num_ranks, num_columns) = stop - start, factors.a.shape
-        shrunk = x.new_empty(num_rows, num_ranks)
-        first_x = x.data_ptr() + 4 * start * num_columns
-        self._shrink(
-            first_x, factors.a.data_ptr(), shrunk.data_ptr(), num_rows, num_ranks, num_columns
+        """Add all segments' deltas in place to y [T, N]; x is [T, K]."""
+        count = len(segments)
+        self._lora(x.data_ptr(), y.data_ptr(), versions, segments, count, x.shape[1], y.shape[1])
+
+    def attention(
+        self,
+        q: Tensor,
+        caches: tuple[Tensor, Tensor],
+        tasks: Tensor,
+        blocks: Tensor,
+        *,
+        window: int | None,
+        scale: float,
+        num_pairs: int,
+        most_rows: int,
+    ) -> Tensor:
+        """q [T, Q, D] over caches [num_blocks, P, G, D], D a multiple of ``LANES``.
+
+        tasks int64 [tasks, 4]: first row, rows, first position, first block in ``blocks``.
+        """
+        k_cache, v_cache = caches
+        _, block_size, num_kv_heads, head_dim = k_cache.shape
+        out = torch.empty_like(q)
+        self._attention[q.dtype](
+            q.data_ptr(),
+            k_cache.data_ptr(),
+            v_cache.data_ptr(),
+            out.data_ptr(),
+            tasks.data_ptr(),
+            len(tasks),
+            blocks.data_ptr(),
+            q.shape[1],
+            num_kv_heads,
+            head_dim,
+            block_size,
+            window or 0,
+            scale,
+            num_pairs,
+            most_rows,
         )
-        width = y.shape[1]
-        first_v, first_y = shrunk.data_ptr(), y.data_ptr() + 4 * start * width
-        for part in factors.parts:
-            self._expand(
-                first_v + 4 * part.first_rank,
-                num_ranks,
-                part.b.data_ptr(),
-                part.b.shape[0],
-                weight * part.scale,
-                first_y + 4 * part.first_column,
-                width,
-                num_rows,
-                part.b.shape[1],
-            )
+        return out
 
+    def norm(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """x [.., H] -> the RMS norm of x + residual, and that sum (x itself without a residual)."""
+        out = torch.empty_like(x)
+        total = x if residual is None else torch.empty_like(x)
+        size = x.shape[-1]
+        self._norm[x.dtype](
+            x.data_ptr(),
+            None if residual is None else residual.data_ptr(),
+            weight.data_ptr(),
+            eps,
+            total.data_ptr(),
+            out.data_ptr(),
+            x.numel() // size,
+            size,
+        )
+        return out, total
 
-def _declare(library: ctypes.CDLL, name: str, arguments: list[type]) -> "ctypes._NamedFuncPointer":
-    function = getattr(library, f"multiflora_{name}")
-    function.argtypes, function.restype = arguments, None
-    return function
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """[T, 2 * I] -> [T, I]."""
+        num_rows, width = gate_up.shape
+        out = gate_up.new_empty(num_rows, width // 2)
+        self._silu_mul[gate_up.dtype](gate_up.data_ptr(), out.data_ptr(), num_rows, width // 2)
+        return out
+
+    def rotate_and_cache(
+        self,
+        qkv: Tensor,
+        heads: HeadShape,
+        norm: HeadNorm | None,
+        rope: RopeTable,
+        positions: Tensor,
+        cache: tuple[Tensor, Tensor],
+        cache_rows: Tensor,
+    ) -> Tensor:
+        """As ``Ops.rotate_and_cache``; positions and cache rows are int64."""
+        q = qkv.new_empty(qkv.shape[0], heads.num_heads, heads.size)
+        self._rotate[qkv.dtype](
+            qkv.data_ptr(),
+            norm and norm.q.data_ptr(),
+            norm and norm.k.data_ptr(),
+            norm.eps if norm else 0.0,
+            rope.cos.data_ptr(),
+            rope.sin.data_ptr(),
+            positions.data_ptr(),
+            cache[0].data_ptr(),
+            cache[1].data_ptr(),
+            cache_rows.data_ptr(),
+            q.data_ptr(),
+            len(qkv),
+            heads.num_heads,
+            heads.num_kv_heads,
+            heads.size,
+        )
+        return q
 
 
 @cache
 def load_core() -> Core | None:
-    """The compiled core, or None: then torch's own matmuls serve."""
+    """The compiled core, or None: then torch's own operations serve."""
     path = core_path()
-    if not path.exists():
+    # "DEFAULT" is what torch runs where it finds neither AVX2 with FMA nor anything better.
+    if not path.exists() or torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         return None
     # torch is loaded by now, so the core shares its OpenMP runtime and its thread count.
     assert torch.get_num_threads() > 0
-    library = ctypes.CDLL(str(path))
-    return Core(library) if library.multiflora_core_supported() else None
+    return Core(ctypes.CDLL(str(path)))
+
+
+def core_for(dtype: torch.dtype) -> Core | None:
+    """The core if it is there and reads ``dtype``."""
+    return load_core() if dtype in DTYPES else None
+
+
+def table_dtype(stored: torch.dtype, dtype: torch.dtype) -> torch.dtype:
+    """The core widens bfloat16 exactly, and half the bytes are half the time of a small batch."""
+    return bfloat16 if (stored, dtype) == (bfloat16, float32) and load_core() else dtype

@@ -3,8 +3,9 @@
 from torch import Tensor, float32
 
 from ..ops import DenseWeight, LoraInput, Nf4Weight, Weight
-from .core import Core, load_core
-from .nf4 import PACKED_LAYOUT, WORDS_LAYOUT, has_fast_bfloat16, packed_matmul, unpack_nf4
+from .core import DTYPES, Core, load_core
+from .lora_tables import LoraPlan, ProjectionTable
+from .nf4 import PACKED_LAYOUT, TILES_LAYOUT, has_fast_bfloat16, packed_matmul, unpack_nf4
 from .row_block import add_block_delta, block_matmul, pad_rows
 
 
@@ -15,7 +16,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None, lora: LoraInput | Non
     if bias is not None:
         y += bias
     if lora is not None:
-        _add_deltas(y, x, lora, core if x.dtype == float32 else None)
+        _add_deltas(y, x, lora.table, lora.plan, core)
     return y
 
 
@@ -29,24 +30,28 @@ def _matmul(x: Tensor, weight: Weight, core: Core | None) -> Tensor:
 
 
 def _matmul_float32(x: Tensor, weight: Weight, core: Core | None) -> Tensor:
-    if isinstance(weight, Nf4Weight) and weight.layout == WORDS_LAYOUT:
+    if isinstance(weight, Nf4Weight) and weight.layout == TILES_LAYOUT:
         assert core is not None
-        return core.nf4_matmul(x, weight.tensors["words"], weight.tensors["absmax"])
-    is_dense = isinstance(weight, DenseWeight)
-    dense = weight.data.float() if is_dense else unpack_nf4(weight, float32)
+        return core.nf4_matmul(x, weight.tensors["codes"], weight.tensors["absmax"])
+    dense = weight.data if isinstance(weight, DenseWeight) else unpack_nf4(weight, float32)
     if core is not None:
+        if dense.dtype not in DTYPES:
+            dense = dense.float()
         return core.dense_matmul(x, dense.contiguous())
-    return block_matmul(pad_rows(x), dense, x.shape[0])
+    return block_matmul(pad_rows(x), dense.float(), x.shape[0])
 
 
-def _add_deltas(y: Tensor, x: Tensor, lora: LoraInput, core: Core | None) -> None:
-    padded = None if core else pad_rows(x)
-    for segment in lora.plan:
-        factors = lora.table[segment.slot]
-        if factors is None:
-            continue
-        rows = (segment.start, segment.stop)
-        if core is not None:
-            core.add_delta(y, x, factors, *rows, segment.weight)
-        elif padded is not None:
-            add_block_delta(y, padded, factors, *rows, segment.weight)
+def _add_deltas(
+    y: Tensor, x: Tensor, table: ProjectionTable, plan: LoraPlan, core: Core | None
+) -> None:
+    if table.dtype is None:
+        return
+    assert table.dtype == x.dtype, f"{table.dtype} factors for {x.dtype} rows"
+    if core is not None and x.dtype == float32:
+        core.add_deltas(y, x, table.versions, plan.records)
+        return
+    padded = pad_rows(x)
+    for segment in plan.segments:
+        factors = table.factors[segment.slot]
+        if factors is not None:
+            add_block_delta(y, padded, factors, segment.start, segment.stop, segment.weight)

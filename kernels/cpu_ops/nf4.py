@@ -1,7 +1,7 @@
 """NF4 layouts on CPU, best first:
 
     packed      bitsandbytes' AVX-512-BF16 matmul, for bf16 activations
-    words       the compiled core's own, for everything else
+    tiles       the compiled core's own, for everything else
     canonical   decoded once per step by bitsandbytes' dequantize kernel
 
 bitsandbytes' unpacked 4-bit matmul is 10 to 45 times slower than its packed one and is never used.
@@ -19,7 +19,7 @@ from ..torch_ops import nf4 as canonical_nf4
 from .core import load_core
 
 PACKED_LAYOUT = "bitsandbytes-avx512bf16"
-WORDS_LAYOUT = "words-16"
+TILES_LAYOUT = "tiles-16"
 _ROWS_PER_BLOCK = 32
 _ROWS_PER_TILE = 16
 
@@ -40,7 +40,7 @@ def pack_nf4(weight: Nf4Tensor, dtype: torch.dtype) -> Nf4Weight:
     if dtype == torch.bfloat16 and has_fast_bfloat16() and not weight.out_features % 32:
         layout, tensors = PACKED_LAYOUT, _pack(weight)
     elif load_core() is not None and not weight.out_features % _ROWS_PER_TILE:
-        layout, tensors = WORDS_LAYOUT, _to_words(weight)
+        layout, tensors = TILES_LAYOUT, _to_tiles(weight)
     else:
         return canonical_nf4.pack_nf4(weight, dtype)
     return Nf4Weight(layout, tensors, weight.out_features, weight.in_features, dtype)
@@ -48,10 +48,10 @@ def pack_nf4(weight: Nf4Tensor, dtype: torch.dtype) -> Nf4Weight:
 
 def unpack_nf4(weight: Nf4Weight, dtype: torch.dtype) -> Tensor:
     """Decode to [N, K]; bit-exact but for the packed layout, which holds its scales in bf16."""
-    if weight.layout == WORDS_LAYOUT:
+    if weight.layout == TILES_LAYOUT:
         core = load_core()
         assert core is not None
-        return core.nf4_unpack(weight.tensors["words"], weight.tensors["absmax"]).to(dtype)
+        return core.nf4_unpack(weight.tensors["codes"], weight.tensors["absmax"]).to(dtype)
     if weight.layout == PACKED_LAYOUT:
         weight = _from_packed(weight)
     from bitsandbytes import functional as _registers_the_op  # noqa: F401
@@ -71,13 +71,12 @@ def slice_nf4(weight: Nf4Weight, start: int, stop: int) -> Nf4Weight:
     """Rows ``[start, stop)``, which are whole tiles of every layout."""
     if weight.layout == canonical_nf4.LAYOUT:
         return canonical_nf4.slice_nf4(weight, start, stop)
-    tensors = weight.tensors
+    parts = weight.tensors
     if weight.layout == PACKED_LAYOUT:
-        codes, absmax = tensors["codes"][start:stop], tensors["absmax"][:, start:stop]
-        parts = {"codes": codes, "absmax": absmax}
+        parts = {"codes": parts["codes"][start:stop], "absmax": parts["absmax"][:, start:stop]}
     else:
         tiles = slice(start // _ROWS_PER_TILE, stop // _ROWS_PER_TILE)
-        parts = {"words": tensors["words"][tiles], "absmax": tensors["absmax"][tiles]}
+        parts = {name: part[tiles] for name, part in parts.items()}
     return replace(weight, tensors=parts, out_features=stop - start)
 
 
@@ -125,14 +124,18 @@ def _from_packed(weight: Nf4Weight) -> Nf4Weight:
     return _canonical(weight, codes, absmax)
 
 
-def _to_words(weight: Nf4Tensor) -> dict[str, Tensor]:
-    """The core's order: words int32 [N / 16, K, 2] of eight rows' codes, the first row lowest."""
+def _to_tiles(weight: Nf4Tensor) -> dict[str, Tensor]:
+    """The core's order, as ``csrc/nf4.cpp`` says it: codes uint8 [N / 16, K / 4, 32]."""
     num_tiles, num_columns = weight.out_features // _ROWS_PER_TILE, weight.in_features
-    codes = _split(weight.codes).view(num_tiles, 2, 4, 2, num_columns)  # [.., byte, nibble, K]
-    octets = codes[:, :, :, 0] | (codes[:, :, :, 1] << 4)  # uint8 [N / 16, 2, 4, K]
-    words = octets.permute(0, 3, 1, 2).contiguous().view(torch.int32).view(num_tiles, -1, 2)
+    # [tile, half of the rows, lane / 4, lane % 4, K / 4, nibble, column of two]
+    codes = _split(weight.codes).view(num_tiles, 2, 2, 4, num_columns // 4, 2, 2)
+    # [tile, K / 4, nibble, lane / 4, column of two, half, lane % 4]
+    runs = codes.permute(0, 4, 5, 2, 6, 1, 3).reshape(num_tiles, num_columns // 4, 2, 32)
     absmax = weight.absmax.view(num_tiles, _ROWS_PER_TILE, num_columns // BLOCK_SIZE)
-    return {"words": words, "absmax": absmax.transpose(1, 2).contiguous()}
+    return {
+        "codes": runs[:, :, 0] | (runs[:, :, 1] << 4),
+        "absmax": absmax.transpose(1, 2).contiguous(),
+    }
 
 
 def _split(codes: Tensor) -> Tensor:

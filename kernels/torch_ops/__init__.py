@@ -3,7 +3,7 @@
 from ..lora_tables import make_lora_tables, plan_lora
 from .activation import silu_mul
 from .attention import paged_attention, plan_attention
-from .lookup import embedding
+from .lookup import embedding, table_dtype
 from .lora_linear import linear
 from .nf4 import pack_nf4, slice_nf4, unpack_nf4
 from .norm import add_rms_norm, rms_norm
@@ -35,5 +35,6 @@ __all__ = [
     "rotate_and_cache",
     "silu_mul",
     "slice_nf4",
+    "table_dtype",
     "unpack_nf4",
 ]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..nf4 import Nf4Tensor
 from ..ops import LoraTables, Nf4Weight, Segment, Staging
-from ..torch_ops.lookup import embedding
+from ..torch_ops.lookup import embedding, table_dtype
 from . import nf4_layout
 from .accelerator import Accelerator
 from .activation import silu_mul
@@ -56,6 +56,7 @@ class TritonOps:
         )
 
     embedding = staticmethod(embedding)
+    table_dtype = staticmethod(table_dtype)
     rms_norm = staticmethod(rms_norm)
     add_rms_norm = staticmethod(add_rms_norm)
     silu_mul = staticmethod(silu_mul)

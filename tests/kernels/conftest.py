@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from multiflora.kernels import cpu_ops, torch_ops
+from multiflora.kernels.cpu_ops import core, lora_linear, nf4
 from multiflora.kernels.ops import LoraFactors, LoraInput, Ops, Segment
 from multiflora.kernels.staging import DirectStaging
 from multiflora.kernels.triton_ops.accelerator import Accelerator
@@ -16,17 +17,26 @@ from multiflora.kernels.triton_ops.interpreter import INTERPRETED
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["torch", "cpu", "triton"])
+@pytest.fixture
+def without_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU backend as it is where the core was not built."""
+    for module in (core, lora_linear, nf4):
+        monkeypatch.setattr(module, "load_core", lambda: None)
+
+
+@pytest.fixture(params=["torch", "cpu", "cpu without its core", "triton"])
 def ops(request: pytest.FixtureRequest) -> Any:
     """Every backend on the CPU; Triton by its interpreter."""
     if request.param == "triton":
         if not INTERPRETED:
             pytest.skip("kernels are compiled here; triton_ops/test_on_gpu.py runs them")
         return TritonOps(Accelerator.open(CPU))
-    return {"torch": torch_ops, "cpu": cpu_ops}[request.param]
+    if request.param == "cpu without its core":
+        request.getfixturevalue("without_core")
+    return torch_ops if request.param == "torch" else cpu_ops
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def lora_input() -> Callable[..., LoraInput]:
     """Factors by slot and segments, as ``ops`` wants them."""
 

@@ -80,9 +80,16 @@ def test_equals_plain_causal_attention(
 
 @pytest.mark.parametrize("window", [None, 20])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (4, 2), (8, 1)])
+@pytest.mark.parametrize("has_core", [True, False])
 def test_cpu_decode_prefill_and_any_chunking_give_the_same_bits(
-    num_heads: int, num_kv_heads: int, window: int | None
+    request: pytest.FixtureRequest,
+    has_core: bool,
+    num_heads: int,
+    num_kv_heads: int,
+    window: int | None,
 ) -> None:
+    if not has_core:
+        request.getfixturevalue("without_core")
     length = 290
     pages = Pages([length, 40, 600], num_kv_heads, 64)
     q = random(length, num_heads, 64, seed=3)

@@ -152,7 +152,7 @@ def test_one_tenants_nan_reaches_no_other_row(
     own=st.integers(0, 5),
 )
 def test_cpu_rows_have_the_same_bits_alone_and_in_any_batch(
-    lengths: list[int], slots: list[int], own: int
+    lora_input: MakeLora, lengths: list[int], slots: list[int], own: int
 ) -> None:
     own %= len(lengths)
     stops = torch.tensor(lengths).cumsum(0).tolist()
@@ -163,7 +163,11 @@ def test_cpu_rows_have_the_same_bits_alone_and_in_any_batch(
     x = random(stops[-1], K, seed=sum(lengths))
     weight = cpu_ops.pack_nf4(quantize(random(N, K, seed=1)), torch.float32)
     table = [make_factors(ranks, seed, torch.float32) for seed, ranks in enumerate(TABLE_RANKS)]
-    batch = cpu_ops.linear(x, weight, None, LoraInput(table, segments))
+
+    def run(rows: Tensor, segments: list[Segment]) -> Tensor:
+        lora = lora_input(cpu_ops, table, segments, widths=WIDTHS, num_rows=len(rows))
+        return cpu_ops.linear(rows, weight, None, lora)
+
     rows = slice(segments[own].start, segments[own].stop)
-    alone = LoraInput(table, [Segment(0, lengths[own], slots[own])])
-    assert torch.equal(cpu_ops.linear(x[rows], weight, None, alone), batch[rows])
+    alone = run(x[rows], [Segment(0, lengths[own], slots[own])])
+    assert torch.equal(alone, run(x, segments)[rows])

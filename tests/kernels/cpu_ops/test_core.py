@@ -1,7 +1,9 @@
 """The compiled core equals torch, keeps its bits, and its absence is only slower."""
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multiflora.kernels import cpu_ops, nf4
-from multiflora.kernels.cpu_ops import build, lora_linear
+from multiflora.kernels import cpu_ops, nf4, torch_ops
+from multiflora.kernels.cpu_ops import build
 from multiflora.kernels.cpu_ops import core as core_module
 from multiflora.kernels.cpu_ops import nf4 as cpu_nf4
-from multiflora.kernels.ops import DenseWeight, LoraFactors, LoraInput, LoraPart, Segment
+from multiflora.kernels.ops import (
+    DenseWeight,
+    LoraFactors,
+    LoraInput,
+    LoraPart,
+    Ops,
+    Segment,
+    Weight,
+)
 from multiflora.kernels.quantize import quantize
 
 CORE = core_module.load_core()
@@ -24,13 +34,12 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def lora(num_columns: int, num_features: int, num_rows: int) -> LoraInput:
+def make_factors(num_columns: int, num_features: int) -> LoraFactors:
     parts = (
         LoraPart(random(3, num_features - 8, seed=5), 0, 0, 0.5),
         LoraPart(random(5, 7, seed=6), 3, num_features - 7, 2.0),
     )
-    factors = LoraFactors(random(8, num_columns, seed=4), parts)
-    return LoraInput([factors], [Segment(0, (num_rows + 1) // 2, 0, 0.75)])
+    return LoraFactors(random(8, num_columns, seed=4), parts)
 
 
 @needs_core
@@ -46,7 +55,7 @@ def test_nf4_matmul_equals_the_decoded_matrix(
     x = random(num_rows, 64 * num_blocks)
     canonical = quantize(random(16 * num_tiles, 64 * num_blocks, seed=1))
     packed = cpu_nf4.pack_nf4(canonical, torch.float32)
-    assert packed.layout == cpu_nf4.WORDS_LAYOUT
+    assert packed.layout == cpu_nf4.TILES_LAYOUT
     expected = x.double() @ nf4.dequantize(canonical).double().T
     torch.testing.assert_close(
         cpu_ops.linear(x, packed, None, None).double(), expected, atol=1e-4, rtol=1e-5
@@ -58,15 +67,28 @@ def test_nf4_matmul_equals_the_decoded_matrix(
 @pytest.mark.parametrize("num_columns", [1, 7, 8, 67, 128])
 @pytest.mark.parametrize("num_rows", [1, 3, 4, 9])
 def test_dense_matmul_and_deltas_take_any_shape(
-    num_rows: int, num_columns: int, num_features: int
+    lora_input: Callable[..., LoraInput], num_rows: int, num_columns: int, num_features: int
 ) -> None:
-    x, weight = random(num_rows, num_columns), random(num_features + 8, num_columns, seed=1)
-    adapters = lora(num_columns, num_features + 8, num_rows)
-    found = cpu_ops.linear(x, DenseWeight(weight), None, adapters)
-    from multiflora.kernels import torch_ops
+    width = num_features + 8
+    x, weight = random(num_rows, num_columns), DenseWeight(random(width, num_columns, seed=1))
+    table, segments = [make_factors(num_columns, width)], [Segment(0, (num_rows + 1) // 2, 0, 0.75)]
 
-    expected = torch_ops.linear(x, DenseWeight(weight), None, adapters)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    def run(ops: Ops) -> torch.Tensor:
+        lora = lora_input(ops, table, segments, widths=[width], num_rows=num_rows)
+        return ops.linear(x, weight, None, lora)
+
+    torch.testing.assert_close(run(cpu_ops), run(torch_ops), atol=1e-4, rtol=1e-4)
+
+
+@needs_core
+@pytest.mark.parametrize("num_columns", [7, 16, 67])
+@pytest.mark.parametrize("num_rows", [1, 5])
+def test_a_bfloat16_matrix_gives_the_bits_of_its_float32_copy(
+    num_rows: int, num_columns: int
+) -> None:
+    x, weight = random(num_rows, num_columns), random(31, num_columns, seed=1).bfloat16()
+    found = cpu_ops.linear(x, DenseWeight(weight), None, None)
+    assert torch.equal(found, cpu_ops.linear(x, DenseWeight(weight.float()), None, None))
 
 
 @needs_core
@@ -90,33 +112,43 @@ def test_a_row_keeps_its_bits_for_any_number_of_rows_and_threads(threads: int) -
 @pytest.mark.parametrize("quantized", [True, False])
 @pytest.mark.parametrize("num_rows", [1, 16, 40])
 def test_without_the_core_torch_computes_the_same(
-    quantized: bool, num_rows: int, monkeypatch: pytest.MonkeyPatch
+    lora_input: Callable[..., LoraInput],
+    quantized: bool,
+    num_rows: int,
+    request: pytest.FixtureRequest,
 ) -> None:
     x = random(num_rows, 128)
     canonical = quantize(random(48, 128, seed=1))
     dense = DenseWeight(nf4.dequantize(canonical))
-    adapters = lora(128, 48, num_rows)
-    with_core = cpu_ops.linear(x, dense, None, adapters)
-    for module in (lora_linear, cpu_nf4):
-        monkeypatch.setattr(module, "load_core", lambda: None)
+    table = [make_factors(128, 48)]
+
+    def run(rows: slice, weight: Weight) -> torch.Tensor:
+        taken = x[rows]
+        segments = [Segment(0, min(len(taken), (num_rows + 1) // 2), 0, 0.75)]
+        lora = lora_input(cpu_ops, table, segments, widths=[48], num_rows=len(taken))
+        return cpu_ops.linear(taken, weight, None, lora)
+
+    every = slice(0, num_rows)
+    with_core = run(every, dense)
+    request.getfixturevalue("without_core")
     weight = cpu_nf4.pack_nf4(canonical, torch.float32) if quantized else dense
-    without = cpu_ops.linear(x, weight, None, adapters)
+    without = run(every, weight)
     torch.testing.assert_close(without, with_core, atol=1e-4, rtol=1e-4)
     for rows in (slice(0, 1), slice(0, (num_rows + 1) // 2)):
-        count = rows.stop
-        alone = LoraInput(adapters.table, [Segment(0, count, 0, 0.75)])
-        assert torch.equal(cpu_ops.linear(x[rows], weight, None, alone), without[rows])
+        assert torch.equal(run(rows, weight), without[rows])
 
 
 def test_the_core_is_rebuilt_when_its_source_changes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    source = tmp_path / "core.cpp"
-    source.write_text(build.SOURCE.read_text())
-    monkeypatch.setattr(build, "SOURCE", source)
-    first = build.core_path()
-    source.write_text(source.read_text() + "\n// changed\n")
-    assert build.core_path() != first
+    sources = tmp_path / "csrc"
+    shutil.copytree(build.SOURCES, sources)
+    monkeypatch.setattr(build, "SOURCES", sources)
+    found = {build.core_path()}
+    for source in sorted(sources.iterdir()):
+        source.write_text(source.read_text() + "\n// changed\n")
+        found.add(build.core_path())
+    assert len(found) == 1 + len(list(sources.iterdir()))
     assert build.core_path().parent == tmp_path
 
 

@@ -1,0 +1,143 @@
+// Every delta of one projection in one call: shrink to the ranks, then expand segment by segment.
+//
+// Threads split ranks, then output columns; a segment's rows are added in the order of segments,
+// and rows of other segments are never read or written.
+
+#include <memory>
+
+#include "dot.hpp"
+
+namespace multiflora {
+namespace {
+
+// The layout is kernels/cpu_ops/lora_tables.py's.
+struct Part {
+  const float* b;        // [rank][width]
+  int64_t rank;
+  int64_t first_rank;    // among the shrunk ranks of the version
+  int64_t first_column;  // in y
+  int64_t width;
+  double scale;
+};
+
+struct Version {
+  const float* a;  // [num_ranks][K]; null where the version has nothing here
+  int64_t num_ranks;
+  const Part* parts;
+  int64_t num_parts;
+};
+
+struct Segment {
+  int64_t start, stop;  // rows
+  int64_t slot;
+  double weight;
+};
+
+constexpr int64_t kColumnChunk = 256;
+
+// y[columns] of ROWS rows += scale * (v[row][rank] @ b[rank][columns]).
+template <int ROWS, int VECTORS>
+INLINE void expand_columns(const float* v, int64_t v_stride, const float* b, int64_t b_stride,
+                           int64_t rank, Vector scale, float* y, int64_t y_stride) {
+  Vector sum[ROWS][VECTORS];
+  for (int row = 0; row < ROWS; ++row)
+    for (int i = 0; i < VECTORS; ++i) sum[row][i] = zero();
+  for (int64_t r = 0; r < rank; ++r)
+    for (int i = 0; i < VECTORS; ++i) {
+      const Vector factor = load(b + r * b_stride + i * kLanes);
+      for (int row = 0; row < ROWS; ++row)
+        sum[row][i] = multiply_add(spread(v[row * v_stride + r]), factor, sum[row][i]);
+    }
+  for (int row = 0; row < ROWS; ++row)
+    for (int i = 0; i < VECTORS; ++i) {
+      float* place = y + row * y_stride + i * kLanes;
+      store(place, multiply_add(sum[row][i], scale, load(place)));
+    }
+}
+
+template <int ROWS>
+INLINE void expand(const float* v, int64_t v_stride, const float* b, int64_t b_stride, int64_t rank,
+                   float scale, float* y, int64_t y_stride, int64_t num_columns) {
+  const Vector wide_scale = spread(scale);
+  int64_t n = 0;
+  for (; n + 4 * kLanes <= num_columns && ROWS == 1; n += 4 * kLanes)
+    expand_columns<ROWS, 4>(v, v_stride, b + n, b_stride, rank, wide_scale, y + n, y_stride);
+  for (; n + 2 * kLanes <= num_columns; n += 2 * kLanes)
+    expand_columns<ROWS, 2>(v, v_stride, b + n, b_stride, rank, wide_scale, y + n, y_stride);
+  for (; n + kLanes <= num_columns; n += kLanes)
+    expand_columns<ROWS, 1>(v, v_stride, b + n, b_stride, rank, wide_scale, y + n, y_stride);
+  for (; n < num_columns; ++n)
+    for (int row = 0; row < ROWS; ++row) {
+      float sum = 0;
+      for (int64_t r = 0; r < rank; ++r)
+        sum = __builtin_fmaf(v[row * v_stride + r], b[r * b_stride + n], sum);
+      float* place = y + row * y_stride + n;
+      *place = __builtin_fmaf(sum, scale, *place);
+    }
+}
+
+// What one version's part adds to columns [first, stop) of one segment.
+void add_part(const Part& part, const Segment& segment, const float* shrunk, int64_t num_ranks,
+              int64_t first, int64_t stop, float* y, int64_t y_stride) {
+  const int64_t from = larger(first, part.first_column);
+  const int64_t to = smaller(stop, part.first_column + part.width);
+  if (from >= to) return;
+  const float scale = static_cast<float>(segment.weight * part.scale);
+  const float* b = part.b + (from - part.first_column);
+  const float* v = shrunk + part.first_rank;
+  float* rows = y + segment.start * y_stride + from;
+  const int64_t num_rows = segment.stop - segment.start;
+  int64_t row = 0;
+  for (; row + 4 <= num_rows; row += 4)
+    expand<4>(v + row * num_ranks, num_ranks, b, part.width, part.rank, scale,
+              rows + row * y_stride, y_stride, to - from);
+  for (; row < num_rows; ++row)
+    expand<1>(v + row * num_ranks, num_ranks, b, part.width, part.rank, scale,
+              rows + row * y_stride, y_stride, to - from);
+}
+
+}  // namespace
+}  // namespace multiflora
+
+using namespace multiflora;
+
+extern "C" {
+
+// y[T][N] += weight * scale * (x[T][K] @ A.T) @ B on the rows of every segment.
+void multiflora_lora(const float* x, float* y, const Version* versions, const Segment* segments,
+                     int64_t num_segments, int64_t num_columns, int64_t num_features) {
+  const std::unique_ptr<int64_t[]> places(new int64_t[num_segments + 1]);
+  int64_t size = 0, num_jobs = 0;
+  for (int64_t s = 0; s < num_segments; ++s) {
+    places[s] = size;
+    const int64_t num_ranks = versions[segments[s].slot].num_ranks;
+    size += (segments[s].stop - segments[s].start) * num_ranks;
+    num_jobs += num_ranks;
+  }
+  if (size == 0) return;
+  const std::unique_ptr<float[]> shrunk(new float[size]);
+#pragma omp parallel if (size * (num_columns + num_features) > kSerial)
+  {
+#pragma omp for schedule(static)
+    for (int64_t job = 0; job < num_jobs; ++job) {
+      int64_t s = 0, rank = job;
+      while (rank >= versions[segments[s].slot].num_ranks)
+        rank -= versions[segments[s++].slot].num_ranks;
+      const Segment& segment = segments[s];
+      const Version& version = versions[segment.slot];
+      dots_of_rows<1>(x + segment.start * num_columns, version.a + rank * num_columns,
+                      shrunk.get() + places[s] + rank, segment.stop - segment.start, num_columns,
+                      version.num_ranks);
+    }
+#pragma omp for schedule(static)
+    for (int64_t first = 0; first < num_features; first += kColumnChunk)
+      for (int64_t s = 0; s < num_segments; ++s) {
+        const Version& version = versions[segments[s].slot];
+        for (int64_t p = 0; p < version.num_parts; ++p)
+          add_part(version.parts[p], segments[s], shrunk.get() + places[s], version.num_ranks,
+                   first, smaller(first + kColumnChunk, num_features), y, num_features);
+      }
+  }
+}
+
+}  // extern "C"
