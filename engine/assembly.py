@@ -108,6 +108,7 @@ def _plan_memory(
         checkpoint=folder,
         available_bytes=available,
         dtype=str(place.dtype).removeprefix("torch."),
+        narrow_tables=place.ops.table_dtype(torch.bfloat16, place.dtype) != place.dtype,
     )
 
 

@@ -81,7 +81,7 @@ class MemoryPlan:
         tokens = self.num_kv_blocks * self.block_size
         rows = (
             ("linears", self.linear_bytes, f"{self.dtype} activations"),
-            ("embedding", self.embedding_bytes, self.dtype),
+            ("embedding", self.embedding_bytes, ""),
             ("head", self.head_bytes, "" if self.head_bytes else "shares the embedding"),
             ("KV cache", self.kv_cache_bytes, f"{self.num_kv_blocks} blocks, {tokens} tokens"),
             ("adapters", self.adapter_bytes, self._loan_note()),
@@ -101,10 +101,12 @@ def plan_memory(
     checkpoint: Path | None = None,
     available_bytes: int | None = None,
     dtype: str | None = None,
+    narrow_tables: bool = False,
 ) -> MemoryPlan:
     """Divide ``available_bytes`` of an accelerator, or the free host memory where it is None.
 
-    ``dtype`` is what the caller resolved; None resolves it here.
+    ``dtype`` is what the caller resolved; None resolves it here. ``narrow_tables`` tells whether
+    the backend leaves an embedding and a head of bfloat16 as they are, which is the least.
 
     Raises `NotEnoughMemory` with the numbers and the remedies if the plan does not fit, and
     `InvalidCheckpoint` if ``checkpoint`` is given and a shard's header is damaged.
@@ -114,7 +116,7 @@ def plan_memory(
     placed = replace(config, device="cpu" if on_host else "cuda")
     dtype = dtype or resolve_dtype(placed, model, has_fast_bfloat16=has_fast_bfloat16())
     wanted_len = _wanted_length(config, model)
-    sizes = BaseSize.measure(config.base, model, dtype, checkpoint)
+    sizes = BaseSize.measure(config.base, model, dtype, checkpoint, narrow_tables=narrow_tables)
     workspace = _workspace_bytes(placed, model, dtype)
     free = available - sizes.total - workspace
     if free <= 0:

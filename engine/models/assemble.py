@@ -99,7 +99,7 @@ class _Reader:
         name = EMBEDDING
         if self._model.tie_embeddings and EMBEDDING not in self._checkpoint:
             name = HEAD
-        return self.dense(name, self._table_shape)
+        return self._table(name)
 
     def head(self, embedding: Tensor) -> Weight:
         """Read or share the head, in the model's dtype unless the config or checkpoint says NF4."""
@@ -110,13 +110,22 @@ class _Reader:
             return self._packed(self._take_nf4(target))
         if self._form.base.quantize_head:
             return self._packed(self._quantize(target))
-        return DenseWeight(self.dense(HEAD, self._table_shape))
+        return DenseWeight(self._table(HEAD))
 
     def dense(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Read a tensor that is resident unquantized."""
+        """Read a tensor that is resident unquantized, in the model's dtype."""
+        return self._plain(name, shape).to(self._form.device, self._form.dtype)
+
+    def _table(self, name: str) -> Tensor:
+        """The embedding or the head, in the dtype that the backend wants."""
+        tensor = self._plain(name, self._table_shape)
+        dtype = self._form.ops.table_dtype(tensor.dtype, self._form.dtype)
+        return tensor.to(self._form.device, dtype)
+
+    def _plain(self, name: str, shape: tuple[int, ...]) -> Tensor:
         tensor = self._take(name, shape)
         self.digest.add(name, tensor)
-        return tensor.to(self._form.device, self._form.dtype)
+        return tensor
 
     @property
     def _table_shape(self) -> tuple[int, int]:

@@ -69,6 +69,7 @@ class Decoder:
 
     def _embed(self, batch: ForwardBatch) -> Tensor:
         hidden = self._ops.embedding(batch.ids, self._weights.embedding)
+        hidden = hidden.to(self._weights.norm.dtype)
         if batch.adjusted:
             adjusted = self._adjustments.at(self._embedding_index, batch.adjusted)
             adjust_embedding(hidden, batch.ids, adjusted, self._ops)

@@ -7,12 +7,13 @@ from pathlib import Path
 from multiflora.adapters.target import Projection
 
 from ..config import BaseConfig
-from .config import ModelConfig
+from .config import EMBEDDING, HEAD, ModelConfig
 from .shard import find_shards, read_shard
 
 ITEM_SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
 # Half a byte per code and one float32 scale per 64 weights.
 NF4_BYTES_PER_WEIGHT = 0.5 + 4 / 64
+_ABSMAX = ".weight.absmax"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,30 +30,46 @@ class BaseSize:
 
     @classmethod
     def measure(
-        cls, base: BaseConfig, model: ModelConfig, dtype: str, checkpoint: Path | None
+        cls,
+        base: BaseConfig,
+        model: ModelConfig,
+        dtype: str,
+        checkpoint: Path | None,
+        *,
+        narrow_tables: bool = False,
     ) -> "BaseSize":
-        """Compute from the config, and from the headers of ``checkpoint`` where it is given."""
+        """Compute from the config, and from the headers of ``checkpoint`` where it is given.
+
+        ``narrow_tables`` tells whether an embedding or a head that is stored in bfloat16 stays so.
+        """
         item = ITEM_SIZES[dtype]
         table = model.vocab_size * model.hidden_size
-        quantized = _quantized_names(checkpoint)
+        stored = _stored_dtypes(checkpoint)
+        quantized = {name.removesuffix(".absmax") for name in stored if name.endswith(_ABSMAX)}
+
+        def table_bytes(name: str) -> int:
+            is_narrow = narrow_tables and stored.get(name) == "BF16"
+            return table * (min(item, 2) if is_narrow else item)
+
         head = 0
         if not model.tie_embeddings or base.quantize_head:
-            is_nf4 = base.quantize_head or "lm_head.weight" in quantized
-            head = math.ceil(table * (NF4_BYTES_PER_WEIGHT if is_nf4 else item))
+            is_nf4 = base.quantize_head or HEAD in quantized
+            head = math.ceil(table * NF4_BYTES_PER_WEIGHT) if is_nf4 else table_bytes(HEAD)
         small = model.num_layers * (4 * model.hidden_size + 2 * model.intermediate_size) * item
         linears = sum(
             _projection_bytes(base, model, projection, item, quantized)
             for projection in model.projections()
         )
-        return cls(linears + small, table * item, head)
+        has_embedding = EMBEDDING in stored or not model.tie_embeddings
+        return cls(linears + small, table_bytes(EMBEDDING if has_embedding else HEAD), head)
 
 
-def _quantized_names(checkpoint: Path | None) -> set[str]:
-    """Weights stored in NF4, from the headers; reading them also finds truncated files early."""
+def _stored_dtypes(checkpoint: Path | None) -> dict[str, str]:
+    """Every tensor's dtype, from the headers; reading them also finds truncated files early."""
     if checkpoint is None:
-        return set()
-    names = (name for path in find_shards(checkpoint) for name in read_shard(path).entries)
-    return {name.removesuffix(".absmax") for name in names if name.endswith(".weight.absmax")}
+        return {}
+    shards = [read_shard(path) for path in find_shards(checkpoint)]
+    return {name: entry.dtype for shard in shards for name, entry in shard.entries.items()}
 
 
 def _projection_bytes(

@@ -35,7 +35,7 @@ class BaseWeights:
     quantized here (bitsandbytes' mean of the scales depends on the number of threads).
     """
 
-    embedding: Tensor  # [V, H]
+    embedding: Tensor  # [V, H]; as the head perhaps narrower than the model's dtype
     layers: tuple[LayerWeights, ...]
     norm: Tensor
     head: Weight  # [V, H]; shares the embedding's memory when tied and not quantized

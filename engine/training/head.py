@@ -3,12 +3,16 @@
 Logits of a whole micro-batch never exist: only [chunk, V] of them.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from multiflora.kernels.ops import DenseWeight, Ops, Weight
+
+# Rows of a head that are decoded or widened at a time: a multiple of every layout's slices.
+PART_ROWS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,7 @@ class TrainingHead:
     @torch.no_grad()
     def score(self, normed: Tensor, targets: Tensor, *, with_slopes: bool) -> TokenScores:
         """Score ``targets`` [P] after ``normed`` hidden states [P, H]; P is one chunk."""
-        matrix = self._matrix(normed.dtype)
-        logits = (normed @ matrix.T).float()  # [P, V]
+        logits = self._logits(normed)  # [P, V]
         picked = logits.gather(1, targets[:, None])[:, 0]
         is_top = logits.argmax(-1) == targets
         normalizers = logits.logsumexp(-1)
@@ -57,7 +60,7 @@ class TrainingHead:
             probabilities.neg_()
             rows = torch.arange(targets.shape[0], device=targets.device)
             probabilities[rows, targets] += 1
-            slopes = probabilities.to(matrix.dtype) @ matrix
+            slopes = self._hidden(probabilities.to(normed.dtype))
         return TokenScores(picked - normalizers, normalizers - mean_logits, is_top, slopes)
 
     @torch.no_grad()
@@ -66,18 +69,43 @@ class TrainingHead:
 
         P is a part of a chunk, since both distributions are held whole.
         """
-        matrix = self._matrix(normed.dtype)
-        own = (normed @ matrix.T).float().log_softmax(-1)  # [P, V]
-        held = (anchor @ matrix.T).float().log_softmax(-1)
+        own = self._logits(normed).log_softmax(-1)  # [P, V]
+        held = self._logits(anchor).log_softmax(-1)
         chances = held.exp()
         values = torch.linalg.vecdot(chances, held.sub_(own))
-        slopes = own.exp_().sub_(chances).to(matrix.dtype) @ matrix
+        slopes = self._hidden(own.exp_().sub_(chances).to(normed.dtype))
         return Divergence(values, slopes)
 
-    def _matrix(self, dtype: torch.dtype) -> Tensor:
-        if isinstance(self._weight, DenseWeight):
-            return self._weight.data
-        return self._ops.unpack_nf4(self._weight, dtype)
+    def _logits(self, normed: Tensor) -> Tensor:
+        """``normed @ W.T``, float32 [P, V]."""
+        parts = self._parts(normed.dtype)
+        return torch.cat([(normed @ part.T).float() for _, part in parts], dim=1)
+
+    def _hidden(self, slopes: Tensor) -> Tensor:
+        """``slopes @ W`` of slopes by logits [P, V], [P, H]."""
+        products = (
+            slopes[:, first : first + len(part)] @ part for first, part in self._parts(slopes.dtype)
+        )
+        total = next(products)
+        for product in products:
+            total += product
+        return total
+
+    def _parts(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+        """The matrix in ``dtype``: whole if that is how it lies there, else in parts by first row.
+
+        A part is small beside the whole, so that no second head is ever in memory.
+        """
+        weight = self._weight
+        if isinstance(weight, DenseWeight) and weight.data.dtype == dtype:
+            yield 0, weight.data
+            return
+        for first in range(0, weight.out_features, PART_ROWS):
+            stop = min(first + PART_ROWS, weight.out_features)
+            if isinstance(weight, DenseWeight):
+                yield first, weight.data[first:stop].to(dtype)
+            else:
+                yield first, self._ops.unpack_nf4(self._ops.slice_nf4(weight, first, stop), dtype)
 
 
 def concatenate(chunks: list[TokenScores]) -> TokenScores:

@@ -36,8 +36,8 @@ class TrainingNetwork:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of activations: that of the resident dense weights."""
-        return self._weights.embedding.dtype
+        """Of activations, norms and biases; the embedding and the head may be narrower."""
+        return self._weights.norm.dtype
 
     @property
     def max_positions(self) -> int:
@@ -62,7 +62,8 @@ class TrainingNetwork:
 
     def embed(self, batch: PackedBatch) -> Tensor:
         """The residual stream before the first layer, [T, H]."""
-        return torch.nn.functional.embedding(batch.ids, self._weights.embedding)
+        found = torch.nn.functional.embedding(batch.ids, self._weights.embedding)
+        return found.to(self.dtype)
 
     def norm(self, x: Tensor) -> Tensor:
         """The last norm of rows [P, H] of the residual stream; differentiable."""

@@ -73,6 +73,20 @@ def test_tied_head_costs_nothing_unless_it_is_quantized() -> None:
     assert quantized.head_bytes == int(32_000 * 1024 * 0.5625)
 
 
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_tables_are_counted_as_the_backend_holds_them(tmp_path: Path, stored: torch.dtype) -> None:
+    table = torch.zeros(64, 32, dtype=stored)
+    tensors = {"model.embed_tokens.weight": table, "lm_head.weight": table.clone()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    small = model(vocab_size=64, hidden_size=32)
+    wide, narrow = (
+        plan_memory(config(dtype="float32"), small, checkpoint=tmp_path, narrow_tables=is_narrow)
+        for is_narrow in (False, True)
+    )
+    assert wide.embedding_bytes == wide.head_bytes == 64 * 32 * 4
+    assert narrow.embedding_bytes == narrow.head_bytes == table.nbytes
+
+
 def test_host_cache_holds_every_request_at_full_length_if_that_is_little() -> None:
     plan = plan_memory(
         config(max_model_len=100, scheduler=SchedulerConfig(max_num_requests=3)), model()

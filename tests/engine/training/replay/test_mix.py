@@ -76,7 +76,7 @@ def kl_by_autograd(network: Any, batch: Any, factors: Any, anchor: Any, weights:
         for layer in network.layers:
             x = layer.forward(x, network.context(batch), each, None)
         normed = network.norm(x.index_select(0, batch.sources))
-        matrix = network.head._matrix(normed.dtype)
+        matrix = torch.cat([part for _, part in network.head._parts(normed.dtype)])
         drained.append((normed @ matrix.T).log_softmax(-1))
     own, held = drained[0], drained[1].detach()
     values = (held.exp() * (held - own)).sum(-1)
