@@ -99,7 +99,7 @@ class Admission:
         Raises ``QueueFull``, also if the wait would outlast the client's patience, and
         ``RateLimited``.
         """
-        meters = self._meters_of(order)
+        meters = self._meters_of(order.caller, order.adapter)
         self._check(order, meters)
         ticket = Ticket(self, order)
         with ExitStack() as held:
@@ -111,6 +111,20 @@ class Admission:
             held.enter_context(self._throughput.busy())
             yield ticket
             self._throughput.add(order.num_tokens)
+
+    @contextmanager
+    def counted(self, caller: Caller) -> Iterator[None]:
+        """Hold while ``caller`` is given something that needs no turn of the engine.
+
+        It is one of the key's requests, without tokens. Raises ``RateLimited``.
+        """
+        meters = self._meters_of(caller, None)
+        self._check_meters(meters, 0)
+        with ExitStack() as held:
+            for meter in meters:
+                meter.begin(0, now=self._clock())
+                held.callback(lambda meter=meter: meter.end(now=self._clock()))
+            yield
 
     def check_room(self) -> None:
         """Refuse before a body is even tokenized. Raises ``QueueFull``."""
@@ -144,15 +158,15 @@ class Admission:
         self.num_waiting_tokens += order.num_prompt_tokens
         self._waiting_cost += order.num_tokens
 
-    def _meters_of(self, order: Order) -> list[Meter]:
+    def _meters_of(self, caller: Caller, adapter: str | None) -> list[Meter]:
         """Only of limited clients."""
-        caller, limits = order.caller, self.limits
+        limits = self.limits
         of_key = limits.key if caller.limits.is_unlimited else caller.limits
         meters = []
         if caller.id and not of_key.is_unlimited:
             meters.append(self._meters.of(("key", caller.id), of_key))
-        if order.adapter is not None and not limits.adapter.is_unlimited:
-            meters.append(self._meters.of(("adapter", order.adapter), limits.adapter))
+        if adapter is not None and not limits.adapter.is_unlimited:
+            meters.append(self._meters.of(("adapter", adapter), limits.adapter))
         return meters
 
     def _check(self, order: Order, meters: list[Meter]) -> None:
@@ -167,10 +181,14 @@ class Admission:
         patience = order.timeout_seconds
         if wait is not None and patience is not None and wait > patience:
             raise self._queue_full(f"the wait is about {wait:.1f} s, longer than the client's")
+        self._check_meters(meters, order.num_tokens)
+
+    def _check_meters(self, meters: list[Meter], num_tokens: int) -> None:
         for meter in meters:
-            if excess := meter.excess(order.num_tokens, now=self._clock()):
+            if excess := meter.excess(num_tokens, now=self._clock()):
                 self.on_refusal(RateLimited.code)
-                wait = excess.wait_seconds if excess.wait_seconds is not None else wait
+                wait = excess.wait_seconds
+                wait = self.wait_seconds() if wait is None else wait
                 raise RateLimited(
                     f"the limit of {excess.limit} is reached; try again later",
                     retry_after_seconds=_sane(wait),

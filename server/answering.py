@@ -3,7 +3,7 @@
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -19,7 +19,7 @@ from .access.caller import Caller, caller_of
 from .admission import Order
 from .answer_shape import AnswerShape
 from .catalog import Parent, ServedModel
-from .deadline import timeout_of, until_deadline
+from .deadline import Deadline, timeout_of
 from .disconnect import until_disconnect
 from .generation import Delta, SequenceJob, generate, joined
 from .ignored_field import check_body, ignored_header
@@ -29,7 +29,7 @@ from .question import EventWriter, Question
 from .request_trail import leave_trail
 from .selection import lease_selected
 from .sequencing import sequence_jobs
-from .service import Service, off_loop
+from .service import Service
 from .streaming import ChunkWriter, EventStream
 from .usage import UsageCount
 
@@ -52,15 +52,17 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
     async with AsyncExitStack() as resources:
         resources.enter_context(service.drain.running())
         service.admission.check_room()
-        timeout_seconds = timeout_of(request.headers, default=service.request_timeout_seconds)
+        seconds = timeout_of(request.headers, default=service.request_timeout_seconds)
+        deadline = Deadline.after(seconds)
         model = resources.enter_context(lease_selected(service.catalog, body, view=caller.view))
         record = resources.enter_context(
             service.metrics.request(model.name, is_canary=model.is_canary)
         )
         check_store(service.learner, model, body.store)
         info = service.client.info
-        prompts = await _prompts(service, question, model, info.max_model_len)
-        grammar = await _grammar(service, question)
+        async with deadline.held():
+            prompts = await _prompts(service, question, model, info.max_model_len)
+            grammar = await _grammar(service, question)
         answer_id = f"{question.shape.id_prefix}-{uuid.uuid4().hex}"
         leave_trail(service, request, record, model, kind=question.shape.kind, answer_id=answer_id)
         jobs = sequence_jobs(
@@ -73,12 +75,12 @@ async def answer(request: Request, service: Service, question: Question) -> Resp
             grammar=grammar,
         )
         jobs = [_for_tenant(job, caller.tenant) for job in jobs]
-        order = _order(caller, model, jobs, timeout_seconds)
+        order = _order(caller, model, jobs, deadline.remaining_seconds)
         ticket = resources.enter_context(service.admission.admitted(order))
         record.on_first_token = ticket.begin
         record.ask([len(prompt) for prompt in prompts], num_choices=body.n)
         deltas = record.watch(generate(service.client, service.tokenizer, jobs))
-        deltas = until_deadline(deltas, timeout_seconds)
+        deltas = deadline.until(deltas)
         deltas = observed(*(deltas, service.learner, model, body, answer_id), tenant=caller.tenant)
         resources.push_async_callback(deltas.aclose)
         making = _Answer(
@@ -103,9 +105,7 @@ async def _prompts(
     tokenize = question.tokenize
     if question.is_chat:
         tokenize = partial(tokenize, renderer=service.renderer(model))
-    found = await off_loop(question.is_large, tokenize, max_model_len=max_model_len)
-    # Chats are rendered by another process.
-    return await found if isinstance(found, Awaitable) else found
+    return await tokenize(max_model_len=max_model_len)
 
 
 async def _grammar(service: Service, question: Question) -> str:

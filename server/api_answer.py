@@ -68,7 +68,7 @@ ANSWERS: Final[Mapping[str, Answer]] = {
     "POST /v1/chat/completions": _streamed(inference.ChatCompletion),
     "POST /v1/completions": _streamed(inference.Completion),
     "POST /v1/responses": _streamed(inference.ResponseObject),
-    "POST /v1/embeddings": _of(inference.Embeddings),
+    "POST /v1/embeddings": _of(inference.Embeddings, headers=_PATIENCE),
     "POST /tokenize": _of(inference.Tokens),
     "POST /detokenize": _of(inference.Text),
     "GET /tokenizer_info": _of(inference.TokenizerInfo),

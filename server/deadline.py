@@ -1,9 +1,10 @@
 """How long a client waits for its answer, and the end of work that nobody waits for any more."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from typing import Final, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, Self, TypeVar
 
 from starlette.datastructures import Headers
 
@@ -30,27 +31,52 @@ def timeout_of(headers: Headers, *, default: float | None) -> float | None:
     return given if default is None else min(given, default)
 
 
-def until_deadline(
-    items: AsyncGenerator[_Item], timeout_seconds: float | None
-) -> AsyncGenerator[_Item]:
-    """The same items until the time is up; then ``DeadlineExceeded``, and ``items`` is closed."""
-    if timeout_seconds is None:
-        return items
-    return _until(items, asyncio.get_running_loop().time() + timeout_seconds, timeout_seconds)
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """``at`` is the event loop's time, ``seconds`` what was given; None both is never."""
 
+    seconds: float | None
+    at: float | None
 
-async def _until(
-    items: AsyncGenerator[_Item], deadline: float, timeout_seconds: float
-) -> AsyncGenerator[_Item]:
-    async with aclosing(items):
-        while True:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    item = await anext(items)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                raise DeadlineExceeded(
-                    f"the answer was not finished within {timeout_seconds:g} s"
-                ) from None
-            yield item
+    @classmethod
+    def after(cls, seconds: float | None) -> Self:
+        now = asyncio.get_running_loop().time()
+        return cls(seconds, None if seconds is None else now + seconds)
+
+    @property
+    def remaining_seconds(self) -> float | None:
+        """None is for ever; never below 0."""
+        if self.at is None:
+            return None
+        return max(0.0, self.at - asyncio.get_running_loop().time())
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Cancel the block when the time is up, and raise ``DeadlineExceeded`` instead."""
+        limit = asyncio.timeout_at(self.at)
+        try:
+            async with limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise self._exceeded() from None
+
+    def until(self, items: AsyncGenerator[_Item]) -> AsyncGenerator[_Item]:
+        """The same items until the time is up; then ``DeadlineExceeded``, and they are closed."""
+        return items if self.at is None else self._until(items)
+
+    async def _until(self, items: AsyncGenerator[_Item]) -> AsyncGenerator[_Item]:
+        async with aclosing(items):
+            while True:
+                try:
+                    async with asyncio.timeout_at(self.at):
+                        item = await anext(items)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError:
+                    raise self._exceeded() from None
+                yield item
+
+    def _exceeded(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"the answer was not finished within {self.seconds:g} s")

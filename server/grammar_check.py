@@ -9,6 +9,8 @@ from typing import Final
 from multiflora.engine.errors import RequestRejected
 from multiflora.engine.text.grammar import InvalidGrammar, problem_of
 
+from .refusal import QueueFull
+
 _SECONDS: Final = 2.0
 _MAX_KEPT: Final = 256
 
@@ -22,19 +24,30 @@ class GrammarCheck:
         self._passed: OrderedDict[str, None] = OrderedDict()
 
     async def make(self, build: Callable[[], str], *, param: str) -> str:
-        """The grammar that ``build`` returns. Raises ``InvalidGrammar`` naming ``param``."""
-        loop = asyncio.get_running_loop()
+        """The grammar that ``build`` returns. Raises ``InvalidGrammar`` naming ``param``.
+
+        Raises ``QueueFull`` where the threads had no time to begin, for grammars of others.
+        """
+        work = self._threads.submit(self._checked, build)
+        checking = asyncio.wrap_future(work)
         try:
-            async with asyncio.timeout(self._seconds):
-                grammar = await loop.run_in_executor(self._threads, self._checked, build)
-        except TimeoutError:
+            await asyncio.wait({checking}, timeout=self._seconds)
+            if checking.done():
+                return checking.result()
+        except RequestRejected as error:
+            raise InvalidGrammar(str(error), param=param) from None
+        finally:
+            has_begun = not work.cancel()
+            checking.cancel()
+        if has_begun:
             raise InvalidGrammar(
                 f"it takes longer than {self._seconds:g} seconds to compile; simplify it",
                 param=param,
-            ) from None
-        except RequestRejected as error:
-            raise InvalidGrammar(str(error), param=param) from None
-        return grammar
+            )
+        raise QueueFull(
+            "too many grammars wait to be checked; try again later, or on another replica",
+            retry_after_seconds=self._seconds,
+        )
 
     def _checked(self, build: Callable[[], str]) -> str:
         grammar = build()

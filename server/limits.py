@@ -50,8 +50,6 @@ class Limits:
     max_connections: int = 4096
     # How long an upload may stand still.
     upload_idle_seconds: float = 30.0
-    # Bodies above this are parsed and tokenized in a thread: 64 KiB take about 10 ms.
-    inline_body_bytes: int = 64 * _KIB
 
 
 class RequestLimitMiddleware:

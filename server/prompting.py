@@ -9,7 +9,7 @@ from multiflora.engine.text.tokenizer import Tokenizer
 
 from .schemas.chat import ChatBody
 from .schemas.completion import Prompt
-from .service import off_loop
+from .text_work import TextWork
 from .tool_use import template_tools
 
 
@@ -32,20 +32,22 @@ def tokenize_prompts(
 
 
 async def tokenize_chat(
+    work: TextWork,
     tokenizer: Tokenizer,
     body: ChatBody,
     *,
     renderer: Renderer,
-    max_model_len: int,
-    is_large: bool = False,
+    num_bytes: int,
+    max_model_len: int | None = None,
+    max_chars: int | None = None,
 ) -> list[Sequence[int]]:
-    """Render a conversation and encode it, a large one in a thread.
+    """Render a conversation that came in ``num_bytes``, and encode it within either bound.
 
     The template writes BOS where the model wants one. Special tokens in what users wrote are
     ordinary text, so that no message can begin another turn.
     """
     try:
-        quoted = await off_loop(is_large, _quoted, tokenizer, body)
+        quoted = await work.run(num_bytes, _quoted, tokenizer, body)
         text = await renderer.render(
             **quoted,
             add_generation_prompt=body.add_generation_prompt,
@@ -53,9 +55,14 @@ async def tokenize_chat(
         )
     except RecursionError:
         raise RequestRejected("the messages are nested too deeply", param="messages") from None
-    if body.truncate_prompt_tokens is None:
+    if max_chars is not None and len(text) > max_chars:
+        raise RequestRejected(
+            f"the rendered chat has {len(text)} characters; at most {max_chars} are encoded",
+            param="messages",
+        )
+    if max_model_len is not None and body.truncate_prompt_tokens is None:
         _check_length(tokenizer, text, max_model_len=max_model_len, param="messages")
-    tokens = await off_loop(is_large, tokenizer.encode_chat, text)
+    tokens = await work.run(len(text), tokenizer.encode_chat, text)
     return [_last(tokens, body.truncate_prompt_tokens)]
 
 

@@ -32,8 +32,7 @@ class Question:
 
     body: SamplingBody
     shape: AnswerShape
-    tokenize: Callable[..., Sequence[Sequence[int]] | Awaitable[Sequence[Sequence[int]]]]
-    is_large: bool
+    tokenize: Callable[..., Awaitable[Sequence[Sequence[int]]]]
     max_tokens: int | None
     default_max_tokens: int | None = None
     is_chat: bool = False

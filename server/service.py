@@ -1,10 +1,8 @@
 """Everything that the routes work with, put together once by whoever starts the server."""
 
-import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ParamSpec, TypeVar, cast
+from typing import cast
 
 from fastapi import Request
 
@@ -32,10 +30,8 @@ from .merging import Merger
 from .metrics import Metrics
 from .pinning import Pinning
 from .publishing import Publisher
+from .text_work import TextWork
 from .tracing import NoTracing, Tracing
-
-_Parameters = ParamSpec("_Parameters")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +62,7 @@ class Service:
     hub: HubDoor = field(default_factory=HubDoor)
     end_tokens: frozenset[int] = frozenset()
     limits: Limits = field(default_factory=Limits)
+    text_work: TextWork = field(default_factory=TextWork)
     drain: Drain = field(default_factory=Drain)
     grammar_check: GrammarCheck = field(default_factory=GrammarCheck)
     batches: BatchRunner = field(default_factory=BatchRunner)
@@ -85,15 +82,3 @@ class Service:
 
 def service_of(request: Request) -> Service:
     return cast(Service, request.app.state.service)
-
-
-async def off_loop(
-    is_large: bool,
-    work: Callable[_Parameters, _Result],
-    *args: _Parameters.args,
-    **kwargs: _Parameters.kwargs,
-) -> _Result:
-    """Call ``work``, in a thread if the input is large, so that other requests go on."""
-    if is_large:
-        return await asyncio.to_thread(work, *args, **kwargs)
-    return work(*args, **kwargs)

@@ -11,7 +11,7 @@ from ..prompting import tokenize_chat
 from ..question import Question
 from ..schemas.body import parse_body
 from ..schemas.chat import ChatBody
-from ..service import off_loop, service_of
+from ..service import service_of
 from ..tool_use import tool_use
 
 router = APIRouter()
@@ -22,17 +22,17 @@ async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation."""
     service = service_of(request)
     raw = await request.body()
-    is_large = len(raw) > service.limits.inline_body_bytes
-    body = await off_loop(is_large, parse_body, raw, ChatBody)
+    body = await service.text_work.run(len(raw), parse_body, raw, ChatBody)
     tools = tool_use(service.tokenizer, body)
     question = Question(
         body=body,
         shape=ChatShape(
             token_detail(service.tokenizer, body), make_reader=tools.reader if tools else None
         ),
-        tokenize=partial(tokenize_chat, service.tokenizer, body, is_large=is_large),
+        tokenize=partial(
+            tokenize_chat, service.text_work, service.tokenizer, body, num_bytes=len(raw)
+        ),
         is_chat=True,
-        is_large=False,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         structure=tools.structure(service.tokenizer) if tools else None,
         keeps_special_tokens=tools is not None,

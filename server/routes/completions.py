@@ -15,7 +15,7 @@ from ..prompting import tokenize_prompts
 from ..question import Question
 from ..schemas.body import parse_body
 from ..schemas.completion import CompletionBody
-from ..service import off_loop, service_of
+from ..service import service_of
 
 router = APIRouter()
 _DEFAULT_MAX_TOKENS: Final = 16
@@ -26,15 +26,18 @@ async def create_completion(request: Request) -> Response:
     """Continue text or tokens; token ids are used as given, no BOS is added."""
     service = service_of(request)
     raw = await request.body()
-    is_large = len(raw) > service.limits.inline_body_bytes
-    body = await off_loop(is_large, parse_body, raw, CompletionBody)
+    body = await service.text_work.run(len(raw), parse_body, raw, CompletionBody)
     question = Question(
         body=body,
         shape=CompletionShape(token_detail(service.tokenizer, body), num_choices=body.n),
         tokenize=partial(
-            tokenize_prompts, service.tokenizer, body.prompt, last=body.truncate_prompt_tokens
+            service.text_work.run,
+            len(raw),
+            tokenize_prompts,
+            service.tokenizer,
+            body.prompt,
+            last=body.truncate_prompt_tokens,
         ),
-        is_large=is_large,
         max_tokens=body.max_tokens,
         default_max_tokens=_DEFAULT_MAX_TOKENS,
         echo=partial(_echo, service.tokenizer, body) if body.echo else None,

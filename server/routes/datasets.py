@@ -16,7 +16,7 @@ from ..disconnect import until_disconnect
 from ..openapi import body_reference
 from ..schemas.body import parse_body
 from ..schemas.dataset_sampling import KIND, JudgeBody, SampleBody, sampling_object
-from ..service import Service, off_loop, service_of
+from ..service import Service, service_of
 
 router = APIRouter()
 _AT_ONCE: Final = 8
@@ -27,8 +27,7 @@ async def sample(request: Request) -> Response:
     """Sample and grade answers; 202 with a job to look at if in background."""
     service, caller = service_of(request), caller_of(request)
     raw = await request.body()
-    is_large = len(raw) > service.limits.inline_body_bytes
-    body = await off_loop(is_large, parse_body, raw, SampleBody)
+    body = await service.text_work.run(len(raw), parse_body, raw, SampleBody)
     await asyncio.to_thread(_check, body)
     prompts = await asyncio.to_thread(_prompts, service, caller, body)
     job = BackgroundJob(KIND, body.model, caller.tenant)

@@ -4,7 +4,6 @@ import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -16,6 +15,7 @@ from ..access.caller import caller_of
 from ..admission import Order
 from ..answering import version_headers
 from ..catalog import ServedModel
+from ..deadline import Deadline, timeout_of
 from ..disconnect import until_disconnect
 from ..embedding import Vector, embed, shortened, written
 from ..ignored_field import check_body, ignored_header
@@ -26,7 +26,7 @@ from ..schemas.body import parse_body
 from ..schemas.embedding import EmbeddingBody
 from ..selection import lease_selected
 from ..sequencing import check_number, check_prompt
-from ..service import off_loop, service_of
+from ..service import service_of
 
 router = APIRouter()
 
@@ -36,8 +36,7 @@ async def create_embeddings(request: Request) -> Response:
     """The last hidden state of each input's last token, as a unit vector."""
     service = service_of(request)
     raw = await request.body()
-    is_large = len(raw) > service.limits.inline_body_bytes
-    body = await off_loop(is_large, parse_body, raw, EmbeddingBody)
+    body = await service.text_work.run(len(raw), parse_body, raw, EmbeddingBody)
     check_body(body, is_strict=service.limits.refuses_unknown_fields)
     caller = caller_of(request)
     with (
@@ -46,12 +45,20 @@ async def create_embeddings(request: Request) -> Response:
         service.metrics.request(model.name, is_canary=model.is_canary) as record,
         ExitStack() as held,
     ):
+        service.admission.check_room()
+        seconds = timeout_of(request.headers, default=service.request_timeout_seconds)
+        deadline = Deadline.after(seconds)
         info = service.client.info
         check_number(len(body.input), limit=service.limits.max_sequences, param="input")
-        tokenize = partial(
-            tokenize_prompts, service.tokenizer, body.input, last=body.truncate_prompt_tokens
-        )
-        prompts = await off_loop(is_large, tokenize, max_model_len=info.max_model_len)
+        async with deadline.held():
+            prompts = await service.text_work.run(
+                len(raw),
+                tokenize_prompts,
+                service.tokenizer,
+                body.input,
+                max_model_len=info.max_model_len,
+                last=body.truncate_prompt_tokens,
+            )
         answer_id = f"embd-{uuid.uuid4().hex}"
         leave_trail(service, request, record, model, kind="list", answer_id=answer_id)
         requests = [
@@ -65,9 +72,11 @@ async def create_embeddings(request: Request) -> Response:
             num_sequences=len(requests),
             num_prompt_tokens=num_tokens,
             num_tokens=num_tokens,
+            timeout_seconds=deadline.remaining_seconds,
         )
         held.enter_context(service.admission.admitted(order))
-        vectors = await until_disconnect(request, embed(service.client, requests))
+        async with deadline.held():
+            vectors = await until_disconnect(request, embed(service.client, requests))
         content = _content(body, model, prompts, vectors)
         record.ask([len(prompt) for prompt in prompts], num_choices=1)
         record.read_prompts()

@@ -11,7 +11,7 @@ from ..question import Question
 from ..response_shape import ResponseShape, ResponseWriter
 from ..schemas.body import parse_body
 from ..schemas.response import ResponseBody
-from ..service import off_loop, service_of
+from ..service import service_of
 from ..tool_use import tool_use
 
 router = APIRouter()
@@ -22,17 +22,17 @@ async def create_response(request: Request) -> Response:
     """Answer an input; nothing is stored."""
     service = service_of(request)
     raw = await request.body()
-    is_large = len(raw) > service.limits.inline_body_bytes
-    body = await off_loop(is_large, parse_body, raw, ResponseBody)
-    chat = await off_loop(is_large, body.chat_body)
+    body = await service.text_work.run(len(raw), parse_body, raw, ResponseBody)
+    chat = await service.text_work.run(len(raw), body.chat_body)
     tools = tool_use(service.tokenizer, chat)
     shape = ResponseShape(body, tools.reader if tools else None)
     question = Question(
         body=chat,
         shape=shape,
-        tokenize=partial(tokenize_chat, service.tokenizer, chat, is_large=is_large),
+        tokenize=partial(
+            tokenize_chat, service.text_work, service.tokenizer, chat, num_bytes=len(raw)
+        ),
         is_chat=True,
-        is_large=False,
         max_tokens=chat.max_completion_tokens,
         structure=tools.structure(service.tokenizer) if tools else None,
         keeps_special_tokens=tools is not None,

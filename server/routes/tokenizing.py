@@ -1,7 +1,7 @@
 """``/tokenize``, ``/detokenize``, ``/tokenizer_info``: the base's tokenizer, as vLLM shows it."""
 
-import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import orjson
@@ -16,9 +16,9 @@ from ..ignored_field import check_body, ignored_header
 from ..openapi import body_reference
 from ..prompting import tokenize_chat
 from ..schemas.body import parse_body
-from ..schemas.tokenizing import DetokenizeBody, TokenizeBody
+from ..schemas.tokenizing import MOST_CHARS, DetokenizeBody, TokenizeBody
 from ..sequencing import check_tokens
-from ..service import Service, off_loop, service_of
+from ..service import Service, service_of
 
 router = APIRouter()
 
@@ -26,40 +26,26 @@ router = APIRouter()
 @router.post("/tokenize", openapi_extra=body_reference(TokenizeBody))
 async def tokenize(request: Request) -> Response:
     """The token ids of a text or of a rendered conversation."""
-    service = service_of(request)
-    raw = await request.body()
-    is_large = len(raw) > service.limits.inline_body_bytes
-    body = await off_loop(is_large, parse_body, raw, TokenizeBody)
-    check_body(body, is_strict=service.limits.refuses_unknown_fields)
-    with _model(request, body.model) as model:
-        tokens = await _tokens(service, body, service.renderer(model), is_large)
-    content: dict[str, Any] = {
-        "count": len(tokens),
-        "max_model_len": service.client.info.max_model_len,
-        "tokens": tokens,
-        "token_strs": None,
-    }
-    if body.return_token_strs:
-        content["token_strs"] = [service.tokenizer.token_name(token) for token in tokens]
-    return Response(
-        orjson.dumps(content), headers=ignored_header(body), media_type="application/json"
-    )
+    service, raw = service_of(request), await request.body()
+    with _admitted(request, service):
+        body = await service.text_work.run(len(raw), parse_body, raw, TokenizeBody)
+        check_body(body, is_strict=service.limits.refuses_unknown_fields)
+        with _model(request, body.model) as model:
+            tokens = await _tokens(service, body, service.renderer(model), num_bytes=len(raw))
+        content = await service.text_work.run(len(raw), _content, service, body, tokens)
+    return Response(content, headers=ignored_header(body), media_type="application/json")
 
 
 @router.post("/detokenize", openapi_extra=body_reference(DetokenizeBody))
 async def detokenize(request: Request) -> Response:
     """The text of tokens, special ones included."""
-    service = service_of(request)
-    raw = await request.body()
-    is_large = len(raw) > service.limits.inline_body_bytes
-    body = await off_loop(is_large, parse_body, raw, DetokenizeBody)
-    check_body(body, is_strict=service.limits.refuses_unknown_fields)
-    with _model(request, body.model):
-        pass
-    check_tokens(body.tokens, service.client.info.vocab_size, param="tokens")
-    decode = service.tokenizer.decode
-    text = await off_loop(is_large, decode, body.tokens, skip_special_tokens=False)
-    content = orjson.dumps({"prompt": text})
+    service, raw = service_of(request), await request.body()
+    with _admitted(request, service):
+        body = await service.text_work.run(len(raw), parse_body, raw, DetokenizeBody)
+        check_body(body, is_strict=service.limits.refuses_unknown_fields)
+        with _model(request, body.model):
+            pass
+        content = await service.text_work.run(len(raw), _decoded, service, body)
     return Response(content, headers=ignored_header(body), media_type="application/json")
 
 
@@ -83,23 +69,50 @@ def _model(request: Request, model: str | None) -> AbstractContextManager[Served
     return catalog.lease(model or catalog.base, view=caller_of(request).view)
 
 
+@contextmanager
+def _admitted(request: Request, service: Service) -> Iterator[None]:
+    """Hold while texts are worked on; raises as inference does, but for the engine's queue."""
+    with service.drain.running(), service.admission.counted(caller_of(request)):
+        yield
+
+
 async def _tokens(
-    service: Service, body: TokenizeBody, renderer: Renderer, is_large: bool
-) -> list[int]:
+    service: Service, body: TokenizeBody, renderer: Renderer, *, num_bytes: int
+) -> Sequence[int]:
     if (body.prompt is None) == (body.messages is None):
         raise RequestRejected("give either prompt or messages", param="prompt")
     if body.prompt is not None:
-        encode = service.tokenizer.encode
-        return await off_loop(
-            is_large, encode, body.prompt, add_special_tokens=body.add_special_tokens
+        return await service.text_work.run(
+            num_bytes,
+            service.tokenizer.encode,
+            body.prompt,
+            add_special_tokens=body.add_special_tokens,
         )
     assert body.messages is not None
-    conversation = body.conversation(body.messages)
     (tokens,) = await tokenize_chat(
+        service.text_work,
         service.tokenizer,
-        conversation,
+        body.conversation(body.messages),
         renderer=renderer,
-        max_model_len=sys.maxsize,
-        is_large=is_large,
+        num_bytes=num_bytes,
+        max_chars=MOST_CHARS,
     )
-    return list(tokens)
+    return tokens
+
+
+def _content(service: Service, body: TokenizeBody, tokens: Sequence[int]) -> bytes:
+    name = service.tokenizer.token_name
+    return orjson.dumps(
+        {
+            "count": len(tokens),
+            "max_model_len": service.client.info.max_model_len,
+            "tokens": tokens,
+            "token_strs": [*map(name, tokens)] if body.return_token_strs else None,
+        }
+    )
+
+
+def _decoded(service: Service, body: DetokenizeBody) -> bytes:
+    check_tokens(body.tokens, service.client.info.vocab_size, param="tokens")
+    text = service.tokenizer.decode(body.tokens, skip_special_tokens=False)
+    return orjson.dumps({"prompt": text})

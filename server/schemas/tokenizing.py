@@ -1,6 +1,6 @@
 """``POST /tokenize`` and ``POST /detokenize``, as vLLM shapes them."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import ConfigDict, Field
 
@@ -9,6 +9,10 @@ from .chat import ChatBody, ChatMessage
 from .sampling import TokenId
 from .tool import ToolBody
 
+# No context bounds these.
+MOST_CHARS: Final = 1_000_000
+_MOST_TOKENS: Final = 1_000_000
+
 
 class TokenizeBody(RequestBody):
     """A text or a conversation."""
@@ -16,7 +20,7 @@ class TokenizeBody(RequestBody):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
-    prompt: str | None = None
+    prompt: str | None = Field(None, max_length=MOST_CHARS)
     messages: list[ChatMessage] | None = Field(None, min_length=1)
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
@@ -47,4 +51,4 @@ class DetokenizeBody(RequestBody):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=1_000_000)]
+    tokens: Annotated[list[TokenId], Field(max_length=_MOST_TOKENS)]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from multiflora.engine.request import FinishReason, GenerationRequest
 from multiflora.server.access.caller import Caller
 from multiflora.server.admission import Admission, AdmissionLimits, Order
+from multiflora.server.app import create_app
 from multiflora.server.rate_limit import Bucket, Meters, RateLimits, parse_limits
 from multiflora.server.refusal import QueueFull, RateLimited
 from multiflora.server.service import Service
@@ -205,6 +207,24 @@ async def test_a_deadline_ends_the_work(
     assert response.json()["error"]["code"] == "deadline_exceeded"
     assert engine.closed_early == [engine.requests[0].id]
     assert service.admission.num_waiting == 0
+
+
+async def test_a_deadline_counts_from_before_the_prompt_is_read(
+    service: Service, engine: Any
+) -> None:
+    class Sleeper:
+        async def render(self, messages: Any, **options: Any) -> str:
+            await asyncio.sleep(30)
+            return ""
+
+    app = create_app(replace(service, chat_template=Sleeper()))
+    body = {"model": "base", "messages": [{"role": "user", "content": "hi"}]}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app)) as client:
+        headers = {"x-request-timeout-ms": "40"}
+        answer = await client.post("http://s/v1/chat/completions", json=body, headers=headers)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert engine.requests == []
 
 
 async def test_a_deadline_in_a_stream_is_its_last_event(

@@ -1,9 +1,12 @@
 """POST /v1/embeddings, by hand and with the typed client."""
 
+import asyncio
+
 import openai
 import pytest
 
 from multiflora.engine.request import AdapterShare, FinishReason
+from multiflora.server.admission import AdmissionLimits
 
 pytestmark = pytest.mark.anyio
 
@@ -36,6 +39,29 @@ async def test_the_typed_client_reads_both_encodings(url, engine, encoding):
 
     assert [item.embedding for item in answer.data] == [pytest.approx([0.6, 0.8])] * 2
     assert isinstance(raw.data[0].embedding, str) == (encoding == "base64")
+
+
+async def test_a_deadline_ends_the_work(client, engine):
+    engine.script = lambda request: [30, *engine.say(request)]
+    answer = await client.post(
+        "/v1/embeddings",
+        json={"model": "base", "input": ["a", "b"]},
+        headers={"x-request-timeout-ms": "40"},
+    )
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert not engine.running
+
+
+async def test_a_full_queue_is_429(embed, engine, service):
+    service.admission.limits = AdmissionLimits(max_queued_requests=1)
+    engine.script = lambda request: [0.2, *engine.say(request)]
+    running = asyncio.create_task(embed())
+    await asyncio.sleep(0.05)
+    refused = await embed()
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    assert (await running).status_code == 200
 
 
 async def test_fewer_dimensions_are_a_unit_vector_again(embed):

@@ -1,5 +1,7 @@
 """Every way to ask for a form reaches the engine as one grammar, or is refused by name."""
 
+import asyncio
+import threading
 import time
 
 import pytest
@@ -12,6 +14,7 @@ from multiflora.engine.text.grammar import (
     text_grammar,
 )
 from multiflora.server.grammar_check import GrammarCheck
+from multiflora.server.refusal import QueueFull
 
 pytestmark = pytest.mark.anyio
 
@@ -80,6 +83,22 @@ async def test_what_cannot_be_followed_is_refused_with_its_problem(
     assert error["param"] == param
     assert message in error["message"]
     assert engine.requests == []
+
+
+async def test_a_grammar_that_had_no_turn_is_not_to_blame():
+    check, gate = GrammarCheck(seconds=0.05), threading.Event()
+    running = [
+        asyncio.create_task(check.make(lambda: str(gate.wait()), param="guided_json"))
+        for _ in range(2)
+    ]
+    await asyncio.sleep(0)
+
+    with pytest.raises(QueueFull, match="too many grammars") as refused:
+        await check.make(str, param="guided_json")
+    assert refused.value.retry_after_seconds > 0
+    outcomes = await asyncio.gather(*running, return_exceptions=True)
+    gate.set()
+    assert [type(outcome) for outcome in outcomes] == [InvalidGrammar, InvalidGrammar]
 
 
 async def test_a_grammar_that_takes_too_long_is_refused():
