@@ -68,7 +68,7 @@ class RequestTooLarge(RequestRejected):
 class HeaderTooLarge(RequestRejected):
     """Headers above the limit."""
 
-    code = "header_too_large"
+    code = "request_too_large"
 
 
 class UnsupportedParameter(RequestRejected):
@@ -189,7 +189,7 @@ class HttpError:
             headers["retry-after"] = str(math.ceil(self.retry_after_seconds))
             headers["retry-after-ms"] = str(math.ceil(1000 * self.retry_after_seconds))
         # The rest of a body that was given up would be read as the next request.
-        if self.code == Draining.code or self.status == _REJECTED_STATUS[UploadTimeout]:
+        if self.code == Draining.code or self.status in _CLOSING_STATUSES:
             headers["connection"] = "close"
         if self.status == InvalidKey.status:
             headers["www-authenticate"] = "Bearer"
@@ -207,6 +207,7 @@ _REJECTED_STATUS: Final[dict[type[RequestRejected], int]] = {
     SourceNotAllowed: 403,
     HubNotFound: 404,
 }
+_CLOSING_STATUSES: Final = frozenset({408, 413, 431})
 _REGISTRY_STATUS: Final[dict[type[RegistryError], int]] = {
     InvalidName: 400,
     InvalidCanary: 400,

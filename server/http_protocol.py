@@ -3,16 +3,21 @@
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any, Final, cast
 
+import h11
+import orjson
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .body_writer import with_body_writer
+from .errors import http_error
 from .limits import Limits
 from .reader_watch import ReaderWatch
+from .request_connection import MalformedRequest, RequestConnection
 
-_BUSY = (
+_HEADER_BYTES: Final = 64 * 1024
+_BUSY: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n"
     b"content-length: 0\r\n\r\n"
 )
@@ -37,6 +42,7 @@ class BoundedProtocol(H11Protocol):
     def __init__(self, *arguments: Any, limits: Limits, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._limits = limits
+        self.conn = RequestConnection(self.config.h11_max_incomplete_event_size or _HEADER_BYTES)
         self.app = with_body_writer(cast(ASGIApp, self.app))
 
     def connection_made(self, transport: Any) -> None:
@@ -69,6 +75,19 @@ class BoundedProtocol(H11Protocol):
     def resume_writing(self) -> None:
         self._reader.end()
         super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse in the API's own envelope what is no request, unless an answer has begun."""
+        connection = cast(RequestConnection, self.conn)
+        if connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            error = http_error(connection.fault or MalformedRequest(msg))
+            body = orjson.dumps(error.body())
+            self.transport.write(
+                b"HTTP/1.1 %d Refused\r\ncontent-type: application/json\r\n"
+                b"content-length: %d\r\nconnection: close\r\n\r\n%b"
+                % (error.status, len(body), body)
+            )
+        self.transport.close()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()

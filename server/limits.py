@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -12,7 +12,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from multiflora.engine.errors import RequestRejected
 
+from .access.caller import key_of
 from .errors import HeaderTooLarge, RequestTooLarge, UploadTimeout, error_response
+from .held_body import HeldBodies
+from .refusal import QueueFull
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -35,6 +38,8 @@ class Limits:
     max_body_bytes: int = 8 * _MIB
     max_upload_bytes: int = 2048 * _MIB
     max_file_bytes: int = 512 * _MIB
+    # Bodies in memory, of all requests together.
+    max_held_bytes: int = 512 * _MIB
     max_header_bytes: int = 64 * _KIB
     max_headers: int = 100
     max_sequences: int = 256
@@ -61,30 +66,37 @@ class RequestLimitMiddleware:
     def __init__(self, app: ASGIApp, *, limits: Limits) -> None:
         self._app = app
         self._limits = limits
+        self._held = HeldBodies(limits.max_held_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         try:
-            limit = self._body_limit(scope)
+            upload = self._upload_limit(scope)
+            limit = self._limits.max_body_bytes if upload is None else upload
             self._check_headers(scope["headers"], limit)
         except (HeaderTooLarge, MalformedHeader, RequestTooLarge) as error:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._limits.body_idle_seconds):
-                    await _skip_body(receive, limit=8 * self._limits.max_body_bytes)
+            await self._skip_body(receive)
             response = error_response(error)
             response.headers["connection"] = "close"
             await response(scope, receive, send)
             return
-        await self._app(scope, self._bounded(receive, limit), send)
+        with self._held.body() as hold:
 
-    def _body_limit(self, scope: Scope) -> int:
+            def take(size: int, received: int) -> None:
+                _check_size(received, limit)
+                if upload is None:
+                    hold(size, key_of(scope))
+
+            await self._app(scope, self._bounded(receive, take), send)
+
+    def _upload_limit(self, scope: Scope) -> int | None:
         """Only what goes to the disk as it arrives may be larger than what memory can hold."""
         kind = Headers(scope=scope).get("content-type", "")
         found = _UPLOADS.fullmatch(f"{scope['method']} {scope['path']}")
         if found is None or not kind.startswith("multipart/"):
-            return self._limits.max_body_bytes
+            return None
         is_file = found["files"] is not None
         return self._limits.max_file_bytes if is_file else self._limits.max_upload_bytes
 
@@ -109,7 +121,8 @@ class RequestLimitMiddleware:
         if declared.isdigit():
             _check_size(int(declared), limit)
 
-    def _bounded(self, receive: Receive, limit: int) -> Receive:
+    def _bounded(self, receive: Receive, take: Callable[[int, int], None]) -> Receive:
+        """``take`` is told the size of each piece, and that of all; it may refuse them."""
         received, is_whole = 0, False
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -125,12 +138,29 @@ class RequestLimitMiddleware:
                     message = await receive()
             except TimeoutError:
                 raise UploadTimeout("the request body did not come in time") from None
-            received += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            received += size
             is_whole = not message.get("more_body", False)
-            _check_size(received, limit)
+            try:
+                take(size, received)
+            except (RequestTooLarge, QueueFull):
+                if not is_whole:
+                    await self._skip_body(receive)
+                raise
             return message
 
         return receive_bounded
+
+    async def _skip_body(self, receive: Receive) -> None:
+        """Read on, up to a bound: a client that is still sending would miss the answer."""
+        limit, skipped = 8 * self._limits.max_body_bytes, 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.body_idle_seconds):
+                while skipped <= limit:
+                    message = await receive()
+                    skipped += len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
 
 def _check_size(size: int, limit: int) -> None:
@@ -138,13 +168,3 @@ def _check_size(size: int, limit: int) -> None:
         raise RequestTooLarge(
             f"the request body has {size} bytes or more; at most {limit} are accepted"
         )
-
-
-async def _skip_body(receive: Receive, *, limit: int) -> None:
-    """Read on, up to a bound: a client that is still sending would miss the answer."""
-    skipped = 0
-    while skipped <= limit:
-        message = await receive()
-        skipped += len(message.get("body", b""))
-        if not message.get("more_body", False):
-            return

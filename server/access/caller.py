@@ -63,5 +63,11 @@ def caller_of(request: Request) -> Caller:
     return cast(Caller, request.scope[_SCOPE_KEY])
 
 
+def key_of(scope: StarletteScope) -> str:
+    """The id of the key of a request; empty without one, and before it is authorized."""
+    caller: Caller | None = scope.get(_SCOPE_KEY)
+    return caller.id if caller else ""
+
+
 def set_caller(scope: StarletteScope, caller: Caller) -> None:
     scope[_SCOPE_KEY] = caller

@@ -226,7 +226,7 @@ async def test_headers_beyond_the_limit(client):
     response = await client.get("/v1/models", headers={"x-long": "x" * 70_000})
 
     assert response.status_code == 431
-    assert response.json()["error"]["code"] == "header_too_large"
+    assert response.json()["error"]["code"] == "request_too_large"
 
 
 async def test_a_large_prompt_that_cannot_fit_is_refused_without_tokenizing(complete, engine):

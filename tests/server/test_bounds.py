@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +16,19 @@ from hypothesis import strategies as st
 
 from multiflora.engine.errors import RequestRejected
 from multiflora.engine.log_line import LogFormatter, request_id
+from multiflora.server.access.api_key import KeyWish
+from multiflora.server.access.caller import Scope
 from multiflora.server.app import create_app
+from multiflora.server.held_body import HeldBodies
 from multiflora.server.http_server import HttpServer
 from multiflora.server.limits import Limits
 from multiflora.server.listener import bind
+from multiflora.server.refusal import QueueFull
 from multiflora.server.schemas.body import MAX_DEPTH, check_depth
 from multiflora.server.service import Service
 
 pytestmark = pytest.mark.anyio
+SCOPES = frozenset({Scope.INFERENCE})
 
 
 @pytest.fixture
@@ -95,6 +102,56 @@ async def test_a_host_that_is_none_is_refused(port: int, host: bytes) -> None:
     assert b" 400 " in (await talk(port, start)).splitlines()[0]
 
 
+CHUNKED = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "status", "code"),
+    [
+        (b"nonsense\r\n\r\n", b"400", b"invalid_http"),
+        (CHUNKED + b"z\r\n", b"400", b"invalid_http"),
+        (b"GET /live HTTP/1.1\r\nX: " + b"y" * 300_000, b"431", b"request_too_large"),
+    ],
+    ids=["line", "chunk", "header"],
+)
+async def test_what_is_no_request_is_refused_in_the_usual_envelope(
+    port: int, start: bytes, status: bytes, code: bytes
+) -> None:
+    head, _, body = (await talk(port, start)).partition(b"\r\n\r\n")
+
+    assert head.split()[1] == status
+    assert b"connection: close" in head
+    assert orjson.loads(body)["error"]["code"] == code.decode()
+
+
+async def test_a_body_of_a_million_tiny_chunks_is_given_up(port: int) -> None:
+    """Each costs what a large one costs."""
+    answer = await talk(port, CHUNKED + b"1\r\na\r\n" * 10_000)
+
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"chunks for" in answer
+
+
+async def test_tiny_chunks_that_nobody_wants_are_given_up_too(port: int) -> None:
+    start = CHUNKED.replace(b"/v1/completions", b"/nowhere")
+
+    answer = await talk(port, start, b"1\r\na\r\n" * 2000, b"1\r\na\r\n" * 2000)
+
+    assert answer.count(b"HTTP/1.1") == 1
+    assert answer.startswith(b"HTTP/1.1 404")
+
+
+async def test_chunks_of_a_decent_size_are_no_waste(port: int) -> None:
+    body = orjson.dumps({"model": "base", "prompt": "a " * 300_000, "max_tokens": 1})
+    pieces = [body[start : start + 200] for start in range(0, len(body), 200)]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+
+    start = CHUNKED.replace(b"Host: a", b"Host: a\r\nConnection: close")
+    answer = await talk(port, start + chunks + b"0\r\n\r\n")
+
+    assert b"context_length_exceeded" in answer
+
+
 async def test_a_kept_connection_may_be_idle_longer_than_headers_take(port: int) -> None:
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         assert (await client.get("/health")).status_code == 200
@@ -128,6 +185,57 @@ async def test_answers_are_no_pages_and_no_origin_is_allowed(client: httpx.Async
         assert "default-src 'none'" in headers["content-security-policy"]
         assert not [name for name in headers if name.startswith("access-control")]
     assert (await client.options("/v1/models")).status_code == 405
+
+
+async def test_bodies_in_memory_are_bounded_and_no_key_has_all(service: Service) -> None:
+    limits = Limits(max_held_bytes=1000)
+    app = create_app(replace(service, limits=limits))
+    keys = [service.keyring.registry.create(KeyWish(name="x", scopes=SCOPES))[1] for _ in "ab"]
+    transport = httpx.ASGITransport(app=app)
+    may_end = asyncio.Event()
+
+    async def slow_body() -> Any:
+        yield b'{"model": "nobody", "prompt": "' + b"a" * 400
+        await may_end.wait()
+        yield b'"}'
+
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+
+        async def ask(key: str, content: Any) -> httpx.Response:
+            headers = {"authorization": f"Bearer {key}"}
+            return await client.post("/v1/completions", content=content, headers=headers)
+
+        held = asyncio.create_task(ask(keys[0], slow_body()))
+        await asyncio.sleep(0.05)
+        refused = await ask(keys[0], b"a" * 200)
+        other = await ask(keys[1], b"a" * 200)
+        may_end.set()
+        assert (await held).status_code == 404
+        after = await ask(keys[0], b"a" * 200)
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    assert int(refused.headers["retry-after"]) == 1
+    assert [answer.json()["error"]["code"] for answer in (other, after)] == ["invalid_json"] * 2
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.sampled_from(["", "a", "b"])), max_size=20))
+def test_what_bodies_held_is_given_back_to_the_byte(pieces: list[tuple[int, str]]) -> None:
+    held = HeldBodies(100)
+    by_key: Counter[str] = Counter()
+    with ExitStack() as stack:
+        for size, key in pieces:
+            take = stack.enter_context(held.body())
+            try:
+                take(size, key)
+                by_key[key] += size
+            except QueueFull:
+                assert by_key.total() + size > 100 or (key and by_key[key] + size > 50)
+        assert held.num_bytes == by_key.total() <= 100
+        assert max(by_key["a"], by_key["b"]) <= 50
+    assert held.num_bytes == 0
+    with held.body() as take:
+        take(50, "a")
+        take(50, "")
 
 
 def test_depth_is_bounded_before_anything_walks_through_it() -> None:
