@@ -68,7 +68,7 @@ class PreconditionFailed(RegistryError):
 class ForeignName(RegistryError):
     """The name belongs to another tenant."""
 
-    code = "name_exists"
+    code = "adapter_conflict"
 
     def __init__(self, name: str) -> None:
         super().__init__(f"the name {name[:100]!r} is taken; choose another")

@@ -13,6 +13,7 @@ from multiflora.adapters.tier import Tier
 from .config import EngineConfig
 from .errors import (
     BaseNotFound,
+    EngineLoading,
     EngineOverloaded,
     EngineUnavailable,
     InvalidCheckpoint,
@@ -111,7 +112,7 @@ class EngineClient:
     def info(self) -> EngineInfo:
         """Raises ``EngineUnavailable`` until the engine was ready once."""
         if self._info is None:
-            raise EngineUnavailable("the engine has not started yet")
+            raise EngineLoading("the engine has not started yet")
         return self._info
 
     @property
@@ -269,7 +270,9 @@ class EngineClient:
 
     def _require_ready(self) -> None:
         if self._state is not EngineState.READY:
-            raise EngineUnavailable(f"the engine is {self._state.value}; try again shortly")
+            is_loading = self._state is not EngineState.STOPPED
+            kind = EngineLoading if is_loading else EngineUnavailable
+            raise kind(f"the engine is {self._state.value}; try again shortly")
 
     def _on_report(self, report: Report) -> None:
         match report:

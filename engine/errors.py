@@ -5,6 +5,7 @@
     |  |- PromptTooLong
     |  `- InvalidToken
     |- EngineUnavailable            try again later
+    |  |- EngineLoading
     |  `- EngineOverloaded
     |- RequestFailed                the engine gave up on an admitted request
     |- ExportRefused                the written model would not be what was asked for
@@ -50,6 +51,12 @@ class EngineUnavailable(EngineError):
     """The engine is starting, restarting or stopped."""
 
     code = "engine_unavailable"
+
+
+class EngineLoading(EngineUnavailable):
+    """The engine reads its base, for the first time or after it died."""
+
+    code = "loading"
 
 
 class EngineOverloaded(EngineUnavailable):

@@ -127,7 +127,7 @@ def is_disk_full(error: OSError) -> bool:
 class NameTaken(RegistryError):
     """An adapter of this name exists."""
 
-    code = "name_exists"
+    code = "adapter_conflict"
 
 
 class UnknownKey(RegistryError):

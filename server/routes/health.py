@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 import multiflora
 from multiflora.engine.client import EngineState
-from multiflora.engine.errors import EngineUnavailable
+from multiflora.engine.errors import EngineLoading
 
 from ..errors import Draining
 from ..metric.cached_page import CachedPage
@@ -29,7 +29,7 @@ async def ready(request: Request) -> dict[str, str]:
     if service.drain.is_draining:
         raise Draining("the server is shutting down")
     if service.client.state is not EngineState.READY:
-        raise EngineUnavailable(f"the engine is {service.client.state}")
+        raise EngineLoading(f"the engine is {service.client.state}")
     if service.admission.is_saturated:
         raise Saturated("the queue is filling up; other replicas have more room")
     return {"status": "ready"}

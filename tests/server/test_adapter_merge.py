@@ -129,7 +129,7 @@ async def test_a_name_that_exists_is_replaced_on_request_only(merge: Callable[..
     first = (await merge()).json()["version"]
     answer = await merge(method="slerp")
     assert answer.status_code == 409
-    assert answer.json()["error"]["code"] == "name_exists"
+    assert answer.json()["error"]["code"] == "adapter_conflict"
     assert "replace" in answer.json()["error"]["message"]
     answer = await merge(method="slerp", replace=True, headers={"if-match": '"' + "0" * 64 + '"'})
     assert answer.status_code == 412

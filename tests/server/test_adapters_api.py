@@ -254,7 +254,7 @@ async def test_a_name_that_is_taken(client, create):
     await create("poet")
     response = await create("poet", seed=2)
 
-    assert error(response) == (409, "name_exists", "name")
+    assert error(response) == (409, "adapter_conflict", "name")
     assert response.headers["x-should-retry"] == "false"
 
 

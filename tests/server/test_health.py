@@ -28,7 +28,7 @@ async def test_without_an_engine_it_lives_but_is_not_ready(client, complete, eng
     for path in ("/ready", "/health"):
         response = await client.get(path)
         assert response.status_code == 503
-        assert response.json()["error"]["code"] == "engine_unavailable"
+        assert response.json()["error"]["code"] == "loading"
         assert int(response.headers["retry-after"]) > 0
 
 

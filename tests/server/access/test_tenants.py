@@ -79,9 +79,9 @@ async def test_a_name_is_changed_by_its_owner_alone(
     await upload(red, first, "mine")
     await upload(admin, first, "common")
 
-    assert (await upload(blue, second, "mine")).json()["error"]["code"] == "name_exists"
+    assert (await upload(blue, second, "mine")).json()["error"]["code"] == "adapter_conflict"
     put = await blue.put("/v1/adapters/mine", files=form(second))
-    assert (put.status_code, put.json()["error"]["code"]) == (409, "name_exists")
+    assert (put.status_code, put.json()["error"]["code"]) == (409, "adapter_conflict")
     assert put.headers["x-should-retry"] == "false"
     shared = await blue.put("/v1/adapters/common", files=form(second))
     assert (shared.status_code, shared.json()["error"]["code"]) == (403, "not_owner")
@@ -167,7 +167,7 @@ async def test_a_job_cannot_take_the_name_of_another_tenants_adapter(
     await upload(red, write_adapter(), "mine")
     body = {"model": "base", "training_file": "file-0", "suffix": "mine"}
     refused = await blue.post("/v1/fine_tuning/jobs", json=body)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "name_exists")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "adapter_conflict")
 
 
 async def answered(client: httpx.AsyncClient, name: str, user: str) -> str:
