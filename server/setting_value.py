@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from multiflora.engine.training.gate.endpoint import check_url
 from multiflora.engine.training.jobs.tracking.availability import read_sinks
 from multiflora.engine.training.jobs.tracking.message import SinkName
 
@@ -42,9 +43,9 @@ def parse_judges(text: str) -> tuple[tuple[str, str], ...]:
     found = {}
     for item in filter(None, map(str.strip, text.split(","))):
         name, _, url = item.partition("=")
-        if not name.strip() or not url.strip().startswith(("http://", "https://")):
-            raise ValueError(f"{item!r} is not NAME=URL with an http or https URL")
-        found[name.strip()] = url.strip()
+        if not name.strip():
+            raise ValueError(f"{item!r} is not NAME=URL")
+        found[name.strip()] = check_url(url.strip())
     return tuple(found.items())
 
 

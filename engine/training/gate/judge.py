@@ -6,18 +6,23 @@ nothing.
 
 import asyncio
 import json
+import logging
 import re
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from .asker import Asker
+from .endpoint import NoAnswer, post
 from .text_side import GateText
+
+logger = logging.getLogger(__name__)
 
 _CHOICE: Final = re.compile(r"\b([AB])\b")
 _MAX_TOKENS: Final = 16
 _TIMEOUT_SECONDS: Final = 60.0
+_ALL_SECONDS: Final = 1800.0
+_AT_ONCE: Final = 4
 _MAX_ANSWER_BYTES: Final = 1 << 20
 
 
@@ -25,10 +30,6 @@ class Judge(Protocol):
     """``ask`` raises ``OSError`` if nobody answers."""
 
     async def ask(self, questions: Sequence[str]) -> list[str]: ...
-
-
-class NoJudge(OSError):
-    """The endpoint gave no answer that can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,33 +55,41 @@ class HttpJudge:
     url: str
 
     async def ask(self, questions: Sequence[str]) -> list[str]:
-        return [await asyncio.to_thread(self._ask, question) for question in questions]
+        """Raises ``NoAnswer`` as soon as one question has none."""
+        room = asyncio.Semaphore(_AT_ONCE)
+        try:
+            async with asyncio.timeout(_ALL_SECONDS), asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._ask(question, room)) for question in questions]
+        except TimeoutError:
+            raise NoAnswer(f"it did not answer everything within {_ALL_SECONDS:g} s") from None
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
 
-    def _ask(self, question: str) -> str:
+    async def _ask(self, question: str, room: asyncio.Semaphore) -> str:
         body = {
             "messages": [{"role": "user", "content": question}],
             "temperature": 0,
             "max_tokens": _MAX_TOKENS,
         }
-        request = urllib.request.Request(
-            f"{self.url.rstrip('/')}/chat/completions",
-            json.dumps(body).encode(),
-            {"content-type": "application/json"},
-        )
-        opener = urllib.request.build_opener(_NoRedirect)
-        with opener.open(request, timeout=_TIMEOUT_SECONDS) as response:
-            content = response.read(_MAX_ANSWER_BYTES)
+        url = f"{self.url.rstrip('/')}/chat/completions"
         try:
+            async with room:
+                content = await post(
+                    url,
+                    json.dumps(body).encode(),
+                    seconds=_TIMEOUT_SECONDS,
+                    max_bytes=_MAX_ANSWER_BYTES,
+                )
             return str(json.loads(content)["choices"][0]["message"]["content"])
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise NoJudge(f"{self.url} answered with no completion ({error})") from None
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The operator allowed one place and no other."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
+        except NoAnswer as error:
+            logger.warning("the judge at %s: %s", self.url, error)
+            raise
+        except OSError as error:
+            logger.warning("the judge at %s cannot be reached: %s", self.url, error)
+            raise NoAnswer("it cannot be reached") from None
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+            raise NoAnswer("it answered with no completion") from None
 
 
 def comparison(question: str, first: str, second: str) -> str:
