@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from multiflora.engine.client import EngineClient
 from multiflora.engine.errors import RequestFailed
@@ -39,13 +41,12 @@ class Echo:
     scores: tuple[TokenScore | None, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True, kw_only=True):
     """What is new of one sequence; ``num_tokens`` and ``cached_tokens`` are totals so far.
 
     ``tokens`` may run ahead of ``text``, which waits for whole characters and stop strings.
     ``scores`` are as many, or none. ``echo`` and ``stages`` come with the first delta, ``text``
-    begins with the echo.
+    begins with the echo. One is made per token, and a frozen dataclass takes ten times as long.
     """
 
     index: int
@@ -61,7 +62,7 @@ class Delta:
 
 def joined(deltas: Sequence[Delta]) -> Delta:
     """All deltas of one finished sequence as one."""
-    return replace(
+    return msgspec.structs.replace(
         deltas[-1],
         text="".join(delta.text for delta in deltas),
         tokens=tuple(token for delta in deltas for token in delta.tokens),
@@ -133,7 +134,7 @@ def _delta(index: int, text: AnswerText, event: TokenEvent) -> Delta:
 def _with_echo(job: SequenceJob, delta: Delta, scores: Sequence[TokenScore]) -> Delta:
     has_scores = job.request.sampling.prompt_logprobs is not None
     echo = Echo(tokens=job.request.prompt, scores=(None, *scores) if has_scores else ())
-    return replace(delta, text=(job.echo or "") + delta.text, echo=echo)
+    return msgspec.structs.replace(delta, text=(job.echo or "") + delta.text, echo=echo)
 
 
 async def _merged(streams: Sequence[AsyncGenerator[Delta]]) -> AsyncGenerator[Delta]:

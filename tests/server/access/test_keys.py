@@ -1,6 +1,7 @@
 """API keys: made once, kept as hashes, refused when they should be; over the API and in files."""
 
 import hashlib
+import hmac
 import os
 from pathlib import Path
 
@@ -58,6 +59,33 @@ def test_a_key_expires() -> None:
         ring.authenticate(f"Bearer {text}")
     with pytest.raises(ValueError, match="expired before"):
         keys.create(KeyWish(name="x", scopes=WISH.scopes, expires=1010))
+
+
+@pytest.mark.parametrize("name", ["unknown id", "wrong secret", "malformed", "revoked", "scheme"])
+def test_every_wrong_key_costs_and_says_the_same(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    keys = registry()
+    (good, text), (old, old_text) = keys.create(ADMIN), keys.create(WISH)
+    keys.revoke(old.id)
+    attempts = {
+        "unknown id": f"Bearer {text.replace(good.id, '0' * 12)}",
+        "wrong secret": f"Bearer mf-{good.id}-{'x' * 43}",
+        "malformed": "Bearer x",
+        "revoked": f"Bearer {old_text}",
+        "scheme": f"Basic0 {text}",
+    }
+    compared: list[tuple[str, str]] = []
+
+    def compare(first: str, second: str) -> bool:
+        compared.append((first, second))
+        return first == second
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    with pytest.raises(InvalidKey, match=r"^the API key is wrong, has expired or was revoked$"):
+        Keyring(keys).authenticate(attempts[name])
+    ((kept, given),) = compared
+    assert len(kept) == len(given) == 64
 
 
 def test_revoking_the_last_key_does_not_open_the_server() -> None:
