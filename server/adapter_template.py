@@ -15,27 +15,31 @@ _MAX_KEPT: Final = 256
 
 
 class AdapterTemplates:
-    """Without a ``store`` nobody has one: all chats are rendered by the base's."""
+    """Without a ``store`` nobody has one: all chats are rendered by the base's.
 
-    def __init__(self, store: AdapterStore | None = None) -> None:
+    ``own`` renders them, beside the base's, so that no slow one stands before other chats.
+    """
+
+    def __init__(self, store: AdapterStore | None = None, own: Renderer | None = None) -> None:
         self._read = None if store is None else lru_cache(_MAX_KEPT)(_reader(store))
+        self._own = own
 
     def renderer(self, base: Renderer, model: ServedModel) -> Renderer:
-        """``base``, made to use the template of the one adapter that answers, if it brought one.
+        """``base``, or what uses the template of the one adapter that answers, if it brought one.
 
         A blend has the base's. Raises ``AdapterRejected`` for a version that is damaged.
         """
         if self._read is None or len(model.parents) != 1 or model.parents[0].weight != 1.0:
             return base
         template = self._read(model.parents[0].digest)
-        return base if template is None else _OwnTemplate(base, template)
+        return base if template is None else _OwnTemplate(self._own or base, template)
 
 
 @dataclass(frozen=True, slots=True)
 class _OwnTemplate:
-    """Renders in the same process, within the same limits, as the base's template."""
+    """Renders within the limits of the base's template."""
 
-    base: Renderer
+    shared: Renderer
     template: str
 
     async def render(self, messages: Any, *, tools: Sequence[Any] = (), **options: Any) -> str:
@@ -45,7 +49,7 @@ class _OwnTemplate:
                 "base's; ask the base, or leave tools out",
                 param="tools",
             )
-        return await self.base.render(messages, template=self.template, **options)
+        return await self.shared.render(messages, template=self.template, **options)
 
 
 def _reader(store: AdapterStore) -> Any:

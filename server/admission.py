@@ -80,10 +80,8 @@ class Admission:
         limits: AdmissionLimits | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
-        on_refusal: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.limits = limits or AdmissionLimits()
-        self.on_refusal = on_refusal
         self._clock = clock
         self._meters = Meters(clock)
         self._throughput = Throughput(clock)
@@ -186,7 +184,6 @@ class Admission:
     def _check_meters(self, meters: list[Meter], num_tokens: int) -> None:
         for meter in meters:
             if excess := meter.excess(num_tokens, now=self._clock()):
-                self.on_refusal(RateLimited.code)
                 wait = excess.wait_seconds
                 wait = self.wait_seconds() if wait is None else wait
                 raise RateLimited(
@@ -195,7 +192,6 @@ class Admission:
                 )
 
     def _queue_full(self, reason: str = "the queue is full") -> QueueFull:
-        self.on_refusal(QueueFull.code)
         return QueueFull(
             f"{reason}; try again later, or on another replica",
             retry_after_seconds=_sane(self.wait_seconds()),

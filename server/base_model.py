@@ -12,8 +12,9 @@ from multiflora.engine.models.source import resolve_model
 from multiflora.engine.text.chat_template import ChatTemplate, chat_template_of
 from multiflora.engine.text.tokenizer import Tokenizer, load_tokenizer
 
+from .adapter_source import AdapterSource
 from .base_match import base_fingerprint
-from .settings import AdapterSource, ServeSettings
+from .settings import ServeSettings
 
 DEMO: Final = Path(multiflora.__file__).parent / "engine" / "demo"
 DEMO_NAME: Final = "multiflora-demo"

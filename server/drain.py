@@ -8,10 +8,11 @@ from .errors import Draining
 
 
 class Drain:
-    """Open until ``begin``; then it empties."""
+    """Open until ``begin``; then it empties. ``announce`` may say before that it will."""
 
     def __init__(self) -> None:
         self.num_running = 0
+        self.is_announced = False
         self._is_draining = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -20,8 +21,12 @@ class Drain:
     def is_draining(self) -> bool:
         return self._is_draining
 
+    def announce(self) -> None:
+        """Have routers send requests elsewhere; those that come are still taken."""
+        self.is_announced = True
+
     def begin(self) -> None:
-        self._is_draining = True
+        self.is_announced = self._is_draining = True
 
     @contextmanager
     def running(self) -> Iterator[None]:

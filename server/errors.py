@@ -338,6 +338,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, Refused):
+        request.app.state.service.metrics.refusal(error.code)
     return error_response(error)
 
 

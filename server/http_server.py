@@ -23,7 +23,11 @@ _KEEP_ALIVE_SECONDS: Final = 75
 
 
 class HttpServer(uvicorn.Server):
-    """Serves until it is told to stop; ``stop_engine`` ends what outlives the drain."""
+    """Serves until it is told to stop; ``stop_engine`` ends what outlives the drain.
+
+    After SIGTERM requests are taken for ``drain_notice_seconds`` more, since routers need a while
+    to hear of it.
+    """
 
     def __init__(
         self,
@@ -31,12 +35,14 @@ class HttpServer(uvicorn.Server):
         *,
         drain: Drain,
         drain_timeout_seconds: float,
+        drain_notice_seconds: float = 0.0,
         stop_engine: Callable[[], Awaitable[None]],
         limits: Limits | None = None,
     ) -> None:
         super().__init__(_uvicorn_config(app, limits or Limits()))
         self._drain = drain
         self._drain_timeout_seconds = drain_timeout_seconds
+        self._drain_notice_seconds = drain_notice_seconds
         self._stop_engine = stop_engine
         self._draining: asyncio.Task[None] | None = None
 
@@ -52,11 +58,13 @@ class HttpServer(uvicorn.Server):
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
-    def close_gently(self) -> None:
+    def close_gently(self, *, notice_seconds: float = 0.0) -> None:
         """Refuse new requests, wait for the running ones, then exit."""
         if self._draining is None:
-            self._drain.begin()
-            self._draining = asyncio.ensure_future(self._finish_requests())
+            self._drain.announce()
+            if not notice_seconds:
+                self._drain.begin()
+            self._draining = asyncio.ensure_future(self._finish_requests(notice_seconds))
 
     def _on_signal(self, number: int) -> None:
         if self._draining is not None:
@@ -67,9 +75,12 @@ class HttpServer(uvicorn.Server):
             self._drain.num_running,
             self._drain_timeout_seconds,
         )
-        self.close_gently()
+        is_term = number == signal.SIGTERM
+        self.close_gently(notice_seconds=self._drain_notice_seconds if is_term else 0.0)
 
-    async def _finish_requests(self) -> None:
+    async def _finish_requests(self, notice_seconds: float) -> None:
+        await asyncio.sleep(notice_seconds)
+        self._drain.begin()
         is_empty = await self._drain.wait_empty(timeout_seconds=self._drain_timeout_seconds)
         if not is_empty:
             logger.warning("%d requests did not finish in time", self._drain.num_running)

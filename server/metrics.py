@@ -19,6 +19,7 @@ from multiflora.engine.request import EngineInfo, EngineStats
 from multiflora.engine.training.jobs.job_census import JobCensus
 
 from .errors import ClientDisconnectedError
+from .loop_lag import LoopLag
 from .metric.adapter_family import write_state, write_traffic
 from .metric.board import Board
 from .metric.cached_page import CachedPage
@@ -62,6 +63,7 @@ class Metrics:
         self.adapter_page = CachedPage(
             self.render_adapters, fresh_seconds=min(_ADAPTERS_FRESH_SECONDS, 25 * fresh_seconds)
         )
+        self.loop_lag = LoopLag()
         self._client = client
         self._adapters = registry
         self._data_dir = data_dir
@@ -125,6 +127,8 @@ class Metrics:
         page = Exposition()
         page.gauge("multiflora_engine_up", "Whether the engine is ready.", [("", is_up)])
         page.gauge("multiflora_event_loop_tasks", "Tasks of the API process.", [("", num_tasks)])
+        text = "Longest wait for the API process's event loop in the last ten seconds."
+        page.gauge("multiflora_event_loop_lag_seconds", text, [("", self.loop_lag.seconds)])
         text = "Sequences that the API process waits for."
         page.gauge("multiflora_open_streams", text, [("", num_streams)])
         # Off the event loop: streams go on meanwhile.

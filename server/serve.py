@@ -153,13 +153,14 @@ async def _run(
     listener: socket.socket,
 ) -> None:
     client = EngineClient.in_process_of_its_own(config)
-    renderer = TemplateRenderer(base.chat_template)
+    renderer, own_renderer = (TemplateRenderer(base.chat_template) for _ in range(2))
     watched = None
     if settings.adapters_dir:
         watched = WatchedFolder(settings.adapters_dir, registry, publisher)
         await publisher.run(watched.scan)
     service = make_service(
-        settings, client, base, config, registry, publisher, checker, keyring, renderer
+        *(settings, client, base, config, registry, publisher, checker, keyring, renderer),
+        own_renderer=own_renderer,
     )
     _warn_of_unserved(service.catalog)
     housekeeping = Housekeeping(registry, publisher, client, service.pinning, watched=watched)
@@ -171,6 +172,7 @@ async def _run(
         app,
         drain=service.drain,
         drain_timeout_seconds=settings.drain_timeout,
+        drain_notice_seconds=settings.drain_notice,
         stop_engine=client.stop,
         limits=service.limits,
     )
@@ -183,6 +185,7 @@ async def _run(
         needs_key=not keyring.is_open,
     )
     await renderer.start()
+    service.metrics.loop_lag.start()
     starting = asyncio.create_task(_start(service, server, announcement))
     watching = asyncio.create_task(
         watch(client.stats, client.kill, patience_seconds=settings.step_timeout)
@@ -193,10 +196,12 @@ async def _run(
         for task in (starting, keeping, watching):
             task.cancel()
         await asyncio.gather(starting, keeping, watching, return_exceptions=True)
+        service.metrics.loop_lag.stop()
         await service.batches.stop()
         await service.jobs.stop()
         await client.stop()
         await renderer.stop()
+        await own_renderer.stop()
         service.merger.close()
         await asyncio.to_thread(service.tracing.close)
     if not starting.cancelled():
@@ -234,8 +239,13 @@ def make_service(
     checker: FileChecker,
     keyring: Keyring,
     renderer: TemplateRenderer,
+    *,
+    own_renderer: TemplateRenderer | None = None,
 ) -> Service:
-    """Everything that the routes work with; nothing is started."""
+    """Everything that the routes work with; nothing is started.
+
+    ``own_renderer`` is for the templates that adapters bring.
+    """
     metrics = Metrics(client, registry, base=base.name, data_dir=settings.data_dir)
     pinning = Pinning(registry, client, publisher.match)
     end_tokens = frozenset(base.config.eos_token_ids)
@@ -257,7 +267,7 @@ def make_service(
         tokenizer=base.tokenizer,
         chat_template=renderer,
         adapter_templates=AdapterTemplates(
-            registry.store if settings.allow_adapter_templates else None
+            registry.store if settings.allow_adapter_templates else None, own_renderer
         ),
         catalog=Catalog(base.name, registry, created=int(time.time()), match=publisher.match),
         metrics=metrics,
@@ -276,7 +286,7 @@ def make_service(
         hub=HubDoor(settings.adapters_hub),
         limits=settings.limits(),
         end_tokens=end_tokens,
-        admission=Admission(settings.admission_limits(), on_refusal=metrics.refusal),
+        admission=Admission(settings.admission_limits()),
         request_timeout_seconds=settings.request_timeout,
         tracing=make_tracing(settings.otlp_endpoint),
         logs_requests=settings.log_requests,

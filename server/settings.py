@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from multiflora.adapters.name import check_name
 from multiflora.engine.config import (
     AdapterConfig,
     BaseConfig,
@@ -25,6 +24,7 @@ from multiflora.engine.config import (
 from multiflora.engine.log_line import LogFormat
 from multiflora.engine.training.jobs.tracking.message import SinkName
 
+from .adapter_source import AdapterSource
 from .admission import AdmissionLimits
 from .limits import Limits
 from .rate_limit import RateLimits, parse_limits
@@ -41,34 +41,6 @@ from .setting_value import (
 from .size import parse_size
 
 LogLevel = Literal["debug", "info", "warning", "error"]
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterSource:
-    """An adapter to publish at the start: its name and its folder."""
-
-    name: str
-    path: Path
-
-
-def parse_adapter(text: str) -> AdapterSource:
-    """Read ``NAME=PATH``. Raises ``ValueError``."""
-    name, separator, path = text.partition("=")
-    if not separator or not name.strip() or not path.strip():
-        raise ValueError(f"{text!r} is not NAME=PATH")
-    check_name(name.strip())
-    return AdapterSource(name.strip(), Path(path.strip()).expanduser())
-
-
-def parse_adapters(value: object) -> tuple[AdapterSource, ...]:
-    """Read a mapping, a list of ``NAME=PATH`` or one text with commas."""
-    if isinstance(value, dict):
-        items = [f"{name}={path}" for name, path in value.items()]
-    elif isinstance(value, list):
-        items = [str(item) for item in value]
-    else:
-        items = [item for item in str(value).split(",") if item.strip()]
-    return tuple(parse_adapter(item) for item in items)
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
@@ -290,6 +262,14 @@ class ServeSettings:
             metavar="SECONDS",
         ),
     )
+    drain_notice: float = field(
+        default=0.0,
+        metadata=_about(
+            "time after SIGTERM in which /ready says 503 and requests are still taken, for routers",
+            parse_float,
+            metavar="SECONDS",
+        ),
+    )
     drain_timeout: float = field(
         default=30.0,
         metadata=_about(
@@ -313,8 +293,12 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port is {self.port}; it must be between 0 and 65535")
-        if not 0 <= self.drain_timeout < float("inf"):
-            raise ValueError(f"--drain-timeout is {self.drain_timeout}; it must be 0 or more")
+        for flag, seconds in (
+            ("--drain-notice", self.drain_notice),
+            ("--drain-timeout", self.drain_timeout),
+        ):
+            if not 0 <= seconds < float("inf"):
+                raise ValueError(f"{flag} is {seconds}; it must be 0 or more")
         for flag, size in (
             ("--max-upload-size", self.max_upload_size),
             ("--max-file-size", self.max_file_size),

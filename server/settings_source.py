@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import yaml
 
-from .settings import ServeSettings, parse_adapters
+from .adapter_source import parse_adapters
+from .settings import ServeSettings
 
 PREFIX: Final = "MULTIFLORA_"
 CONFIG_VARIABLE: Final = f"{PREFIX}CONFIG"

@@ -15,8 +15,8 @@ from multiflora.adapters.registry import Registry
 from multiflora.adapters.version import Version
 from multiflora.engine.errors import EngineError, StartupError
 
+from .adapter_source import AdapterSource
 from .publishing import Publisher, Terms
-from .settings import AdapterSource
 
 logger = logging.getLogger(__name__)
 

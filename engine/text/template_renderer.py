@@ -13,7 +13,7 @@ import msgspec
 
 from multiflora.adapters.child_process import SAME_PATH, isolated_command, isolated_environment
 
-from ..errors import EngineUnavailable, RequestRejected
+from ..errors import EngineOverloaded, EngineUnavailable, RequestRejected
 from ..frame import pack_frame, receive_frame
 from .chat_template import ChatTemplate
 from .template_process import Render, Rendered, Setup
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _PROGRAM: Final = (
     SAME_PATH + "from multiflora.engine.text.template_process import main; main(int(sys.argv[2]))"
 )
-_MAX_WAITING: Final = 1024
+_MAX_WAITING: Final = 256
 _BOOT_SECONDS: Final = 60.0
 
 
@@ -110,8 +110,10 @@ class TemplateRenderer:
 
     async def render(self, messages: Any, *, template: str = "", **options: Any) -> str:
         """As `Renderer` says; raises ``RequestRejected``, also for what takes too much."""
-        if self._is_stopped or len(self._questions) >= _MAX_WAITING:
-            raise EngineUnavailable("too many chats wait to be rendered; try again shortly")
+        if self._is_stopped:
+            raise EngineUnavailable("the server is shutting down")
+        if len(self._questions) >= _MAX_WAITING:
+            raise EngineOverloaded("too many chats wait to be rendered; try again shortly")
         fields = {"messages": messages, **options}
         question = _Question(
             pack_frame(self._encoder.encode(Render(fields, template))),

@@ -26,7 +26,7 @@ async def live() -> dict[str, str]:
 async def ready(request: Request) -> dict[str, str]:
     """Say whether inference requests would be taken; 503 otherwise."""
     service = service_of(request)
-    if service.drain.is_draining:
+    if service.drain.is_announced:
         raise Draining("the server is shutting down")
     if service.client.state is not EngineState.READY:
         raise EngineLoading(f"the engine is {service.client.state}")

@@ -1,6 +1,9 @@
 """Chat templates of adapters: dropped and ignored, unless the operator lets them be used."""
 
+import asyncio
 import io
+import os
+import signal
 import tarfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
@@ -46,12 +49,20 @@ def publisher(
 
 
 @pytest.fixture
+async def own_renderer(service: Service) -> AsyncIterator[TemplateRenderer]:
+    """Of the templates that adapters bring."""
+    renderer = TemplateRenderer(chat_template_of(service.tokenizer.folder))
+    yield renderer
+    await renderer.stop()
+
+
+@pytest.fixture
 async def api(
-    service: Service, registry: Registry, is_allowed: bool
+    service: Service, registry: Registry, is_allowed: bool, own_renderer: TemplateRenderer
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A server that renders in a process of its own, as servers do."""
     renderer = TemplateRenderer(chat_template_of(service.tokenizer.folder))
-    templates = AdapterTemplates(registry.store if is_allowed else None)
+    templates = AdapterTemplates(registry.store if is_allowed else None, own_renderer)
     app = create_app(replace(service, chat_template=renderer, adapter_templates=templates))
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
@@ -104,6 +115,24 @@ async def test_an_adapter_answers_chats_of_its_own_form(
         kept = archive.extractfile(f"mine/{TEMPLATE_NAME}")
         assert kept is not None
         assert kept.read().decode() == OWN
+
+
+async def test_a_template_of_an_adapter_delays_no_chat_of_the_base(
+    api: httpx.AsyncClient,
+    service: Service,
+    own_renderer: TemplateRenderer,
+    write_adapter: Callable[..., Path],
+) -> None:
+    assert (await upload(api, write_adapter(), OWN)).status_code == 201
+    await own_renderer.start()
+    assert own_renderer.pid is not None
+    os.kill(own_renderer.pid, signal.SIGSTOP)
+    slow = asyncio.create_task(text_of(api, service, model="mine"))
+
+    assert await text_of(api, service, model="base") == BASE_TEXT
+    assert not slow.done()
+    os.kill(own_renderer.pid, signal.SIGCONT)
+    assert await slow == "own hi"
 
 
 @pytest.mark.parametrize("is_allowed", [False], indirect=True)

@@ -176,7 +176,6 @@ async def test_a_full_queue_is_429_and_readiness_falls(
     service: Service, engine: Any, client: httpx.AsyncClient, complete: Callable[..., Any]
 ) -> None:
     service.admission.limits = AdmissionLimits(max_queued_requests=2)
-    service.admission.on_refusal = service.metrics.refusal
     engine.script = lambda request: [0.2, *engine.say(request)]
     running = [asyncio.create_task(complete()) for _ in range(2)]
     await asyncio.sleep(0.05)

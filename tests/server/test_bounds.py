@@ -102,7 +102,8 @@ async def test_a_host_that_is_none_is_refused(port: int, host: bytes) -> None:
     assert b" 400 " in (await talk(port, start)).splitlines()[0]
 
 
-CHUNKED = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -110,9 +111,11 @@ CHUNKED = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunk
     [
         (b"nonsense\r\n\r\n", b"400", b"invalid_http"),
         (CHUNKED + b"z\r\n", b"400", b"invalid_http"),
+        (HEAD + b"Content-Length: -1\r\n\r\n", b"400", b"invalid_http"),
+        (HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", b"400", b"invalid_http"),
         (b"GET /live HTTP/1.1\r\nX: " + b"y" * 300_000, b"431", b"request_too_large"),
     ],
-    ids=["line", "chunk", "header"],
+    ids=["line", "chunk", "negative", "twice", "header"],
 )
 async def test_what_is_no_request_is_refused_in_the_usual_envelope(
     port: int, start: bytes, status: bytes, code: bytes

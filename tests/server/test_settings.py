@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from multiflora.server.settings import AdapterSource, ServeSettings, parse_adapter
+from multiflora.server.adapter_source import AdapterSource, parse_adapter
+from multiflora.server.settings import ServeSettings
 from multiflora.server.settings_source import read_settings
 from multiflora.server.size import parse_size
 

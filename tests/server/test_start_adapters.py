@@ -11,11 +11,11 @@ import pytest
 from multiflora.adapters.registry import Registry
 from multiflora.adapters.target import Projection
 from multiflora.engine.errors import StartupError
+from multiflora.server.adapter_source import AdapterSource
 from multiflora.server.base_match import BaseMatch
 from multiflora.server.catalog import Catalog
 from multiflora.server.errors import ModelNotFound
 from multiflora.server.publishing import Publisher, Terms
-from multiflora.server.settings import AdapterSource
 from multiflora.server.start_adapters import publish_at_start
 from multiflora.server.watched_folder import WatchedFolder
 

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from multiflora.engine.errors import EngineUnavailable, RequestRejected
+from multiflora.engine.errors import EngineOverloaded, EngineUnavailable, RequestRejected
+from multiflora.engine.text import template_renderer
 from multiflora.engine.text.chat_template import ChatTemplate
 from multiflora.engine.text.template_renderer import RenderLimits, TemplateRenderer
 
@@ -29,10 +30,16 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-async def renderer() -> AsyncIterator[TemplateRenderer]:
+def wall_seconds(request: pytest.FixtureRequest) -> float:
+    """So long that a busy machine does not end what only takes its turn."""
+    return getattr(request, "param", 30.0)
+
+
+@pytest.fixture
+async def renderer(wall_seconds: float) -> AsyncIterator[TemplateRenderer]:
     special = {"bos_token": "s"}
     template = ChatTemplate({"default": TEMPLATE}, special_tokens=special, max_chars=9999)
-    limits = RenderLimits(memory_bytes=256 << 20, cpu_seconds=0.3, wall_seconds=1.0)
+    limits = RenderLimits(memory_bytes=256 << 20, cpu_seconds=0.3, wall_seconds=wall_seconds)
     renderer = TemplateRenderer(template, limits=limits)
     await renderer.start()
     yield renderer
@@ -76,6 +83,7 @@ async def test_it_survives_the_death_of_the_process(renderer: TemplateRenderer) 
     assert renderer.pid != pid
 
 
+@pytest.mark.parametrize("wall_seconds", [1.0], indirect=True)
 async def test_a_process_that_stands_still_is_replaced(renderer: TemplateRenderer) -> None:
     await renderer.render(chat("a"))
     assert renderer.pid is not None
@@ -89,6 +97,19 @@ async def test_a_cancelled_question_leaves_the_others_in_order(renderer: Templat
     await asyncio.sleep(0)
     first.cancel()
     assert await second == "<sb>"
+
+
+async def test_who_finds_too_many_waiting_is_refused(
+    renderer: TemplateRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_renderer, "_MAX_WAITING", 3)
+    texts = ["a", "b", "c", "d"]
+    asked = [asyncio.create_task(renderer.render(chat(text))) for text in texts]
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+
+    assert outcomes[:3] == ["<sa>", "<sb>", "<sc>"]
+    assert isinstance(outcomes[3], EngineOverloaded)
+    assert await renderer.render(chat("e")) == "<se>"
 
 
 async def test_a_stopped_renderer_says_so() -> None:
