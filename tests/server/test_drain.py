@@ -40,8 +40,10 @@ async def test_a_drain_that_is_announced_still_lets_requests_in(client, complete
 
 
 async def test_notice_is_given_before_requests_are_refused():
+    async def stop() -> None: ...
+
     drain = Drain()
-    server = HttpServer(None, drain=drain, drain_timeout_seconds=1, stop_engine=asyncio.sleep)
+    server = HttpServer(None, drain=drain, drain_timeout_seconds=1, stop_engine=stop)
     server.close_gently(notice_seconds=0.05)
     with drain.running():
         assert (drain.is_announced, drain.is_draining) == (True, False)
