@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from multiflora.adapters.store import AdapterStore
 from multiflora.engine.errors import RequestRejected
-from multiflora.engine.text.template_renderer import Renderer
+from multiflora.engine.text.template_renderer import Renderer, TemplateRenderer
 
 from .catalog import ServedModel
 
@@ -20,9 +20,15 @@ class AdapterTemplates:
     ``own`` renders them, beside the base's, so that no slow one stands before other chats.
     """
 
-    def __init__(self, store: AdapterStore | None = None, own: Renderer | None = None) -> None:
+    def __init__(
+        self, store: AdapterStore | None = None, own: TemplateRenderer | None = None
+    ) -> None:
         self._read = None if store is None else lru_cache(_MAX_KEPT)(_reader(store))
         self._own = own
+
+    async def stop(self) -> None:
+        if self._own is not None:
+            await self._own.stop()
 
     def renderer(self, base: Renderer, model: ServedModel) -> Renderer:
         """``base``, or what uses the template of the one adapter that answers, if it brought one.

@@ -153,14 +153,13 @@ async def _run(
     listener: socket.socket,
 ) -> None:
     client = EngineClient.in_process_of_its_own(config)
-    renderer, own_renderer = (TemplateRenderer(base.chat_template) for _ in range(2))
+    renderer = TemplateRenderer(base.chat_template)
     watched = None
     if settings.adapters_dir:
         watched = WatchedFolder(settings.adapters_dir, registry, publisher)
         await publisher.run(watched.scan)
     service = make_service(
-        *(settings, client, base, config, registry, publisher, checker, keyring, renderer),
-        own_renderer=own_renderer,
+        settings, client, base, config, registry, publisher, checker, keyring, renderer
     )
     _warn_of_unserved(service.catalog)
     housekeeping = Housekeeping(registry, publisher, client, service.pinning, watched=watched)
@@ -196,16 +195,20 @@ async def _run(
         for task in (starting, keeping, watching):
             task.cancel()
         await asyncio.gather(starting, keeping, watching, return_exceptions=True)
-        service.metrics.loop_lag.stop()
-        await service.batches.stop()
-        await service.jobs.stop()
-        await client.stop()
-        await renderer.stop()
-        await own_renderer.stop()
-        service.merger.close()
-        await asyncio.to_thread(service.tracing.close)
+        await _stop(service, renderer)
     if not starting.cancelled():
         starting.result()
+
+
+async def _stop(service: Service, renderer: TemplateRenderer) -> None:
+    service.metrics.loop_lag.stop()
+    await service.batches.stop()
+    await service.jobs.stop()
+    await service.client.stop()
+    await renderer.stop()
+    await service.adapter_templates.stop()
+    service.merger.close()
+    await asyncio.to_thread(service.tracing.close)
 
 
 async def _start(service: Service, server: HttpServer, announcement: Announcement) -> None:
@@ -239,13 +242,8 @@ def make_service(
     checker: FileChecker,
     keyring: Keyring,
     renderer: TemplateRenderer,
-    *,
-    own_renderer: TemplateRenderer | None = None,
 ) -> Service:
-    """Everything that the routes work with; nothing is started.
-
-    ``own_renderer`` is for the templates that adapters bring.
-    """
+    """Everything that the routes work with; nothing is started."""
     metrics = Metrics(client, registry, base=base.name, data_dir=settings.data_dir)
     pinning = Pinning(registry, client, publisher.match)
     end_tokens = frozenset(base.config.eos_token_ids)
@@ -267,7 +265,8 @@ def make_service(
         tokenizer=base.tokenizer,
         chat_template=renderer,
         adapter_templates=AdapterTemplates(
-            registry.store if settings.allow_adapter_templates else None, own_renderer
+            registry.store if settings.allow_adapter_templates else None,
+            TemplateRenderer(base.chat_template),
         ),
         catalog=Catalog(base.name, registry, created=int(time.time()), match=publisher.match),
         metrics=metrics,
