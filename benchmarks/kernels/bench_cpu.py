@@ -15,8 +15,9 @@ from benchmarks.harness import save
 from benchmarks.kernels.cpu_limits import CpuLimits, best_seconds, measure_limits
 from benchmarks.kernels.random_weights import random_factors
 from multiflora.kernels import cpu_ops, nf4
+from multiflora.kernels.cpu_ops.core import load_core
 from multiflora.kernels.nf4 import BLOCK_SIZE, Nf4Tensor
-from multiflora.kernels.ops import AttentionRun, DenseWeight, LoraInput, Segment
+from multiflora.kernels.ops import AttentionRun, DenseWeight, Segment
 from multiflora.kernels.staging import DirectStaging
 
 CPU = torch.device("cpu")
@@ -25,6 +26,8 @@ SHAPES = ((9_728, 896), (896, 4_864), (4_096, 4_096), (28_672, 4_096))
 ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 ADAPTER_COUNTS = (1, 8, 32)
 RANK = 16
+# Factors used in turn until the first ones have left every cache.
+UNCACHED_BYTES = 128 << 20
 HEADS, KV_HEADS, HEAD_DIM, BLOCK = 14, 2, 64, 16
 CONTEXTS = ((1, 1_024), (8, 1_024), (1, 8_192), (8, 8_192))
 
@@ -91,22 +94,29 @@ def _matmul(n: int, k: int, limits: CpuLimits, repeats: int) -> list[dict[str, A
 
 
 def _lora(n: int, k: int, limits: CpuLimits, repeats: int) -> list[dict[str, Any]]:
-    """What one row each of distinct adapters add, beside the time that their bytes need."""
+    """One row each of distinct adapters, whose factors no cache holds, by the time they need."""
+    core = load_core()
+    assert core is not None
     rows = []
     for count in ADAPTER_COUNTS:
-        tables = cpu_ops.make_lora_tables([[n]], CPU)
-        num_bytes = 0
+        num_bytes = 4 * count * RANK * (n + k)
+        copies = 1 if repeats == 1 else -(-UNCACHED_BYTES // num_bytes)
+        tables = cpu_ops.make_lora_tables([[n]] * copies, CPU)
         for slot in range(count):
-            factors = random_factors([n], k, RANK, torch.float32, CPU)
-            tables.write(slot, {0: factors})
-            num_bytes += 4 * (factors.a.numel() + factors.parts[0].b.numel())
+            factors = {i: random_factors([n], k, RANK, torch.float32, CPU) for i in range(copies)}
+            tables.write(slot, factors)
         segments = [Segment(slot, slot + 1, slot) for slot in range(count)]
         plan = cpu_ops.plan_lora(segments, num_rows=count, staging=DirectStaging(CPU))
-        lora = LoraInput(tables.projection(0), plan)
-        x, weight = torch.randn(count, k), DenseWeight(torch.zeros(n, k))
-        with_lora = best_seconds(lambda: cpu_ops.linear(x, weight, None, lora), repeats)  # noqa: B023
-        alone = best_seconds(lambda: cpu_ops.linear(x, weight, None, None), repeats)  # noqa: B023
-        added = max(with_lora - alone, 1e-9)
+        versions = [tables.projection(index).versions for index in range(copies)]
+        x, y = torch.randn(count, k), torch.zeros(count, n)
+
+        def add_all(
+            x: Tensor = x, y: Tensor = y, versions: list[Any] = versions, plan: Any = plan
+        ) -> None:
+            for each in versions:
+                core.add_deltas(y, x, each, plan.records)
+
+        added = best_seconds(add_all, repeats) / copies
         rows.append(
             {
                 "n": n,

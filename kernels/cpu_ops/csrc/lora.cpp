@@ -33,47 +33,85 @@ struct Segment {
   double weight;
 };
 
-constexpr int64_t kColumnChunk = 256;
+constexpr int64_t kColumnChunk = 512;
+constexpr int64_t kRanks = 4;  // read side by side
 
-// y[columns] of ROWS rows += scale * (v[row][rank] @ b[rank][columns]).
-template <int ROWS, int VECTORS>
+// y[columns] of four rows += scale * (v[row][rank] @ b[rank][columns]).
+template <int VECTORS>
 INLINE void expand_columns(const float* v, int64_t v_stride, const float* b, int64_t b_stride,
                            int64_t rank, Vector scale, float* y, int64_t y_stride) {
-  Vector sum[ROWS][VECTORS];
-  for (int row = 0; row < ROWS; ++row)
+  Vector sum[4][VECTORS];
+  for (int row = 0; row < 4; ++row)
     for (int i = 0; i < VECTORS; ++i) sum[row][i] = zero();
   for (int64_t r = 0; r < rank; ++r)
     for (int i = 0; i < VECTORS; ++i) {
       const Vector factor = load(b + r * b_stride + i * kLanes);
-      for (int row = 0; row < ROWS; ++row)
+      for (int row = 0; row < 4; ++row)
         sum[row][i] = multiply_add(spread(v[row * v_stride + r]), factor, sum[row][i]);
     }
-  for (int row = 0; row < ROWS; ++row)
+  for (int row = 0; row < 4; ++row)
     for (int i = 0; i < VECTORS; ++i) {
       float* place = y + row * y_stride + i * kLanes;
       store(place, multiply_add(sum[row][i], scale, load(place)));
     }
 }
 
-template <int ROWS>
-INLINE void expand(const float* v, int64_t v_stride, const float* b, int64_t b_stride, int64_t rank,
-                   float scale, float* y, int64_t y_stride, int64_t num_columns) {
-  const Vector wide_scale = spread(scale);
+// The last columns of a row, fewer than a vector.
+INLINE void expand_rest(const float* v, const float* b, int64_t b_stride, int64_t rank, float scale,
+                        float* y, int64_t num_columns) {
+  for (int64_t n = 0; n < num_columns; ++n) {
+    float sum = 0;
+    for (int64_t r = 0; r < rank; ++r) sum = __builtin_fmaf(v[r], b[r * b_stride + n], sum);
+    y[n] = __builtin_fmaf(sum, scale, y[n]);
+  }
+}
+
+void expand_four(const float* v, int64_t v_stride, const float* b, int64_t b_stride, int64_t rank,
+                 float scale, float* y, int64_t y_stride, int64_t num_columns) {
+  const Vector wide = spread(scale);
   int64_t n = 0;
-  for (; n + 4 * kLanes <= num_columns && ROWS == 1; n += 4 * kLanes)
-    expand_columns<ROWS, 4>(v, v_stride, b + n, b_stride, rank, wide_scale, y + n, y_stride);
   for (; n + 2 * kLanes <= num_columns; n += 2 * kLanes)
-    expand_columns<ROWS, 2>(v, v_stride, b + n, b_stride, rank, wide_scale, y + n, y_stride);
+    expand_columns<2>(v, v_stride, b + n, b_stride, rank, wide, y + n, y_stride);
   for (; n + kLanes <= num_columns; n += kLanes)
-    expand_columns<ROWS, 1>(v, v_stride, b + n, b_stride, rank, wide_scale, y + n, y_stride);
-  for (; n < num_columns; ++n)
-    for (int row = 0; row < ROWS; ++row) {
-      float sum = 0;
-      for (int64_t r = 0; r < rank; ++r)
-        sum = __builtin_fmaf(v[row * v_stride + r], b[r * b_stride + n], sum);
-      float* place = y + row * y_stride + n;
-      *place = __builtin_fmaf(sum, scale, *place);
-    }
+    expand_columns<1>(v, v_stride, b + n, b_stride, rank, wide, y + n, y_stride);
+  for (int64_t row = 0; row < 4; ++row)
+    expand_rest(v + row * v_stride, b + n, b_stride, rank, scale, y + row * y_stride + n,
+                num_columns - n);
+}
+
+// sum[columns] += RANKS ranks, one after the other.
+template <int RANKS>
+INLINE void add_ranks(const float* v, const float* b, int64_t b_stride, int64_t num_columns,
+                      float* sum) {
+  for (int64_t n = 0; n < num_columns; n += kLanes) {
+    Vector total = load(sum + n);
+    for (int r = 0; r < RANKS; ++r)
+      total = multiply_add(spread(v[r]), load(b + r * b_stride + n), total);
+    store(sum + n, total);
+  }
+}
+
+// A single row reads B in long pieces: it has nothing else to wait for than memory.
+void expand_one(const float* v, const float* b, int64_t b_stride, int64_t rank, float scale,
+                float* y, int64_t num_columns) {
+  alignas(32) float sum[kColumnChunk];
+  const int64_t whole = num_columns / kLanes * kLanes;
+  for (int64_t n = 0; n < whole; n += kLanes) store(sum + n, zero());
+  int64_t r = 0;
+  for (; r + kRanks <= rank; r += kRanks)
+    add_ranks<kRanks>(v + r, b + r * b_stride, b_stride, whole, sum);
+  for (; r < rank; ++r) add_ranks<1>(v + r, b + r * b_stride, b_stride, whole, sum);
+  for (int64_t n = 0; n < whole; n += kLanes)
+    store(y + n, multiply_add(load(sum + n), spread(scale), load(y + n)));
+  expand_rest(v, b + whole, b_stride, rank, scale, y + whole, num_columns - whole);
+}
+
+// v[rows][ranks] = x[rows] . a[ranks] for up to kRanks of a version's ranks.
+INLINE void shrink(const float* x, const float* a, float* v, int64_t rows, int64_t num_columns,
+                   int64_t ranks, int64_t v_stride) {
+  if (ranks == kRanks) return dots_of_rows<kRanks>(x, a, v, rows, num_columns, v_stride);
+  for (int64_t rank = 0; rank < ranks; ++rank)
+    dots_of_rows<1>(x, a + rank * num_columns, v + rank, rows, num_columns, v_stride);
 }
 
 // What one version's part adds to columns [first, stop) of one segment.
@@ -89,11 +127,11 @@ void add_part(const Part& part, const Segment& segment, const float* shrunk, int
   const int64_t num_rows = segment.stop - segment.start;
   int64_t row = 0;
   for (; row + 4 <= num_rows; row += 4)
-    expand<4>(v + row * num_ranks, num_ranks, b, part.width, part.rank, scale,
-              rows + row * y_stride, y_stride, to - from);
+    expand_four(v + row * num_ranks, num_ranks, b, part.width, part.rank, scale,
+                rows + row * y_stride, y_stride, to - from);
   for (; row < num_rows; ++row)
-    expand<1>(v + row * num_ranks, num_ranks, b, part.width, part.rank, scale,
-              rows + row * y_stride, y_stride, to - from);
+    expand_one(v + row * num_ranks, b, part.width, part.rank, scale, rows + row * y_stride,
+               to - from);
 }
 
 }  // namespace
@@ -112,7 +150,7 @@ void multiflora_lora(const float* x, float* y, const Version* versions, const Se
     places[s] = size;
     const int64_t num_ranks = versions[segments[s].slot].num_ranks;
     size += (segments[s].stop - segments[s].start) * num_ranks;
-    num_jobs += num_ranks;
+    num_jobs += (num_ranks + kRanks - 1) / kRanks;
   }
   if (size == 0) return;
   const std::unique_ptr<float[]> shrunk(new float[size]);
@@ -120,14 +158,17 @@ void multiflora_lora(const float* x, float* y, const Version* versions, const Se
   {
 #pragma omp for schedule(static)
     for (int64_t job = 0; job < num_jobs; ++job) {
-      int64_t s = 0, rank = job;
-      while (rank >= versions[segments[s].slot].num_ranks)
-        rank -= versions[segments[s++].slot].num_ranks;
+      int64_t s = 0, rank = job * kRanks;
+      for (;; ++s) {
+        const int64_t ranks = versions[segments[s].slot].num_ranks;
+        if (rank < ranks) break;
+        rank -= (ranks + kRanks - 1) / kRanks * kRanks;
+      }
       const Segment& segment = segments[s];
       const Version& version = versions[segment.slot];
-      dots_of_rows<1>(x + segment.start * num_columns, version.a + rank * num_columns,
-                      shrunk.get() + places[s] + rank, segment.stop - segment.start, num_columns,
-                      version.num_ranks);
+      shrink(x + segment.start * num_columns, version.a + rank * num_columns,
+             shrunk.get() + places[s] + rank, segment.stop - segment.start, num_columns,
+             smaller(kRanks, version.num_ranks - rank), version.num_ranks);
     }
 #pragma omp for schedule(static)
     for (int64_t first = 0; first < num_features; first += kColumnChunk)
