@@ -6,6 +6,7 @@
 
 #include <memory>
 
+#include "parallel.hpp"
 #include "vector.hpp"
 
 namespace multiflora {
@@ -148,8 +149,8 @@ void attend(const T* q, const T* k_cache, const T* v_cache, T* out, const Task& 
     }
 }
 
-// q, out [T][Q][D]; caches [blocks][P][G][D]; D is a multiple of 8. `num_pairs` counts the keys that
-// all queries see, `most_rows` are the rows of the largest task.
+// q, out [T][Q][D]; caches [blocks][P][G][D]; D is a multiple of 8. `num_pairs` counts the keys
+// that all queries see, `most_rows` are the rows of the largest task.
 template <typename T>
 void attention(const T* q, const T* k_cache, const T* v_cache, T* out, const Task* tasks,
                int64_t num_tasks, const int64_t* blocks, int64_t num_heads, int64_t num_kv_heads,
@@ -157,16 +158,14 @@ void attention(const T* q, const T* k_cache, const T* v_cache, T* out, const Tas
                int64_t num_pairs, int64_t most_rows) {
   const Shape shape{num_heads, num_kv_heads, head_dim, block_size, window, scale};
   const int64_t group_rows = most_rows * num_heads / num_kv_heads;
-#pragma omp parallel if (num_pairs * num_heads * head_dim > kSerial)
-  {
+  const bool is_large = num_pairs * num_heads * head_dim > kSerial;
+  parallel_for(num_tasks * num_kv_heads, is_large, [&](int64_t start, int64_t stop) {
     const std::unique_ptr<float[]> acc(new float[group_rows * head_dim]);
     const std::unique_ptr<State[]> states(new State[group_rows]);
-#pragma omp for collapse(2) schedule(dynamic)
-    for (int64_t task = 0; task < num_tasks; ++task)
-      for (int64_t head = 0; head < num_kv_heads; ++head)
-        attend(q, k_cache, v_cache, out, tasks[task], blocks, head, shape, acc.get(),
-               states.get());
-  }
+    for (int64_t i = start; i < stop; ++i)
+      attend(q, k_cache, v_cache, out, tasks[i / num_kv_heads], blocks, i % num_kv_heads, shape,
+             acc.get(), states.get());
+  });
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Matmul by an unquantized matrix: the head, adapters' own weights.
 
 #include "dot.hpp"
+#include "parallel.hpp"
 
 namespace multiflora {
 namespace {
@@ -14,20 +15,23 @@ void matmul(const float* x, const W* w, float* y, int64_t num_rows, int64_t num_
             int64_t num_columns) {
   constexpr int64_t kRowBlock = 16;
   const int64_t num_chunks = (num_features + kChunk - 1) / kChunk;
-#pragma omp parallel for schedule(static) if (num_rows * num_features * num_columns > kSerial)
-  for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
-    const int64_t stop = smaller((chunk + 1) * kChunk, num_features);
-    for (int64_t row = 0; row < num_rows; row += kRowBlock) {
-      const int64_t rows = smaller(kRowBlock, num_rows - row);
-      const float* xs = x + row * num_columns;
-      float* ys = y + row * num_features;
-      int64_t n = chunk * kChunk;
-      for (; n + kFeatures <= stop; n += kFeatures)
-        dots_of_rows<kFeatures>(xs, w + n * num_columns, ys + n, rows, num_columns, num_features);
-      for (; n < stop; ++n)
-        dots_of_rows<1>(xs, w + n * num_columns, ys + n, rows, num_columns, num_features);
+  const bool is_large = num_rows * num_features * num_columns > kSerial;
+  parallel_for(num_chunks, is_large, [&](int64_t first, int64_t last) {
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+      const int64_t stop = smaller((chunk + 1) * kChunk, num_features);
+      for (int64_t row = 0; row < num_rows; row += kRowBlock) {
+        const int64_t rows = smaller(kRowBlock, num_rows - row);
+        const float* xs = x + row * num_columns;
+        float* ys = y + row * num_features;
+        int64_t n = chunk * kChunk;
+        for (; n + kFeatures <= stop; n += kFeatures)
+          dots_of_rows<kFeatures>(xs, w + n * num_columns, ys + n, rows, num_columns,
+                                  num_features);
+        for (; n < stop; ++n)
+          dots_of_rows<1>(xs, w + n * num_columns, ys + n, rows, num_columns, num_features);
+      }
     }
-  }
+  });
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // Norms, the gated activation, and rotation on the way into the cache; a row is one thread's.
 
+#include "parallel.hpp"
 #include "vector.hpp"
 
 namespace multiflora {
@@ -27,20 +28,21 @@ INLINE void norm_row(const T* x, const T* weight, float eps, int64_t size, Out* 
 template <typename T>
 INLINE void norm(const T* x, const T* residual, const T* weight, float eps, T* sum, T* out,
                  int64_t num_rows, int64_t size) {
-#pragma omp parallel for schedule(static) if (num_rows * size > kSerial / 8)
-  for (int64_t row = 0; row < num_rows; ++row) {
-    const T* source = x + row * size;
-    if (residual) {
-      const T* other = residual + row * size;
-      T* place = sum + row * size;
-      int64_t i = 0;
-      for (; i + kLanes <= size; i += kLanes)
-        store(place + i, _mm256_add_ps(load(source + i), load(other + i)));
-      for (; i < size; ++i) narrow_to(place + i, widen(source[i]) + widen(other[i]));
-      source = place;
+  parallel_for(num_rows, num_rows * size > kSerial / 8, [&](int64_t start, int64_t stop) {
+    for (int64_t row = start; row < stop; ++row) {
+      const T* source = x + row * size;
+      if (residual) {
+        const T* other = residual + row * size;
+        T* place = sum + row * size;
+        int64_t i = 0;
+        for (; i + kLanes <= size; i += kLanes)
+          store(place + i, _mm256_add_ps(load(source + i), load(other + i)));
+        for (; i < size; ++i) narrow_to(place + i, widen(source[i]) + widen(other[i]));
+        source = place;
+      }
+      norm_row(source, weight, eps, size, out + row * size);
     }
-    norm_row(source, weight, eps, size, out + row * size);
-  }
+  });
 }
 
 INLINE Vector gated(Vector gate, Vector up) {
@@ -51,19 +53,20 @@ INLINE Vector gated(Vector gate, Vector up) {
 // out[T][I] = silu(gate) * up of gate_up [T][2 I].
 template <typename T>
 INLINE void silu_mul(const T* gate_up, T* out, int64_t num_rows, int64_t width) {
-#pragma omp parallel for schedule(static) if (num_rows * width > kSerial / 16)
-  for (int64_t row = 0; row < num_rows; ++row) {
-    const T *gate = gate_up + 2 * row * width, *up = gate + width;
-    T* place = out + row * width;
-    int64_t i = 0;
-    for (; i + kLanes <= width; i += kLanes)
-      store(place + i, gated(load(gate + i), load(up + i)));
-    if (i == width) continue;
-    alignas(32) T rest[3][kLanes] = {};
-    for (int64_t j = i; j < width; ++j) rest[0][j - i] = gate[j], rest[1][j - i] = up[j];
-    store(rest[2], gated(load(rest[0]), load(rest[1])));
-    for (int64_t j = i; j < width; ++j) place[j] = rest[2][j - i];
-  }
+  parallel_for(num_rows, num_rows * width > kSerial / 16, [&](int64_t start, int64_t stop) {
+    for (int64_t row = start; row < stop; ++row) {
+      const T *gate = gate_up + 2 * row * width, *up = gate + width;
+      T* place = out + row * width;
+      int64_t i = 0;
+      for (; i + kLanes <= width; i += kLanes)
+        store(place + i, gated(load(gate + i), load(up + i)));
+      if (i == width) continue;
+      alignas(32) T rest[3][kLanes] = {};
+      for (int64_t j = i; j < width; ++j) rest[0][j - i] = gate[j], rest[1][j - i] = up[j];
+      store(rest[2], gated(load(rest[0]), load(rest[1])));
+      for (int64_t j = i; j < width; ++j) place[j] = rest[2][j - i];
+    }
+  });
 }
 
 // Half-split rotation of one head by the angles of its position (arXiv 2104.09864).
@@ -113,16 +116,18 @@ INLINE void rotate_and_cache(const T* qkv, const T* q_norm, const T* k_norm, flo
                              int64_t num_rows, int64_t num_heads, int64_t num_kv_heads,
                              int64_t size) {
   const int64_t kv_size = num_kv_heads * size, q_size = num_heads * size;
-#pragma omp parallel for schedule(static) if (num_rows * (q_size + kv_size) > kSerial / 8)
-  for (int64_t row = 0; row < num_rows; ++row) {
-    const T* source = qkv + row * (q_size + 2 * kv_size);
-    const int64_t angle = positions[row] * (size / 2), place = cache_rows[row] * kv_size;
-    const Rotation by{cos + angle, sin + angle, size, eps};
-    place_heads(source, num_heads, q_norm, by, q + row * q_size);
-    if (place < 0) continue;
-    place_heads(source + q_size, num_kv_heads, k_norm, by, k_cache + place);
-    __builtin_memcpy(v_cache + place, source + q_size + kv_size, kv_size * sizeof(T));
-  }
+  const bool is_large = num_rows * (q_size + kv_size) > kSerial / 8;
+  parallel_for(num_rows, is_large, [&](int64_t start, int64_t stop) {
+    for (int64_t row = start; row < stop; ++row) {
+      const T* source = qkv + row * (q_size + 2 * kv_size);
+      const int64_t angle = positions[row] * (size / 2), place = cache_rows[row] * kv_size;
+      const Rotation by{cos + angle, sin + angle, size, eps};
+      place_heads(source, num_heads, q_norm, by, q + row * q_size);
+      if (place < 0) continue;
+      place_heads(source + q_size, num_kv_heads, k_norm, by, k_cache + place);
+      __builtin_memcpy(v_cache + place, source + q_size + kv_size, kv_size * sizeof(T));
+    }
+  });
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "dot.hpp"
+#include "parallel.hpp"
 
 namespace multiflora {
 namespace {
@@ -154,10 +155,9 @@ void multiflora_lora(const float* x, float* y, const Version* versions, const Se
   }
   if (size == 0) return;
   const std::unique_ptr<float[]> shrunk(new float[size]);
-#pragma omp parallel if (size * (num_columns + num_features) > kSerial)
-  {
-#pragma omp for schedule(static)
-    for (int64_t job = 0; job < num_jobs; ++job) {
+  const bool is_large = size * (num_columns + num_features) > kSerial;
+  parallel_for(num_jobs, is_large, [&](int64_t start, int64_t stop) {
+    for (int64_t job = start; job < stop; ++job) {
       int64_t s = 0, rank = job * kRanks;
       for (;; ++s) {
         const int64_t ranks = versions[segments[s].slot].num_ranks;
@@ -170,15 +170,17 @@ void multiflora_lora(const float* x, float* y, const Version* versions, const Se
              shrunk.get() + places[s] + rank, segment.stop - segment.start, num_columns,
              smaller(kRanks, version.num_ranks - rank), version.num_ranks);
     }
-#pragma omp for schedule(static)
-    for (int64_t first = 0; first < num_features; first += kColumnChunk)
+  });
+  const int64_t num_chunks = (num_features + kColumnChunk - 1) / kColumnChunk;
+  parallel_for(num_chunks, is_large, [&](int64_t start, int64_t stop) {
+    for (int64_t first = start * kColumnChunk; first < stop * kColumnChunk; first += kColumnChunk)
       for (int64_t s = 0; s < num_segments; ++s) {
         const Version& version = versions[segments[s].slot];
         for (int64_t p = 0; p < version.num_parts; ++p)
           add_part(version.parts[p], segments[s], shrunk.get() + places[s], version.num_ranks,
                    first, smaller(first + kColumnChunk, num_features), y, num_features);
       }
-  }
+  });
 }
 
 }  // extern "C"

@@ -6,6 +6,7 @@
 
 #include <memory>
 
+#include "parallel.hpp"
 #include "vector.hpp"
 
 namespace multiflora {
@@ -164,9 +165,9 @@ INLINE void few_rows(const float* x, int64_t stride, const uint8_t* codes, const
     for (int t = 0; t < TILES; ++t)
       for (int r = 0; r < ROWS; ++r)
         for (int half = 0; half < 2; ++half)
-          total[r][t][half] =
-              multiply_add(sum[r][t][half], load(absmax + t * absmax_stride + block * kTile + 8 * half),
-                           total[r][t][half]);
+          total[r][t][half] = multiply_add(
+              sum[r][t][half], load(absmax + t * absmax_stride + block * kTile + 8 * half),
+              total[r][t][half]);
   }
   for (int r = 0; r < ROWS; ++r)
     for (int t = 0; t < TILES; ++t)
@@ -178,37 +179,39 @@ template <int ROWS, int TILES>
 void few_rows_of_all(const float* x, const uint8_t* codes, const float* absmax, float* y,
                      int64_t num_features, int64_t num_columns) {
   const int64_t num_tiles = num_features / kTile, num_blocks = num_columns / kBlock;
-#pragma omp parallel for schedule(static) if (ROWS * num_features * num_columns > kSerial)
-  for (int64_t group = 0; group < (num_tiles + TILES - 1) / TILES; ++group) {
-    int64_t tile = group * TILES;
-    const uint8_t* first = codes + tile * num_columns / 4 * kStep;
-    const float* scale = absmax + tile * num_blocks * kTile;
-    if (tile + TILES <= num_tiles)
-      few_rows<ROWS, TILES>(x, num_columns, first, scale, y + tile * kTile, num_features,
-                            num_blocks);
-    else
-      few_rows<ROWS, 1>(x, num_columns, first, scale, y + tile * kTile, num_features, num_blocks);
-  }
+  const bool is_large = ROWS * num_features * num_columns > kSerial;
+  parallel_for((num_tiles + TILES - 1) / TILES, is_large, [&](int64_t start, int64_t stop) {
+    for (int64_t tile = start * TILES; tile < smaller(stop * TILES, num_tiles); tile += TILES) {
+      const uint8_t* first = codes + tile * num_columns / 4 * kStep;
+      const float* scale = absmax + tile * num_blocks * kTile;
+      if (tile + TILES <= num_tiles)
+        few_rows<ROWS, TILES>(x, num_columns, first, scale, y + tile * kTile, num_features,
+                              num_blocks);
+      else
+        few_rows<ROWS, 1>(x, num_columns, first, scale, y + tile * kTile, num_features,
+                          num_blocks);
+    }
+  });
 }
 
 void many_rows_of_all(const float* x, const uint8_t* codes, const float* absmax, float* y,
                       int64_t num_rows, int64_t num_features, int64_t num_columns) {
   const int64_t num_tiles = num_features / kTile, num_blocks = num_columns / kBlock;
   const std::unique_ptr<float[]> packed(new float[num_rows * num_columns]);
-#pragma omp parallel if (num_rows * num_features * num_columns > kSerial)
-  {
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < num_rows; ++row)
+  const bool is_large = num_rows * num_features * num_columns > kSerial;
+  parallel_for(num_rows, is_large, [&](int64_t start, int64_t stop) {
+    for (int64_t row = start; row < stop; ++row)
       for (int64_t block = 0; block < num_blocks; ++block)
         __builtin_memcpy(packed.get() + (block * num_rows + row) * kBlock,
                          x + row * num_columns + block * kBlock, kBlock * sizeof(float));
-#pragma omp for schedule(static)
-    for (int64_t tile = 0; tile < num_tiles; ++tile)
+  });
+  parallel_for(num_tiles, is_large, [&](int64_t start, int64_t stop) {
+    for (int64_t tile = start; tile < stop; ++tile)
       for (int64_t row = 0; row < num_rows; row += kRowBlock)
         many_rows(packed.get() + row * kBlock, num_rows, codes + tile * num_columns / 4 * kStep,
                   absmax + tile * num_blocks * kTile, y + row * num_features + tile * kTile,
                   num_features, smaller(kRowBlock, num_rows - row), num_blocks);
-  }
+  });
 }
 
 // Columns k .. k + 7 of eight features, scaled, as rows of the dense matrix.
@@ -246,15 +249,15 @@ void multiflora_nf4_matmul(const float* x, const uint8_t* codes, const float* ab
 void multiflora_nf4_unpack(const uint8_t* codes, const float* absmax, float* w,
                            int64_t num_features, int64_t num_columns) {
   const int64_t num_tiles = num_features / kTile, num_blocks = num_columns / kBlock;
-#pragma omp parallel for schedule(static) if (num_features * num_columns > kSerial)
-  for (int64_t tile = 0; tile < num_tiles; ++tile) {
+  parallel_for(num_tiles, num_features * num_columns > kSerial, [&](int64_t start, int64_t stop) {
     const Planes planes;
-    for (int64_t k = 0; k < num_columns; k += 8)
-      for (int half = 0; half < 2; ++half)
-        unpack_octet(codes + (tile * num_columns + k) / 4 * kStep, planes, half,
-                     load(absmax + (tile * num_blocks + k / kBlock) * kTile + 8 * half),
-                     w + (tile * kTile + 8 * half) * num_columns + k, num_columns);
-  }
+    for (int64_t tile = start; tile < stop; ++tile)
+      for (int64_t k = 0; k < num_columns; k += 8)
+        for (int half = 0; half < 2; ++half)
+          unpack_octet(codes + (tile * num_columns + k) / 4 * kStep, planes, half,
+                       load(absmax + (tile * num_blocks + k / kBlock) * kTile + 8 * half),
+                       w + (tile * kTile + 8 * half) * num_columns + k, num_columns);
+  });
 }
 
 }  // extern "C"

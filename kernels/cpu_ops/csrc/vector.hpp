@@ -11,8 +11,7 @@
 namespace multiflora {
 
 constexpr int64_t kLanes = 8;
-// Multiply-adds below which waking the other threads costs more than it saves; on a busy host a
-// barrier can cost milliseconds.
+// Multiply-adds below which sharing costs more than it saves.
 constexpr int64_t kSerial = 1 << 18;
 
 using Vector = __m256;
