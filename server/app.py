@@ -8,6 +8,7 @@ import multiflora
 
 from .access.authorization import AuthorizationMiddleware
 from .access.ownership import Ownership
+from .access.rule import OPEN_METRICS_RULES, RULES
 from .batch_store import BatchStore
 from .edge import EdgeMiddleware
 from .errors import add_error_handlers
@@ -112,6 +113,7 @@ def create_app(service: Service) -> FastAPI:
                 keyring=service.keyring,
                 ownership=_ownership(service),
                 origin=service.origin,
+                rules=OPEN_METRICS_RULES if service.open_metrics else RULES,
             ),
         ],
     )

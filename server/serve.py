@@ -289,4 +289,5 @@ def make_service(
         request_timeout_seconds=settings.request_timeout,
         tracing=make_tracing(settings.otlp_endpoint),
         logs_requests=settings.log_requests,
+        open_metrics=settings.open_metrics,
     )

@@ -68,6 +68,8 @@ class Service:
     batches: BatchRunner = field(default_factory=BatchRunner)
     tracing: Tracing = field(default_factory=NoTracing)
     logs_requests: bool = False
+    # Whether /metrics, though not the page of all adapters, needs no key.
+    open_metrics: bool = False
     # Idempotency keys of running requests.
     keys_in_use: set[str] = field(default_factory=set)
 

@@ -128,6 +128,10 @@ class ServeSettings:
         default=False,
         metadata=_about("listen on any address although there are no API keys", parse_bool),
     )
+    open_metrics: bool = field(
+        default=False,
+        metadata=_about("answer /metrics, with all names, to routers that have no key", parse_bool),
+    )
     api_key_file: Path | None = field(
         default=None,
         metadata=_about("API keys beside those of the database; see multiflora keys", parse_path),
@@ -248,11 +252,7 @@ class ServeSettings:
     )
     stall_timeout: float = field(
         default=60.0,
-        metadata=_about(
-            "a client that reads nothing of its answer for so long is disconnected",
-            parse_float,
-            metavar="SECONDS",
-        ),
+        metadata=_about("when who reads nothing is disconnected", parse_float, metavar="SECONDS"),
     )
     step_timeout: float = field(
         default=120.0,

@@ -145,3 +145,5 @@ RULES: Final[Mapping[str, Rule]] = {
     "GET /v1/keys": _ADMIN,
     "DELETE /v1/keys/{key_id}": _ADMIN,
 }
+# Routers that read /metrics have no key to show.
+OPEN_METRICS_RULES: Final[Mapping[str, Rule]] = {**RULES, "GET /metrics": _PUBLIC}

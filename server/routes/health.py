@@ -1,13 +1,17 @@
 """Probes, version and metrics: public, without secrets."""
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 
 import multiflora
 from multiflora.engine.client import EngineState
 from multiflora.engine.errors import EngineLoading
 
+from ..access.caller import caller_of
 from ..errors import Draining
 from ..metric.cached_page import CachedPage
+from ..metric.visible_page import visible_page
 from ..metrics import CONTENT_TYPE
 from ..refusal import Saturated
 from ..service import service_of
@@ -43,7 +47,8 @@ async def version() -> dict[str, str]:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """The server and the adapters with most requests, in Prometheus' text format."""
-    return await _written(request, service_of(request).metrics.page)
+    service = service_of(request)
+    return await _written(request, service.metrics.page, is_open=service.open_metrics)
 
 
 @router.get("/metrics/adapters")
@@ -52,8 +57,16 @@ async def adapter_metrics(request: Request) -> Response:
     return await _written(request, service_of(request).metrics.adapter_page)
 
 
-async def _written(request: Request, page: CachedPage) -> Response:
-    """As it is kept, unless the client says ``cache-control: no-cache``."""
+async def _written(request: Request, page: CachedPage, *, is_open: bool = False) -> Response:
+    """As it is kept, unless the client says ``cache-control: no-cache``.
+
+    A tenant's key sees of adapters what it sees elsewhere; one of no tenant is the operator's.
+    """
     is_kept_good = "no-cache" not in request.headers.get("cache-control", "")
     content = await (page.get() if is_kept_good else page.get_new())
+    view = None if is_open else caller_of(request).view
+    if view:
+        service = service_of(request)
+        names = {service.catalog.base, *(e.name for e in service.registry.entries(view=view))}
+        content = await asyncio.to_thread(visible_page, content, names)
     return Response(content, media_type=CONTENT_TYPE)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from multiflora.adapters.registry import Registry
 from multiflora.engine.kv_blocks import root_key
 from multiflora.engine.request import AdapterShare
 from multiflora.server.access.caller import Scope
+from multiflora.server.app import create_app
 from multiflora.server.service import Service
 
 pytestmark = pytest.mark.anyio
@@ -295,3 +297,33 @@ def test_tenants_share_no_prefix_cache() -> None:
     assert len(keys) == 6
     assert root_key(shares, "\2red\0x") != root_key(shares, "x", "red")
     assert root_key(shares, "red\0x") != root_key(shares, "x", "red")
+
+
+async def test_metrics_name_no_adapter_of_another_tenant(
+    tenant: Tenant, write_adapter: Callable[..., Path]
+) -> None:
+    red, blue, operator = tenant("red"), tenant("blue"), tenant("", frozenset({Scope.METRICS}))
+    assert (await upload(red, write_adapter(), "red-one")).status_code == 201
+    ask = {"model": "red-one", "prompt": "hi", "max_tokens": 1}
+    assert (await red.post("/v1/completions", json=ask)).status_code == 200
+    for path in ("/metrics", "/metrics/adapters"):
+        pages = {client: (await client.get(path)).text for client in (red, blue, operator)}
+        assert "red-one" in pages[red]
+        assert "red-one" not in pages[blue]
+        assert pages[operator].count("red-one") == pages[red].count("red-one")
+        assert pages[blue].count("# TYPE") == pages[operator].count("# TYPE") > 5
+
+
+async def test_routers_without_a_key_read_the_lean_page_where_it_is_open(
+    tenant: Tenant, service: Service
+) -> None:
+    key = tenant("red").headers["authorization"]
+    for is_open, status in ((False, 401), (True, 200)):
+        app = create_app(replace(service, open_metrics=is_open))
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as router:
+            assert (await router.get("/metrics")).status_code == status
+            assert (await router.get("/metrics/adapters")).status_code == 401
+            assert (await router.get("/v1/models")).status_code == 401
+            mine = await router.get("/metrics/adapters", headers={"authorization": key})
+            assert mine.status_code == 200
