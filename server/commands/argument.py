@@ -1,5 +1,6 @@
 """Adapters and bases as the command line names them."""
 
+import os
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,12 @@ from multiflora.engine.models.named_folder import NamedFolder
 from multiflora.engine.models.source import resolve_model
 
 from ..base_model import DEMO
+from ..settings_source import PREFIX
 
 T = TypeVar("T")
-DATA_DIR: Final = Path.home() / ".multiflora"
+DATA_DIR: Final = Path(
+    os.environ.get(f"{PREFIX}DATA_DIR", Path.home() / ".multiflora")
+).expanduser()
 # What the demo's adapters call their base.
 DEMO_BASE_NAME = "multiflora/demo-base"
 

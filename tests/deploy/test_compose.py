@@ -1,4 +1,4 @@
-"""The compose file is one, and what it mounts is there."""
+"""The compose files are such, and what they mount is there."""
 
 import subprocess
 import sys
@@ -12,18 +12,21 @@ COMPOSE = DEPLOY / "compose.yaml"
 
 def test_the_files_fit_the_compose_specification() -> None:
     checker = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    done = subprocess.run([*checker, *DEPLOY.glob("compose*.yaml")], capture_output=True, text=True)
+    files = sorted(DEPLOY.rglob("compose*.yaml"))
+    assert len(files) == 3
+    done = subprocess.run([*checker, *files], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_what_it_mounts_is_there_and_nothing_is_published_beyond_this_machine() -> None:
-    compose = yaml.safe_load(COMPOSE.read_text())
-    for service in compose["services"].values():
-        for mount in service["volumes"]:
-            source = mount.partition(":")[0]
-            where = DEPLOY / source if source.startswith(".") else None
-            assert source in compose["volumes"] or (where and where.is_dir()), source
-        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+def test_what_they_mount_is_there_and_nothing_is_published_beyond_this_machine() -> None:
+    for path in (COMPOSE, DEPLOY / "llm-d" / "compose.yaml"):
+        compose = yaml.safe_load(path.read_text())
+        for service in compose["services"].values():
+            for mount in service["volumes"]:
+                source = mount.partition(":")[0]
+                where = path.parent / source if source.startswith(".") else None
+                assert source in compose["volumes"] or (where and where.exists()), source
+            assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
 
 
 def test_prometheus_reads_the_port_that_the_server_listens_on() -> None:

@@ -1,5 +1,6 @@
 """`multiflora merge` from its arguments to its exit code and what it prints."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from multiflora.adapters.merging.parent import Parent
 from multiflora.adapters.registry import Registry
 from multiflora.server.base_model import DEMO
 from multiflora.server.cli import EXIT_STARTUP, EXIT_USAGE, main
+from multiflora.server.commands import argument
 from multiflora.server.settings import ServeSettings
+from multiflora.server.settings_source import read_settings
 
 PIRATE, JSON = (str(DEMO / "adapters" / name) for name in ("pirate", "json"))
 
@@ -117,7 +120,13 @@ def test_an_existing_output_is_refused_before_any_work(
     assert "exists; choose another folder" in complaint
 
 
-def test_names_are_kept_where_the_server_keeps_them_by_default() -> None:
-    from multiflora.server.commands.argument import DATA_DIR
-
-    assert ServeSettings().data_dir == DATA_DIR
+def test_names_are_kept_where_the_server_keeps_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert ServeSettings().data_dir == argument.DATA_DIR
+    settings = {"MULTIFLORA_DATA_DIR": str(tmp_path)}
+    with monkeypatch.context() as patch:
+        patch.setenv("MULTIFLORA_DATA_DIR", str(tmp_path))
+        moved = importlib.reload(argument).DATA_DIR
+    importlib.reload(argument)
+    assert read_settings({}, settings).data_dir == moved == tmp_path
