@@ -1,109 +1,15 @@
 """What a LoRA-aware endpoint picker reads and concludes, replayed on real pages."""
 
-from dataclasses import dataclass
-
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from hypothesis import given
+from hypothesis import strategies as st
 
-from multiflora.adapters.canary import Canary
-from multiflora.adapters.entry import AdapterEntry
-from multiflora.engine.request import EngineStats, VersionQueue
-from multiflora.server.metric.board import Board
-from multiflora.server.metric.exposition import Exposition
-from multiflora.server.metric.router_family import LoraLoad, Router, lora_load
+from multiflora.adapters.error import InvalidName
+from multiflora.adapters.name import check_name
+from multiflora.engine.request import EngineStats
+from multiflora.server.metric.router_family import LoraLoad, lora_load
 
-NOW = 1_800_000_000.0
-MEBIBYTE = 1 << 20
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One scrape, as the picker keeps it."""
-
-    waiting: float
-    running: float
-    kv_use: float
-    max_lora: int
-    running_adapters: frozenset[str]
-    waiting_adapters: frozenset[str]
-
-    def score(self, model: str) -> float:
-        """How much a request for ``model`` belongs here."""
-        if model in self.running_adapters:
-            return 1.0
-        if len(self.running_adapters) + len(self.waiting_adapters) < self.max_lora:
-            return 0.8
-        return 0.6 if model in self.waiting_adapters else 0.0
-
-
-def read(text: str) -> Reading:
-    """By the picker's rules: of several LoRA series the one with the greatest value counts."""
-    families = {family.name: family for family in text_string_to_metric_families(text)}
-    lora = max(families["vllm:lora_requests_info"].samples, key=lambda sample: sample.value)
-
-    def names(label: str) -> frozenset[str]:
-        parts = (part.strip() for part in lora.labels[label].split(","))
-        return frozenset(part for part in parts if part)
-
-    gauges = [
-        families[f"vllm:{name}"].samples[0].value
-        for name in ("num_requests_waiting", "num_requests_running", "kv_cache_usage_perc")
-    ]
-    return Reading(
-        *gauges,
-        max_lora=int(lora.labels["max_lora"]),
-        running_adapters=names("running_lora_adapters"),
-        waiting_adapters=names("waiting_lora_adapters"),
-    )
-
-
-def entry(name: str, *, pinned: bool = False, canary: str | None = None) -> AdapterEntry:
-    digest = name[0] * 64
-    trial = Canary(1, canary * 64, 0.5) if canary else None
-    return AdapterEntry(name, digest, 0, 0, is_pinned=pinned, canary=trial, kept=(digest,))
-
-
-def stats(
-    resident: str = "", running: str = "", waiting: str = "", *, room: int = 4
-) -> EngineStats:
-    """Versions by the letter that their digests repeat; ``room`` of them fit."""
-    queues = {
-        letter * 64: VersionQueue(
-            num_waiting=waiting.count(letter), num_running=running.count(letter)
-        )
-        for letter in {*running, *waiting}
-    }
-    return EngineStats(
-        num_running=len(running),
-        num_waiting=len(waiting),
-        kv_blocks_used=3,
-        kv_blocks_total=12,
-        adapter_bytes_total=room * MEBIBYTE,
-        version_bytes={letter * 64: MEBIBYTE for letter in resident},
-        version_queues=queues,
-    )
-
-
-class Replica:
-    """One server's page, as its router reads it."""
-
-    def __init__(self, *names: str) -> None:
-        self.now = NOW
-        self.board = Board("org/base-1b")
-        self.entries = [entry(name) for name in names]
-        self.router = Router(clock=lambda: self.now)
-
-    def use(self, name: str, seconds_ago: float = 0.0) -> None:
-        self.board.of(name)
-        self.board.adapters[name].last_used = self.now - seconds_ago
-
-    def page(self, found: EngineStats) -> str:
-        page = Exposition()
-        self.router.write(page, found, None, self.board, self.entries)
-        return page.content().decode()
-
-    def read(self, found: EngineStats) -> Reading:
-        return read(self.page(found))
+from .replica import NOW, Replica, entry, read, stats
 
 
 def test_the_signals_have_the_names_and_the_labels_that_routers_know():
@@ -152,22 +58,55 @@ def test_a_used_version_stays_listed_until_it_is_cold_or_gone():
     assert replica.read(stats("a")).score("alpha") == 0.8
 
 
-@pytest.mark.parametrize(
-    ("model", "pages", "best"),
-    [
-        ("alpha", (stats("a", "a"), stats("b", "b"), stats()), 0),
-        ("alpha", (stats("b", "b"), stats("ab", "a"), stats("b")), 1),
-        ("alpha", (stats("bcde", "bcde"), stats("bcd", "bcd"), stats("bcde", "bcde")), 1),
-        ("alpha", tuple(stats("bcd", "bcd", letter) for letter in "eaf"), 1),
-        ("beta", (stats("a", "a", "b"), stats("b", "b"), stats("a")), 1),
-    ],
-    ids=["resident", "resident-and-busy", "has-room", "load-in-flight", "loaded-beats-loading"],
-)
-def test_the_picker_finds_the_right_replica(model, pages, best):
+BASE = "org/base-1b"
+# Which replica gets a request for the model; None is one whose page has no list of adapters.
+SCENARIOS: dict[str, tuple[str, tuple[EngineStats | None, ...], int]] = {
+    "resident": ("alpha", (stats("a", "a"), stats("b", "b"), stats()), 0),
+    "resident and busy": ("alpha", (stats("b", "b"), stats("ab", "a"), stats("b")), 1),
+    "resident and full": ("alpha", (stats("bc", "bc"), stats(), stats("abcd", "abcd")), 2),
+    "resident, some wait for it": ("alpha", (stats("a", "a", "aa"), stats("b", "b")), 0),
+    "resident here, awaited there": ("alpha", (stats("b", "b", "a"), stats("a", "a")), 1),
+    "resident, others are awaited": ("alpha", (stats(), stats("a", "a", "bcdef")), 1),
+    "cold here, warm there": ("alpha", (stats("a"), stats("a", "a")), 1),
+    "evicted here, resident there": ("alpha", (stats("bcde", "bcde"), stats("a", "a")), 1),
+    "evicted everywhere": ("alpha", (stats("bcde", "bcde"), stats("bcd")), 1),
+    "has room": ("alpha", (stats(*["bcde"] * 2), stats("bcd", "bcd"), stats(*["bcde"] * 2)), 1),
+    "has more memory": ("alpha", (stats("bcd", "bcd", room=3), stats("bcd", "bcd", room=8)), 1),
+    "has room beside loads": ("alpha", (stats("bc", "bc", "de"), stats("bc", "bc", "d")), 1),
+    "idle ones make room": ("alpha", (stats("bcde", "bcde"), stats("bcde")), 1),
+    "load in flight": ("alpha", tuple(stats("bcd", "bcd", letter) for letter in "eaf"), 1),
+    "loaded beats loading": ("beta", (stats("a", "a", "b"), stats("b", "b"), stats("a")), 1),
+    "room beats loading": ("alpha", (stats("bcd", "bcd", "a"), stats("b", "b")), 1),
+    "loading beats full": ("alpha", (stats("bcde", "bcde"), stats("bcd", "bcd", "a")), 1),
+    "no list": ("alpha", (None, stats("bc", "bc")), 1),
+    "the base goes where there is room": (BASE, (stats("bcde", "bcde"), stats("b", "b")), 1),
+    "an unknown name is no other": ("alph", (stats("abcd", "abcd"), stats("a", "a")), 1),
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_the_picker_finds_the_right_replica(scenario):
+    model, pages, best = SCENARIOS[scenario]
     names = ("alpha", "beta", "c", "d", "e", "f")
-    scores = [Replica(*names).read(found).score(model) for found in pages]
+    scores = [read(page_of(Replica(*names), found)).score(model) for found in pages]
     assert scores.index(max(scores)) == best
     assert scores.count(max(scores)) == 1
+
+
+def page_of(replica: Replica, found: EngineStats | None) -> str:
+    if found is not None:
+        return replica.page(found)
+    lines = replica.page(stats()).splitlines(keepends=True)
+    return "".join(line for line in lines if "lora_requests_info" not in line)
+
+
+@given(st.from_regex(r"[A-Za-z0-9,;{}\"\\ ._:/-]{1,40}", fullmatch=True))
+def test_a_name_that_can_be_published_survives_the_lists(name):
+    try:
+        check_name(name)
+    except InvalidName:
+        return
+    assert Replica(name).read(stats(name[0], name[0])).running_adapters == {name}
 
 
 def test_idle_versions_do_not_hide_that_there_is_room():
