@@ -1,8 +1,8 @@
 """Two replicas of the demo under Ray Serve, as their clients see them."""
 
 import json
-import os
 import shutil
+import socket
 import threading
 import time
 from collections import Counter
@@ -15,27 +15,21 @@ from typing import Any
 import httpx
 import pytest
 
-pytest.importorskip("ray.serve", reason="Ray is not installed; pip install 'multiflora[ray]'")
+pytest.importorskip("obstore", reason="obstore is not installed; pip install 'multiflora[ray]'")
 
-import ray
-from ray import serve
-
-from deploy.ray_serve import Settings, application
 from deploy.replicas.common_store import CommonStore
 from deploy.replicas.publish import publish
-from deploy.replicas.replica import ReplicaSettings
 from multiflora.server.base_model import DEMO
 from multiflora.server.settings import AdapterSource
 
 pytestmark = [
     pytest.mark.full,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.filterwarnings("default"),
 ]
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = ("one", "two", "three", "four")
 SOURCES = dict(zip(NAMES, ("json", "shout", "formal", "pirate"), strict=True))
-PORT = 18_431
 PROMPT = "Is 4821 even or odd?"
 
 
@@ -55,23 +49,34 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(store: tuple[CommonStore, str], data_root: Path) -> Iterator[httpx.Client]:
+    pytest.importorskip("ray.serve", reason="Ray is not installed; pip install 'multiflora[ray]'")
+    # Imported late: it takes seconds, and every test run collects this file.
+    import ray
+    from ray import serve
+
+    from deploy.ray_serve import Settings, application
+    from deploy.replicas.replica import ReplicaSettings
+
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    replica = ReplicaSettings(
+        store=store[1], data_root=data_root, adapters_per_replica=2, look_seconds=0.2
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     ray.init(
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
         runtime_env={"env_vars": environment},
     )
-    serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-    replica = ReplicaSettings(
-        store=store[1], data_root=data_root, adapters_per_replica=2, look_seconds=0.2
-    )
-    serve.run(application(Settings(replica=replica, num_cpus=0.5)))
-    with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=180) as client:
-        yield client
-    serve.shutdown()
-    ray.shutdown()
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(application(Settings(replica=replica, num_cpus=0.5)))
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=180) as client:
+            yield client
+    finally:
+        serve.shutdown()
+        ray.shutdown()
 
 
 def body(model: str, **fields: Any) -> dict[str, Any]:
@@ -83,6 +88,8 @@ def ask(client: httpx.Client, model: str, **fields: Any) -> httpx.Response:
 
 
 def replica_ids() -> list[str]:
+    import ray
+
     actors: list[Any] = ray.util.list_named_actors(all_namespaces=True)
     return [actor["name"] for actor in actors if "#replica#" in actor["name"]]
 
@@ -180,6 +187,12 @@ class Load:
                 self.outcomes[f"broken {type(error).__name__}"] += 1
 
 
+def kill(name: str) -> None:
+    import ray
+
+    ray.kill(ray.get_actor(name, namespace="serve"))
+
+
 def test_a_replica_is_killed_under_load_and_no_request_fails(client, data_root):
     before = set(replica_ids())
     assert len(before) == 2
@@ -190,7 +203,7 @@ def test_a_replica_is_killed_under_load_and_no_request_fails(client, data_root):
         thread.start()
     time.sleep(5)
     answered = load.outcomes["answered"]
-    ray.kill(ray.get_actor(sorted(before)[0], namespace="serve"))
+    kill(sorted(before)[0])
     time.sleep(10)
     survivors = load.outcomes["answered"] - answered
     deadline = time.monotonic() + 240
