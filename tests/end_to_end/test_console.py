@@ -218,6 +218,31 @@ def test_traffic_is_seen_live(tab: Tab, server: Server) -> None:
     tab.keep("console-adapters")
 
 
+def test_adapters_beyond_the_labels_of_the_lean_page_have_their_traffic(
+    tab: Tab, server: Server
+) -> None:
+    page = tab.page
+    names = [f"many-{index}" for index in range(18)]
+    for name in names:
+        upload(server, name)
+        answer_of(server, name)
+    assert 'adapter="many-17"' not in httpx.get(f"{server.url}/metrics").text
+    tab.go()
+    for name in (names[0], names[17]):
+        row = page.locator("tr", has=page.get_by_role("link", name=name, exact=True))
+        row.locator("td").nth(6).get_by_text("1", exact=True).wait_for()
+    for name in names:
+        httpx.delete(f"{server.url}/v1/adapters/{name}").raise_for_status()
+
+
+def upload(server: Server, name: str, key: str = "") -> None:
+    config, weights = files_of("shout")
+    files = {"config": config.read_bytes(), "weights": weights.read_bytes()}
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    url = f"{server.url}/v1/adapters"
+    httpx.post(url, data={"name": name}, files=files, headers=headers).raise_for_status()
+
+
 def polyline(place: Any) -> list[str]:
     return place.locator("polyline").first.get_attribute("points").split()
 
@@ -335,3 +360,31 @@ def test_keys_are_made_asked_for_and_kept_in_the_tab(browser: Any, server: Serve
         assert key not in page.evaluate("JSON.stringify(localStorage)")
         assert key in page.evaluate("JSON.stringify(sessionStorage)")
         assert page.evaluate("probe.violations") == []
+    check_that_a_tenant_sees_its_own(browser, server, key)
+
+
+def check_that_a_tenant_sees_its_own(browser: Any, server: Server, root: str) -> None:
+    """Its adapters with their traffic, and nothing of another tenant's; ``root`` is a key."""
+    scopes = ["inference", "adapters", "metrics"]
+    admin = {"authorization": f"Bearer {root}"}
+    keys = {}
+    for tenant in ("red", "blue"):
+        wish = {"name": tenant, "tenant": tenant, "scopes": scopes}
+        made = httpx.post(f"{server.url}/v1/keys", json=wish, headers=admin)
+        keys[tenant] = made.raise_for_status().json()["key"]
+        upload(server, f"of-{tenant}", keys[tenant])
+        headers = {"authorization": f"Bearer {keys[tenant]}"}
+        body = {"model": f"of-{tenant}", "prompt": QUESTION, "max_tokens": 1}
+        httpx.post(f"{server.url}/v1/completions", json=body, headers=headers).raise_for_status()
+    with visit(browser, server.url) as tab:
+        page = tab.page
+        page.goto(f"{server.url}/console")
+        page.get_by_label("Key", exact=True).fill(keys["red"])
+        page.get_by_role("button", name="Use this key").click()
+        row = page.locator("tr", has=page.get_by_role("link", name="of-red", exact=True))
+        row.locator("td").nth(6).get_by_text("1", exact=True).wait_for()
+        pages = ["metrics", "metrics/adapters", "v1/adapters"]
+        read = """async ([path, key]) =>
+            (await fetch(`/${path}`, {headers: {authorization: `Bearer ${key}`}})).text()"""
+        shown = [page.content(), *(page.evaluate(read, [one, keys["red"]]) for one in pages)]
+        assert all("of-red" in text and "of-blue" not in text for text in shown)
