@@ -31,8 +31,8 @@ from deploy.ray_serve import Settings, application
 from deploy.replicas.common_store import CommonStore
 from deploy.replicas.publish import publish
 from deploy.replicas.replica import REPLICA_HEADER, RESIDENT_HEADER, ReplicaSettings
+from multiflora.server.adapter_source import AdapterSource
 from multiflora.server.base_model import DEMO
-from multiflora.server.settings import AdapterSource
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 PARENTS: Final = ("json", "shout", "formal", "pirate")

@@ -13,8 +13,9 @@ from multiflora.adapters.error import AdapterRejected, RegistryError
 from multiflora.adapters.intake import import_adapter
 from multiflora.adapters.store import AdapterStore
 from multiflora.engine.errors import StartupError
+from multiflora.server.adapter_source import AdapterSource, parse_adapter
 from multiflora.server.base_model import read_base_model
-from multiflora.server.settings import AdapterSource, ServeSettings, parse_adapter
+from multiflora.server.settings import ServeSettings
 
 from .common_store import CommonStore
 

@@ -19,8 +19,8 @@ pytest.importorskip("obstore", reason="obstore is not installed; pip install 'mu
 
 from deploy.replicas.common_store import CommonStore
 from deploy.replicas.publish import publish
+from multiflora.server.adapter_source import AdapterSource
 from multiflora.server.base_model import DEMO
-from multiflora.server.settings import AdapterSource
 
 pytestmark = [
     pytest.mark.full,
