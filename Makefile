@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: components dashboards install run check check-security sanitize format test test-clients test-full test-gpu bench bench-gpu demo clean
+.PHONY: components dashboards report install run check check-security sanitize format test test-clients test-full test-gpu bench bench-gpu demo clean
 
 install: $(STAMP)
 
@@ -76,6 +76,10 @@ bench-gpu: install
 	$(BIN)/python -m benchmarks.kernels.bench_gpu
 	$(BIN)/python -m benchmarks.serving.bench_adapter_mix --device cuda --shape llama-3.2-1b
 	$(BIN)/python -m benchmarks.training.bench_gpu_training
+
+# docs/benchmarks.md, its pictures, and the figures in README.md and docs/, from committed records.
+report: install
+	$(BIN)/python -m benchmarks.report.generate
 
 # Grafana's dashboards from deploy/grafana/*.py.
 dashboards: install

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "triton")
+_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "triton")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def save(name: str, record: Mapping[str, Any], *, path: Path | None = None) -> P
     path = path or RESULTS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     facts = {
         "benchmark": name,
-        "command": "python -m " + " ".join([_module(), *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
         "commit": commit(),
         "machine": machine(),
         "versions": versions(),

@@ -8,12 +8,13 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from benchmarks.harness import save
+from benchmarks.report.generate import main as report
 from benchmarks.serving.server_process import running_server
 
 from ..conftest import ADAPTERS, build_model, save_adapter, save_tokenizer
@@ -22,7 +23,6 @@ from .ask_lm_eval import Harness
 from .reference import Reference
 from .tool import PINS, python_of
 
-PAGE: Final = ROOT / "docs" / "clients.md"
 _SCRIPTS: Final = {"langchain-openai": "ask_langchain", "litellm": "ask_litellm"}
 _TOLERANCE: Final = 1e-6
 
@@ -46,7 +46,7 @@ def main() -> int:
         "outcomes": [asdict(outcome) for outcome in outcomes],
     }
     path = save("clients", record)
-    PAGE.write_text(_page(outcomes, path))
+    report()
     failed = [outcome for outcome in outcomes if outcome.problem]
     for outcome in failed:
         print(f"{outcome.client}: {outcome.check}: {outcome.problem}", file=sys.stderr)
@@ -112,24 +112,6 @@ def _evaluated(harness: Harness, reference: Reference) -> Iterator[Outcome]:
             yield Outcome("lm-eval", f"{score.run}, {score.metric}", problem, figures)
     except RuntimeError as error:
         yield Outcome("lm-eval", "all tasks", str(error))
-
-
-def _page(outcomes: Sequence[Outcome], path: Path) -> str:
-    rows: list[Any] = [
-        f"| {one.client} | {one.check} | {'failed' if one.problem else 'passed'} | {one.figures} |"
-        for one in outcomes
-    ]
-    pins = ", ".join(f"`{pin}`" for tool in (*_SCRIPTS, "lm-eval") for pin in PINS[tool])
-    head = (
-        "# Clients\n\n"
-        "What others wrote for OpenAI's API, unmodified, against a server with keys, a tiny random "
-        "base and its adapters; written by `make test-clients`. The `openai` client itself is a "
-        f"part of `make test`. Scores of lm-eval must be within {_TOLERANCE:g} of what "
-        "transformers and PEFT say of the same base in the same process.\n\n"
-        f"Versions: {pins}. Record: `benchmarks/results/{path.name}`.\n\n"
-        "| client | check | outcome | score |\n| --- | --- | --- | --- |\n"
-    )
-    return head + "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":

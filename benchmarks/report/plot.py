@@ -1,0 +1,96 @@
+"""Pictures of records. Each belongs to one record and has its name, so a stale one is seen."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from .record import ROOT, Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PICTURES: Final = ROOT / "docs" / "images" / "benchmarks"
+_COLORS: Final = ("#3b6ea8", "#d9822b", "#6b8e4e", "#8c6bb1")
+
+
+def picture_name(record: Record) -> str | None:
+    """The file of the record's picture; None if its question has none."""
+    return f"{record.path.stem}.svg" if record.name in PLOTS else None
+
+
+def draw(record: Record, folder: Path = PICTURES) -> Path:
+    """Write the picture of ``record``: the same bytes for the same figures and matplotlib."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record.path.stem}.svg"
+    with rc_context({"svg.hashsalt": "multiflora", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(6.4, 2.8), layout="constrained")
+        PLOTS[record.name](record.figures, figure)
+        figure.savefig(path, metadata={"Date": None})
+    return path
+
+
+def _bars(axes: "Axes", groups: Mapping[str, Mapping[str, float | None]], label: str) -> None:
+    """One group per key, one bar per series; what is None is left out."""
+    series = list(dict.fromkeys(name for bars in groups.values() for name in bars))
+    width = 0.8 / len(series)
+    for place, name in enumerate(series):
+        shown = [(x, bars[name]) for x, bars in enumerate(groups.values()) if bars.get(name)]
+        bars = axes.bar(
+            [x + (place - (len(series) - 1) / 2) * width for x, _ in shown],
+            [value or 0.0 for _, value in shown],
+            width,
+            label=name,
+            color=_COLORS[place % len(_COLORS)],
+        )
+        axes.bar_label(bars, fmt="%.3g", fontsize=7)
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_ylabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(series) > 1:
+        axes.legend(frameon=False)
+
+
+def _adapter_mix(figures: Mapping[str, Any], figure: Any) -> None:
+    speeds = figures["tokens_per_second"]
+    loads = ("base x1", "adapters x1", "base x8", "adapters x8")
+    groups = {
+        load: {"multiflora": speeds[f"ours {load}"], "transformers + PEFT": speeds[f"peft {load}"]}
+        for load in loads
+    }
+    _bars(figure.subplots(), groups, "tokens/s")
+
+
+def _training_peers(figures: Mapping[str, Any], figure: Any) -> None:
+    speed, memory = figure.subplots(1, 2)
+    sides = figures["sides"]
+    _bars(speed, {name: {"": one["tokens_per_second"]} for name, one in sides.items()}, "tokens/s")
+    peaks = {name: {"": one["peak_above_base_mib"]} for name, one in sides.items()}
+    _bars(memory, peaks, "MiB above the base")
+
+
+def _sse(figures: Mapping[str, Any], figure: Any) -> None:
+    costs = figures["microseconds_per_event"]
+    groups = {way.replace("_", " "): one for way, one in costs.items()}
+    _bars(figure.subplots(), groups, "microseconds per event")
+
+
+def _coserving(figures: Mapping[str, Any], figure: Any) -> None:
+    sides = {"alone": "serving_alone", "beside training": "serving_beside_training"}
+    between, first = figure.subplots(1, 2)
+    for axes, kind in ((between, "inter_token_ms"), (first, "first_token_ms")):
+        groups = {
+            quantile: {name: figures[side][kind][quantile] for name, side in sides.items()}
+            for quantile in ("p50", "p99")
+        }
+        _bars(axes, groups, kind.removesuffix("_ms").replace("_", " ") + ", ms")
+
+
+PLOTS: Final[dict[str, Callable[[Mapping[str, Any], Any], None]]] = {
+    "adapter-mix": _adapter_mix,
+    "training-peers": _training_peers,
+    "sse": _sse,
+    "coserving": _coserving,
+}

@@ -1,0 +1,210 @@
+"""The questions that benchmarks answer, how to ask them, and what the answer should be."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from .record import lookup
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """A bound on the figure at ``path``; of a list, on its length."""
+
+    text: str
+    path: str
+    relation: Literal["at least", "at most"]
+    bound: float
+
+    def figure(self, figures: Mapping[str, Any]) -> float | None:
+        """None where it was not measured."""
+        found = lookup(figures, self.path)
+        return len(found) if isinstance(found, list) else found
+
+    def is_met(self, figure: float) -> bool:
+        return figure >= self.bound if self.relation == "at least" else figure <= self.bound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One benchmark; ``records`` matches the names of its records.
+
+    Records that differ at ``variant`` answer different questions. The table of an answer is
+    ``sections/<name>.md.jinja``; ``group`` is the make target that asks, or none.
+    """
+
+    name: str
+    title: str
+    command: str
+    records: str = ""
+    variant: str = ""
+    group: str = ""
+    aims: tuple[Aim, ...] = ()
+
+    @property
+    def pattern(self) -> str:
+        return self.records or self.name
+
+
+QUESTIONS: Final = (
+    Question(
+        name="adapter-mix",
+        title="Serving many adapters at once, beside transformers + PEFT",
+        command="python -m benchmarks.serving.bench_adapter_mix",
+        variant="model",
+        group="bench-peers",
+        aims=(
+            Aim(
+                "8 requests on 8 adapters, speed over PEFT's",
+                "ratios.ours / peft, adapters x8",
+                "at least",
+                8.0,
+            ),
+            Aim(
+                "8 adapters, share of the speed of the base alone",
+                "ratios.ours adapters / ours base x8",
+                "at least",
+                0.85,
+            ),
+        ),
+    ),
+    Question(
+        name="adapter-tiers",
+        title="Loads, evictions and a greedy neighbour",
+        command="python -m benchmarks.serving.bench_adapter_tiers",
+        group="bench",
+        aims=(
+            Aim(
+                "longest gap of a stream while 50 versions load, in quiet steps",
+                "resident_stream.longest_gap_in_quiet_steps",
+                "at most",
+                2.0,
+            ),
+        ),
+    ),
+    Question(
+        name="overload",
+        title="Ten times more requests than can be answered",
+        command="python -m benchmarks.serving.bench_overload",
+        group="bench",
+        aims=(Aim("goodput over capacity", "goodput_over_capacity", "at least", 0.9),),
+    ),
+    Question(
+        name="start",
+        title="Start-up, the first time and from the cache",
+        command="python -m benchmarks.serving.bench_start",
+        variant="model",
+        group="bench",
+        aims=(Aim("second start over the first", "second_over_first", "at most", 0.5),),
+    ),
+    Question(
+        name="sse",
+        title="What a streamed token costs the server",
+        command="python -m benchmarks.serving.bench_sse",
+        group="bench",
+        aims=(
+            Aim(
+                "microseconds per event, text to connection",
+                "microseconds_per_event.in_process.stream",
+                "at most",
+                10.0,
+            ),
+        ),
+    ),
+    Question(
+        name="metrics",
+        title="What a scrape costs with many adapters",
+        command="python -m benchmarks.serving.bench_metrics",
+        group="bench",
+    ),
+    Question(
+        name="soak",
+        title="Twenty bad minutes",
+        command="python -m benchmarks.serving.soak --minutes 20",
+        aims=(Aim("what leaked", "leaks", "at most", 0),),
+    ),
+    Question(
+        name="merge",
+        title="Merging adapters of an 8B model, beside PEFT",
+        command="python -m benchmarks.merging.bench_merge",
+        group="bench-peers",
+        aims=(
+            Aim("seconds of an exact SLERP", "median_seconds.slerp exact", "at most", 2.0),
+            Aim("seconds of one cut to rank 16", "median_seconds.slerp 16", "at most", 20.0),
+        ),
+    ),
+    Question(
+        name="merge-skills",
+        title="What a merge keeps of both parents",
+        command="python -m benchmarks.merging.score_demo",
+        group="bench",
+    ),
+    Question(
+        name="training-peers",
+        title="Training, beside TRL + PEFT",
+        command="python -m benchmarks.training.bench_peers",
+        group="bench-peers",
+        aims=(Aim("tokens/s over TRL's", "multiflora_over.trl.speed", "at least", 2.0),),
+    ),
+    Question(
+        name="coserving",
+        title="Training beside requests",
+        command="python -m benchmarks.training.bench_coserving",
+        group="bench",
+        aims=(
+            Aim("p99 between tokens, over alone", "inter_token_p99_over_alone", "at most", 1.3),
+            Aim("share of its speed that training keeps", "training_kept", "at least", 0.35),
+        ),
+    ),
+    Question(
+        name="learning",
+        title="A skill and a preference, learned by two jobs",
+        command="python -m benchmarks.training.bench_learning",
+        group="bench",
+        aims=(
+            Aim("right before, the worst of three seeds", "worst.skill_before", "at most", 0.2),
+            Aim("right after", "worst.skill", "at least", 0.9),
+            Aim("seconds to live, gate included", "worst.seconds", "at most", 180.0),
+            Aim("preferred after DPO", "worst.preference", "at least", 0.8),
+            Aim("right after DPO", "worst.skill_kept", "at least", 0.9),
+        ),
+    ),
+    Question(
+        name="forgetting",
+        title="Learning a second skill without forgetting the first",
+        command="python -m benchmarks.training.bench_forgetting",
+        group="bench",
+        aims=(Aim("kept with replay, the least", "table.replay.kept_min", "at least", 0.9),),
+    ),
+    Question(
+        name="rejection-sampling",
+        title="Learning from one's own answers",
+        command="python -m benchmarks.training.bench_rejection_sampling",
+        variant="arguments.task",
+        group="bench",
+    ),
+    Question(
+        name="gpu-kernels",
+        title="GPU kernels, beside their peers",
+        command="python -m benchmarks.kernels.bench_gpu",
+        records="gpu-kernels-*",
+        group="bench-gpu",
+    ),
+    Question(
+        name="gpu-training",
+        title="Training an 8B shape on a GPU",
+        command="python -m benchmarks.training.bench_gpu_training",
+        group="bench-gpu",
+        aims=(
+            Aim("tokens/s on an H100", "alone.tokens_per_second", "at least", 8000),
+            Aim("GiB above the base", "alone.extra_gib", "at most", 3.5),
+            Aim(
+                "p99 between tokens, over alone",
+                "beside.inter_token_p99_over_alone",
+                "at most",
+                1.1,
+            ),
+            Aim("share of its speed that training keeps", "beside.training_kept", "at least", 0.5),
+        ),
+    ),
+)
