@@ -14,7 +14,7 @@ from multiflora.adapters.error import AdapterRejected, RegistryError
 from multiflora.engine.config import Device, Kernels
 from multiflora.engine.errors import EngineError, StartupError
 
-from .commands import estimate, export, extract, keys, merge, sample, soup, train
+from .commands import bench, estimate, export, extract, keys, merge, sample, soup, train
 from .rate_limit import RateLimits
 from .settings import ServeSettings
 from .settings_source import PREFIX, convert, read_settings
@@ -133,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_to(commands)
     estimate.add_to(commands)
     keys.add_to(commands)
+    bench.add_to(commands)
     serve = commands.add_parser(
         "serve",
         help="serve a base and its adapters over HTTP",

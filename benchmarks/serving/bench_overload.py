@@ -7,16 +7,17 @@ what is answered with 200 in that time, over capacity. Clients run on the server
 
 import argparse
 import asyncio
-import random
 import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from benchmarks.harness import save
-from benchmarks.serving.server_process import Connection, ServerProcess, connected, running_server
+from benchmarks.serving.server_process import Connection, ServerProcess, running_server
+from multiflora.server.load_test.arrival import Arrival, drive
+from multiflora.server.load_test.outcome import Outcome
 
 _PATH: Final = "/v1/completions"
 _SAMPLE_SECONDS: Final = 0.5
@@ -65,11 +66,14 @@ async def _measure(
 ) -> dict[str, Any]:
     body = {"model": "multiflora-demo", "prompt": "Once upon a time", "max_tokens": max_tokens}
     body |= {"ignore_eos": True, "temperature": 0}
-    await _closed_loop(server, body, min(5.0, seconds), num_clients)
-    before = await _closed_loop(server, body, seconds, num_clients)
+    warmup = Arrival(concurrency=num_clients, seconds=min(5.0, seconds))
+    await _loop(server, body, warmup)
+    before = await _loop(server, body, replace(warmup, seconds=seconds))
     capacity = before.statuses[200] / seconds
     samples: list[dict[str, float]] = []
-    over = await _open_loop(server, body, seconds, factor * capacity, samples)
+    sampling = asyncio.create_task(_sample(server, samples, time.perf_counter() + seconds))
+    over = await _loop(server, body, Arrival(rate=factor * capacity, seconds=seconds))
+    await sampling
     goodput = over.statuses[200] / seconds
     memory = [sample["api_mib"] + sample["engine_mib"] for sample in samples]
     third = max(1, len(memory) // 3)
@@ -94,57 +98,45 @@ async def _measure(
     }
 
 
-async def _closed_loop(server: ServerProcess, body: Any, seconds: float, num_clients: int) -> Tally:
-    tally, end = Tally(), time.perf_counter() + seconds
+class _Clients:
+    """Asks on free connections, and opens another where there is none."""
 
-    async def client() -> None:
-        async with connected(server) as connection:
-            while time.perf_counter() < end:
-                started = time.perf_counter()
-                status = (await connection.ask("POST", _PATH, body)).status
-                if time.perf_counter() < end:
-                    tally.add(status, time.perf_counter() - started)
+    def __init__(self, server: ServerProcess, body: Any, seconds: float) -> None:
+        self.tally = Tally()
+        self._server, self._body = server, body
+        self._end = time.perf_counter() + seconds
+        self._free: list[Connection] = []
 
-    await asyncio.gather(*(client() for _ in range(num_clients)))
-    return tally
-
-
-async def _open_loop(
-    server: ServerProcess, body: Any, seconds: float, rate: float, samples: list[dict[str, float]]
-) -> Tally:
-    """Arrivals of a Poisson process, each on a free connection of a pool."""
-    tally, end, draw = Tally(), time.perf_counter() + seconds, random.Random(0)
-    free: list[Connection] = []
-    open_tasks: set[asyncio.Task[None]] = set()
-
-    async def one() -> None:
+    async def ask(self, number: int) -> Outcome:
+        """Answers count that come before the time is up."""
         started = time.perf_counter()
-        if free:
-            connection = free.pop()
+        if self._free:
+            connection = self._free.pop()
         else:
-            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._server.port)
             connection = Connection(reader, writer)
-        answer = await connection.ask("POST", _PATH, body)
-        free.append(connection)
-        if time.perf_counter() < end:
-            tally.add(answer.status, time.perf_counter() - started)
+        answer = await connection.ask("POST", _PATH, self._body)
+        self._free.append(connection)
+        now = time.perf_counter()
+        if now < self._end:
+            self.tally.add(answer.status, now - started)
             if answer.status == 429:
-                tally.retry_after.append(int(answer.headers["retry-after-ms"]) / 1000)
+                self.tally.retry_after.append(int(answer.headers["retry-after-ms"]) / 1000)
+        error = "" if answer.status == 200 else str(answer.status)
+        return Outcome(name=self._body["model"], seconds=now - started, error=error)
 
-    sampling = asyncio.create_task(_sample(server, samples, end))
-    due = time.perf_counter()
-    while (now := time.perf_counter()) < end:
-        if now < due:
-            await asyncio.sleep(due - now)
-        due += draw.expovariate(rate)
-        task = asyncio.create_task(one())
-        open_tasks.add(task)
-        task.add_done_callback(open_tasks.discard)
-    await sampling
-    await asyncio.gather(*open_tasks)
-    for connection in free:
-        connection.writer.close()
-    return tally
+    def close(self) -> None:
+        for connection in self._free:
+            connection.writer.close()
+
+
+async def _loop(server: ServerProcess, body: Any, arrival: Arrival) -> Tally:
+    clients = _Clients(server, body, arrival.seconds or 0.0)
+    try:
+        await drive(clients.ask, arrival)
+    finally:
+        clients.close()
+    return clients.tally
 
 
 async def _sample(server: ServerProcess, samples: list[dict[str, float]], end: float) -> None:
