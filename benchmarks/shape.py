@@ -1,15 +1,32 @@
 """Random models in the shapes of real ones, and random adapters for them."""
 
+import hashlib
 import json
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from multiflora.engine.models.config import ModelConfig
 
 _NF4: Final = {
     "bnb_4bit_quant_type": "nf4",
     "bnb_4bit_use_double_quant": False,
     "bnb_4bit_compute_dtype": "bfloat16",
     "llm_int8_skip_modules": ["lm_head"],
+}
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 4_096,
+    "hidden_size": 512,
+    "intermediate_size": 1_408,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4_096,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
 }
 
 QWEN_0_5B: dict[str, Any] = {
@@ -165,3 +182,39 @@ def build_adapters(base: Path, folder: Path, *, count: int, rank: int) -> dict[s
         save_file(tensors, path / "adapter_model.safetensors")
         settings.save_pretrained(str(path))
     return folders
+
+
+def publish_versions(
+    data: Path, model: "ModelConfig", *, ranks: Sequence[int], modules: tuple[str, ...], seed: int
+) -> list[str]:
+    """Store a random version of each rank without a check, in ``data``; returns their digests."""
+    import torch
+    from safetensors.torch import save_file
+
+    from multiflora.adapters.folder import AdapterFolder
+    from multiflora.adapters.store import AdapterStore
+
+    store = AdapterStore(data)
+    targets = [part for p in model.projections() for part in p.slices]
+    touched = [target for target in targets if target.path.endswith(modules)]
+    digests = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for index, rank in enumerate(ranks):
+            config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank}
+            config["target_modules"] = list(modules)
+            (folder / "adapter_config.json").write_text(json.dumps(config))
+            generator = torch.Generator().manual_seed(seed + index)
+            tensors = {}
+            for target in touched:
+                for name, shape in (
+                    ("lora_A", (rank, target.in_features)),
+                    ("lora_B", (target.out_features, rank)),
+                ):
+                    values = 0.1 * torch.randn(shape, generator=generator)
+                    tensors[f"base_model.model.{target.path}.{name}.weight"] = values.bfloat16()
+            save_file(tensors, folder / "adapter_model.safetensors")
+            digest = hashlib.sha256(f"{seed} {index}".encode()).hexdigest()
+            store.put_copy(digest, AdapterFolder(folder))
+            digests.append(digest)
+    return digests

@@ -51,7 +51,7 @@ def render(records: Sequence[Record]) -> str:
     aims = [row for question, found in _answers(records) for row in _aims(question, found)]
     aims.sort(key=lambda row: _ORDER.index(row["verdict"]))
     page = environment(records).get_template("page.md.jinja")
-    text = page.render(groups=GROUPS, answers=answers, aims=aims)
+    text = page.render(groups=GROUPS, answers=answers, aims=aims, units=plot.UNITS)
     return re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n"
 
 

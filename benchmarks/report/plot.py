@@ -45,12 +45,13 @@ def _bars(axes: "Axes", groups: Mapping[str, Mapping[str, float | None]], label:
             label=name,
             color=_COLORS[place % len(_COLORS)],
         )
-        axes.bar_label(bars, fmt="%.3g", fontsize=7)
+        axes.bar_label(bars, fmt="{:,.4g}", fontsize=7)
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_ylabel(label)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(y=0.12)
     if len(series) > 1:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, fontsize=8)
 
 
 def _adapter_mix(figures: Mapping[str, Any], figure: Any) -> None:
@@ -88,9 +89,55 @@ def _coserving(figures: Mapping[str, Any], figure: Any) -> None:
         _bars(axes, groups, kind.removesuffix("_ms").replace("_", " ") + ", ms")
 
 
+def _scale(figures: Mapping[str, Any], figure: Any) -> None:
+    panels = figure.subplots(1, 3)
+    wanted = (
+        ("tokens/s", lambda cell: cell["tokens_per_second"]),
+        ("first token p99, ms", lambda cell: (cell["first_token_ms"] or {}).get("p99")),
+        ("engine, MiB", lambda cell: cell["engine_mib"]),
+    )
+    for axes, (label, value) in zip(panels, wanted, strict=True):
+        for place, mix in enumerate(("uniform", "zipf", "tiers", "cold")):
+            cells = [cell for cell in figures["cells"] if cell["mix"] == mix]
+            shown = sorted((cell["adapters"], value(cell)) for cell in cells if value(cell))
+            style = "o-" if len(shown) > 1 else "D"
+            axes.plot(*zip(*shown, strict=True), style, label=mix, ms=3, color=_COLORS[place])
+        axes.set_xscale("log")
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+        axes.set_xlabel("adapters")
+        axes.set_title(label, fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False, fontsize=7)
+
+
+def _slopes(figures: Mapping[str, Any], figure: Any) -> None:
+    """Points, the line through them, and its slope by name."""
+    found = figures["axes"]
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    for axes, (name, axis) in zip(panels, found.items(), strict=True):
+        xs = [point["x"] for point in axis["points"]]
+        line = [axis["intercept_ms"] + axis["slope_ms"] * x for x in xs]
+        axes.plot(xs, line, "-", color=_COLORS[1], lw=1)
+        axes.plot(xs, [point["step_ms"] for point in axis["points"]], "o", color=_COLORS[0], ms=3)
+        axes.set_title(f"{1e3 * axis['slope_ms']:+.3g} us per {UNITS[name]}", fontsize=8)
+        axes.set_xlabel(name)
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("ms per step")
+
+
+# What an axis of bench_slopes counts.
+UNITS: Final = {
+    "adapters": "adapter",
+    "ranks": "rank",
+    "context": "token of context",
+    "batch": "row",
+}
 PLOTS: Final[dict[str, Callable[[Mapping[str, Any], Any], None]]] = {
     "adapter-mix": _adapter_mix,
     "training-peers": _training_peers,
     "sse": _sse,
     "coserving": _coserving,
+    "scale": _scale,
+    "slopes": _slopes,
 }

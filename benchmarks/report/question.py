@@ -69,6 +69,20 @@ QUESTIONS: Final = (
         ),
     ),
     Question(
+        name="scale",
+        title="One to two thousand adapters",
+        command="python -m benchmarks.serving.bench_scale",
+        variant="arguments.base",
+        group="bench",
+    ),
+    Question(
+        name="slopes",
+        title="What an adapter, a rank, a token of context and a row cost",
+        command="python -m benchmarks.serving.bench_slopes",
+        variant="arguments.base",
+        group="bench",
+    ),
+    Question(
         name="adapter-tiers",
         title="Loads, evictions and a greedy neighbour",
         command="python -m benchmarks.serving.bench_adapter_tiers",

@@ -7,7 +7,6 @@ memory for 32; (c) the first-token latency of 8 hot adapters with and without an
 
 import argparse
 import asyncio
-import hashlib
 import json
 import random
 import statistics
@@ -20,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import save
-from benchmarks.shape import build_base
-from multiflora.adapters.folder import AdapterFolder
-from multiflora.adapters.store import AdapterStore
+from benchmarks.shape import SMALL, build_base, publish_versions
 from multiflora.engine.client import EngineClient
 from multiflora.engine.config import (
     AdapterConfig,
@@ -31,7 +28,6 @@ from multiflora.engine.config import (
     EngineConfig,
     SchedulerConfig,
 )
-from multiflora.engine.models.config import ModelConfig
 from multiflora.engine.models.registry import load_model_config
 from multiflora.engine.request import (
     AdapterShare,
@@ -40,17 +36,6 @@ from multiflora.engine.request import (
     SamplingParams,
 )
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 4_096,
-    "hidden_size": 512,
-    "intermediate_size": 1_408,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 4_096,
-    "tie_word_embeddings": True,
-    "use_sliding_window": False,
-}
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NUM_COLD, COLD_RANK = 50, 64
 NUM_REGISTERED, SMALL_RANK, DEVICE_VERSIONS, HOST_VERSIONS = 2_000, 2, 32, 256
@@ -81,47 +66,14 @@ class Answer:
         return [b - a for a, b in zip(self.seconds, self.seconds[1:], strict=False)]
 
 
-def publish(
-    data: Path, model: ModelConfig, *, count: int, rank: int, modules: tuple[str, ...], seed: int
-) -> list[str]:
-    """Store ``count`` random versions that this program made itself; returns their digests."""
-    import torch
-    from safetensors.torch import save_file
-
-    store = AdapterStore(data)
-    targets = [part for p in model.projections() for part in p.slices]
-    touched = [target for target in targets if target.path.endswith(modules)]
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": list(modules)}
-    digests = []
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        (folder / "adapter_config.json").write_text(json.dumps(config))
-        for index in range(count):
-            generator = torch.Generator().manual_seed(seed + index)
-            tensors = {}
-            for target in touched:
-                for name, shape in (
-                    ("lora_A", (rank, target.in_features)),
-                    ("lora_B", (target.out_features, rank)),
-                ):
-                    values = 0.1 * torch.randn(shape, generator=generator)
-                    tensors[f"base_model.model.{target.path}.{name}.weight"] = values.bfloat16()
-            save_file(tensors, folder / "adapter_model.safetensors")
-            digest = hashlib.sha256(f"{seed} {index}".encode()).hexdigest()
-            store.put_copy(digest, AdapterFolder(folder))
-            digests.append(digest)
-    return digests
-
-
 def prepare(root: Path, arguments: argparse.Namespace) -> Bench:
-    base = build_base(root / "base", SHAPE)
+    base = build_base(root / "base", SMALL)
     model = load_model_config(base)
-    cold = publish(root, model, count=NUM_COLD, rank=COLD_RANK, modules=ALL, seed=10**6)
-    small = publish(
+    cold = publish_versions(root, model, ranks=[COLD_RANK] * NUM_COLD, modules=ALL, seed=10**6)
+    small = publish_versions(
         root,
         model,
-        count=arguments.registered,
-        rank=SMALL_RANK,
+        ranks=[SMALL_RANK] * arguments.registered,
         modules=("q_proj", "v_proj"),
         seed=0,
     )
@@ -162,7 +114,7 @@ async def ask(client: EngineClient, digest: str | None, count: int, *, prompt: i
     generator = random.Random(prompt)
     request = GenerationRequest(
         id=str(next(_numbers)),
-        prompt=tuple(generator.randrange(1, SHAPE["vocab_size"]) for _ in range(16)),
+        prompt=tuple(generator.randrange(1, SMALL["vocab_size"]) for _ in range(16)),
         sampling=SamplingParams(max_tokens=count, temperature=0, ignore_eos=True),
         adapters=(AdapterShare(digest),) if digest else (),
     )
@@ -346,7 +298,7 @@ def main() -> None:
             print(name, json.dumps(results[name], indent=2), flush=True)
     record = {
         "notes": arguments.notes,
-        "base": SHAPE,
+        "base": SMALL,
         "registered": arguments.registered,
         "bytes_per_small_version": bench.small_bytes,
         "device_budget_versions": DEVICE_VERSIONS,

@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..load_test.measurement import Measurement, measure
-from ..load_test.openai_server import Api
 from ..load_test.outcome import Outcome
+from ..load_test.question import Api
 from ..setting_value import parse_path
 from ..settings_source import KEY_VARIABLE
 
@@ -74,6 +73,9 @@ def _add_pace(parser: argparse.ArgumentParser) -> None:
 
 def run(*, kind: str, output: Path | None, models: list[str], **options: Any) -> int:
     """Ask, print a table, write the figures; 1 if a request failed."""
+    # Imported late: no other command needs an HTTP client.
+    from ..load_test.measurement import Measurement, measure
+
     if output is not None and output.exists():
         raise ValueError(f"{output} exists; choose another --output, or remove it")
     settings = Measurement(models=tuple(models), **options)

@@ -9,8 +9,9 @@ import multiflora
 
 from .arrival import Arrival, drive
 from .mix import Mix
-from .openai_server import Api, OpenAIServer, Question
+from .openai_server import OpenAIServer
 from .outcome import Outcome, by_name, figures
+from .question import Api, Question
 
 _DEFAULT_CONCURRENCY = 8
 _DEFAULT_REQUESTS = 200

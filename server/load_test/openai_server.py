@@ -1,11 +1,8 @@
 """A server that speaks OpenAI's API, asked for streams whose every piece is timed."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from random import Random
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 import httpx2
 import orjson
@@ -13,48 +10,10 @@ import orjson
 from multiflora.engine.errors import EngineUnavailable, RequestRejected
 
 from .outcome import Outcome
+from .question import PATHS, Api, Question
 
-Api = Literal["chat", "completions"]
-_PATHS: Final[Mapping[Api, str]] = {
-    "chat": "/v1/chat/completions",
-    "completions": "/v1/completions",
-}
-_WORDS: Final = (
-    "river boat lion paper stone green window seven garden market winter letter music bridge "
-    "table summer silver forest answer morning number castle friend orange village question "
-    "mountain kitchen yellow teacher island evening"
-).split()
 # Lengths that tell what a word takes, and what a template adds.
 _PROBES: Final = (4, 24)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What every request asks for; its words are drawn from ``seed`` and its number."""
-
-    api: Api = "chat"
-    num_words: int = 1
-    max_tokens: int = 64
-    ignore_eos: bool = True
-    temperature: float = 0.0
-    seed: int = 0
-
-    def body(self, model: str, number: int) -> dict[str, Any]:
-        draw = Random(f"{self.seed} {number}")
-        text = " ".join(draw.choices(_WORDS, k=self.num_words))
-        asked = (
-            {"messages": [{"role": "user", "content": text}]}
-            if self.api == "chat"
-            else {"prompt": text}
-        )
-        further = {"ignore_eos": True} if self.ignore_eos else {}
-        return {
-            "model": model,
-            **asked,
-            "max_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            **further,
-        }
 
 
 class OpenAIServer:
@@ -96,7 +55,7 @@ class OpenAIServer:
 
     async def _prompt_tokens(self, model: str, api: Api, num_words: int) -> int:
         question = Question(api=api, num_words=num_words, max_tokens=1, ignore_eos=False)
-        answer = await self._call("POST", _PATHS[api], question.body(model, 0))
+        answer = await self._call("POST", PATHS[api], question.body(model, 0))
         try:
             return answer["usage"]["prompt_tokens"]
         except (KeyError, TypeError):
@@ -121,7 +80,7 @@ class OpenAIServer:
         body = question.body(model, number)
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         reading = _Reading(model)
-        path = _PATHS[question.api]
+        path = PATHS[question.api]
         try:
             async with self._client.stream("POST", path, json=body) as answer:
                 if answer.status_code != 200:

@@ -14,7 +14,8 @@ import pytest
 from multiflora.engine.errors import EngineUnavailable, RequestFailed, RequestRejected
 from multiflora.server import cli
 from multiflora.server.load_test.measurement import Measurement, measure
-from multiflora.server.load_test.openai_server import OpenAIServer, Question
+from multiflora.server.load_test.openai_server import OpenAIServer
+from multiflora.server.load_test.question import Question
 
 pytestmark = pytest.mark.anyio
 
