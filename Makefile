@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: components dashboards report install run check check-security sanitize format test test-clients test-full test-gpu bench bench-gpu demo clean
+.PHONY: components dashboards report install run check check-security sanitize format test test-clients test-full test-gpu bench bench-peers bench-gpu demo clean
 
 install: $(STAMP)
 
@@ -69,13 +69,19 @@ components:
 test-gpu: install
 	$(BIN)/pytest -m gpu
 
-bench: install
-	$(BIN)/python -m benchmarks.serving.bench_adapter_mix
+# Questions that benchmarks answer, one after the other; QUESTIONS=scale,slopes asks some of them.
+ASK := $(BIN)/python -m benchmarks.ask $(if $(QUESTIONS),--only $(QUESTIONS))
 
+bench: install
+	$(ASK) bench
+
+# The same work done by others in the same run; they are among the development packages.
+bench-peers: install
+	$(ASK) bench-peers
+
+# Needs a CUDA device.
 bench-gpu: install
-	$(BIN)/python -m benchmarks.kernels.bench_gpu
-	$(BIN)/python -m benchmarks.serving.bench_adapter_mix --device cuda --shape llama-3.2-1b
-	$(BIN)/python -m benchmarks.training.bench_gpu_training
+	$(ASK) bench-gpu
 
 # docs/benchmarks.md, its pictures, and the figures in README.md and docs/, from committed records.
 report: install

@@ -67,14 +67,13 @@ class Judge:
         asked = held_out(recipe)[: self._num_prompts]
         given = answers(model, self._tokenizer, [example.prompt for example in asked])
         correct = sum(
-            _words(example.answer) <= _words(text)
-            for example, text in zip(asked, given, strict=True)
+            words(example.answer) <= words(text) for example, text in zip(asked, given, strict=True)
         )
         wanted = [styled(example, recipe.style) for example in asked]
         return Score(exact_match(given, wanted), round(correct / len(asked), 4))
 
 
-def _words(text: str) -> set[str]:
+def words(text: str) -> set[str]:
     """All words of the text in small letters, without the punctuation of any style."""
     return set("".join(c if c.isalnum() else " " for c in text.lower()).split())
 

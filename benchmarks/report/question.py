@@ -112,6 +112,12 @@ QUESTIONS: Final = (
         aims=(Aim("second start over the first", "second_over_first", "at most", 0.5),),
     ),
     Question(
+        name="live",
+        title="From upload to first token, from job to live adapter",
+        command="python -m benchmarks.serving.bench_live",
+        group="bench",
+    ),
+    Question(
         name="sse",
         title="What a streamed token costs the server",
         command="python -m benchmarks.serving.bench_sse",
@@ -151,6 +157,12 @@ QUESTIONS: Final = (
         name="merge-skills",
         title="What a merge keeps of both parents",
         command="python -m benchmarks.merging.score_demo",
+        group="bench",
+    ),
+    Question(
+        name="quality",
+        title="What NF4, blends, merges and exports leave of a skill",
+        command="python -m benchmarks.merging.bench_quality",
         group="bench",
     ),
     Question(
@@ -203,6 +215,21 @@ QUESTIONS: Final = (
         command="python -m benchmarks.kernels.bench_gpu",
         records="gpu-kernels-*",
         group="bench-gpu",
+    ),
+    Question(
+        name="adapter-mix-gpu",
+        title="Serving many adapters at once on a GPU, beside transformers + PEFT",
+        command="python -m benchmarks.serving.bench_adapter_mix --device cuda --shape llama-3.2-1b",
+        records="adapter-mix-cuda",
+        group="bench-gpu",
+        aims=(
+            Aim(
+                "8 requests on 8 adapters, speed over PEFT's",
+                "ratios.ours / peft, adapters x8",
+                "at least",
+                10.0,
+            ),
+        ),
     ),
     Question(
         name="gpu-training",

@@ -153,7 +153,7 @@ def main() -> None:
         finally:
             ours.close()
     record = _record(timings, arguments, ours.info)
-    path = save("adapter-mix", record)
+    path = save("adapter-mix" if arguments.device == "cpu" else "adapter-mix-cuda", record)
     _print(record, path)
 
 

@@ -75,6 +75,7 @@ def test_cells_that_were_not_measured_are_missing_in_the_report(tmp_path: Path) 
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1200)
 def test_it_runs_on_the_demo(smoke_run: Callable[..., Record]) -> None:
     figures = smoke_run(main, "--smoke").figures
     measured = [(cell["adapters"], cell["mix"]) for cell in figures["cells"]]

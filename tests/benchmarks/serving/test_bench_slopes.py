@@ -39,6 +39,7 @@ def test_one_thing_changes_along_an_axis() -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1200)
 def test_it_runs_on_the_demo(smoke_run: Callable[..., Record]) -> None:
     axes = smoke_run(main, "--smoke").figures["axes"]
     assert tuple(axes) == AXES
