@@ -100,8 +100,9 @@ def _scale(figures: Mapping[str, Any], figure: Any) -> None:
         for place, mix in enumerate(("uniform", "zipf", "tiers", "cold")):
             cells = [cell for cell in figures["cells"] if cell["mix"] == mix]
             shown = sorted((cell["adapters"], value(cell)) for cell in cells if value(cell))
-            style = "o-" if len(shown) > 1 else "D"
-            axes.plot(*zip(*shown, strict=True), style, label=mix, ms=3, color=_COLORS[place])
+            if shown:
+                style = "o-" if len(shown) > 1 else "D"
+                axes.plot(*zip(*shown, strict=True), style, label=mix, ms=3, color=_COLORS[place])
         axes.set_xscale("log")
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
         axes.set_xlabel("adapters")

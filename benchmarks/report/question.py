@@ -166,6 +166,12 @@ QUESTIONS: Final = (
         group="bench",
     ),
     Question(
+        name="export",
+        title="What an export keeps of an adapter, by dtype",
+        command="python -m benchmarks.merging.bench_export",
+        group="bench",
+    ),
+    Question(
         name="training-peers",
         title="Training, beside TRL + PEFT",
         command="python -m benchmarks.training.bench_peers",

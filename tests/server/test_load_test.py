@@ -82,8 +82,10 @@ class Odd(BaseHTTPRequestHandler):
     """Speaks HTTP, and of OpenAI's API only what the test says."""
 
     answers: dict[str, tuple[str, bytes]]
+    keys: set[str | None]
 
     def do_POST(self) -> None:
+        self.keys.add(self.headers["authorization"])
         self.rfile.read(int(self.headers["content-length"]))
         kind, content = self.answers[self.path]
         self.send_response(200)
@@ -97,6 +99,7 @@ class Odd(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def odd() -> Iterator[str]:
+    Odd.keys = set()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Odd)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
@@ -171,6 +174,14 @@ async def test_the_command_ends_with_1_if_a_request_failed(url, capsys) -> None:
     options = ("--url", url, "--prompt-words", "3", "--num-requests", "4")
     assert await run(*options, "--models", "nobody") == 1
     assert "4 failed: 404 model_not_found" in capsys.readouterr().err
+
+
+async def test_the_key_of_the_environment_is_sent(odd: str, monkeypatch) -> None:
+    Odd.answers = {"/v1/chat/completions": (STREAM, event("a") + b"data: [DONE]\n\n")}
+    monkeypatch.setenv("MULTIFLORA_API_KEY", "sk-secret")
+    options = ("--url", odd, "--models", "x", "--prompt-words", "3", "--num-requests", "3")
+    assert await run(*options) == 0
+    assert Odd.keys == {"Bearer sk-secret"}
 
 
 async def test_the_documented_command_is_one(url, tmp_path, monkeypatch) -> None:
