@@ -216,6 +216,12 @@ QUESTIONS: Final = (
         group="bench",
     ),
     Question(
+        name="cpu-kernels",
+        title="CPU kernels, beside torch and what the machine can do",
+        command="python -m benchmarks.kernels.bench_cpu",
+        group="bench-peers",
+    ),
+    Question(
         name="gpu-kernels",
         title="GPU kernels, beside their peers",
         command="python -m benchmarks.kernels.bench_gpu",
