@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass, field, replace
 
+# Of one made-up measurement, off by a factor of two, that stands for what few have not shown yet.
+_PRIOR_SPREAD = math.log(2) ** 2
+
 
 @dataclass(frozen=True, slots=True)
 class Logs:
@@ -23,11 +26,14 @@ class Logs:
 
     @property
     def error(self) -> float:
-        """The variance of the mean; infinite while it cannot be known."""
+        """The variance of the mean; infinite while it cannot be known.
+
+        A few equal measurements are no certainty: the spread has a prior that weighs as one.
+        """
         if self.num < 2:
             return math.inf
         spread = max(self.squares - self.total * self.total / self.num, 0.0)
-        return spread / (self.num - 1) / self.num
+        return (spread + _PRIOR_SPREAD) / self.num / self.num
 
     @property
     def typical(self) -> float | None:

@@ -96,6 +96,18 @@ def test_too_few_requests_end_in_the_live_version() -> None:
     assert "fewer than 50 requests" in decision.reason
 
 
+@pytest.mark.parametrize("num", [2, 3, 5])
+def test_a_few_answers_that_are_equal_prove_nothing(num: int) -> None:
+    def equal(tokens: int, num: int) -> Arm:
+        made = Arm()
+        for _ in range(num):
+            made = made.plus(Outcome(num_tokens=tokens, first_token=0.1, inter_token=0.01))
+        return made
+
+    assert judge(equal(60, num), equal(20, num)).action == "wait"
+    assert judge(equal(60, 100), equal(20, 100)).action == "roll_back"
+
+
 def test_a_bar_lies_where_the_policy_has_it() -> None:
     strict = replace(POLICY, length_factor=1.0)
     assert judge(arm(tokens=40), policy=strict).action == "roll_back"
