@@ -7,6 +7,8 @@ from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
+import orjson
+
 from multiflora.engine.errors import EngineOverloaded, PromptTooLong
 from multiflora.engine.request import FinishReason, GenerationRequest, SamplingParams
 from multiflora.engine.text.answer_text import TextRules
@@ -292,10 +294,18 @@ async def _run(
 async def _tokens(service: Service, model: ServedModel, prompt: Prompt) -> Sequence[int]:
     limit = service.client.info.max_model_len
     if isinstance(prompt, str):
-        return tokenize_prompts(service.tokenizer, [prompt], max_model_len=limit)[0]
-    body = ChatBody.model_validate({"model": "", "messages": [dict(one) for one in prompt]})
+        (tokens,) = await service.text_work.run(
+            len(prompt), tokenize_prompts, service.tokenizer, [prompt], max_model_len=limit
+        )
+        return tokens
+    messages = [dict(one) for one in prompt]
     (tokens,) = await tokenize_chat(
-        service.tokenizer, body, renderer=service.renderer(model), max_model_len=limit
+        service.text_work,
+        service.tokenizer,
+        ChatBody.model_validate({"model": "", "messages": messages}),
+        renderer=service.renderer(model),
+        num_bytes=len(orjson.dumps(messages)),
+        max_model_len=limit,
     )
     return tokens
 

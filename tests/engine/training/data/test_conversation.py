@@ -18,6 +18,7 @@ from multiflora.engine.training.data.row import ChatRow
 from multiflora.server.prompting import tokenize_chat
 from multiflora.server.schemas.body import parse_body
 from multiflora.server.schemas.chat import ChatBody
+from multiflora.server.text_work import TextWork
 
 from .conftest import FAMILIES, MakeRenderer
 
@@ -49,7 +50,14 @@ def served_prompt(renderer: Renderer, messages: Any) -> list[int]:
     body = parse_body(sent.encode(), ChatBody)
     rendered = InPlace(renderer._template)
     (ids,) = asyncio.run(
-        tokenize_chat(renderer.tokenizer, body, renderer=rendered, max_model_len=10**6)
+        tokenize_chat(
+            TextWork(),
+            renderer.tokenizer,
+            body,
+            renderer=rendered,
+            num_bytes=len(sent),
+            max_model_len=10**6,
+        )
     )
     return list(ids)
 
