@@ -132,6 +132,11 @@ QUESTIONS: Final = (
         ),
     ),
     Question(
+        name="ray-affinity",
+        title="Ray Serve: requests that go to where their adapter is, beside random ones",
+        command="python -m benchmarks.serving.bench_ray_affinity",
+    ),
+    Question(
         name="metrics",
         title="What a scrape costs with many adapters",
         command="python -m benchmarks.serving.bench_metrics",

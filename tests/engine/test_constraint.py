@@ -191,10 +191,9 @@ def test_every_sampled_answer_validates(desk: ConstraintDesk, schema: Any, seed:
         active.constraint.advance(drawn.token)
     text = load(desk).decode(active.tokens[1:-1], skip_special_tokens=False)
     jsonschema.validate(json.loads(text), schema)
-    compact = json.dumps(json.loads(text), separators=(",", ":"), ensure_ascii=False)
-    assert len(re.sub(r'"(\\.|[^"\\])*"', "", text)) == len(
-        re.sub(r'"(\\.|[^"\\])*"', "", compact)
-    ), "white space between the parts"
+    assert not re.search(r"\s", re.sub(r'"(\\.|[^"\\])*"', "", text)), (
+        "white space between the parts"
+    )
 
 
 def load(desk: ConstraintDesk) -> Tokenizer:
