@@ -18,12 +18,15 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /opt/multiflora
-ENV PATH=/opt/multiflora/bin:$PATH
+ENV PATH=/opt/multiflora/bin:$PATH \
+    PIP_CACHE_DIR=/var/cache/pip
 WORKDIR /src
 
 # By itself, because it is nearly all of the image and changes least.
 COPY constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip \
+# pip's cache is mounted: it is no part of the image.
+# hadolint ignore=DL3042
+RUN --mount=type=cache,target=/var/cache/pip \
     if [ "$VARIANT" = cpu ]; then set -- --extra-index-url https://download.pytorch.org/whl/cpu; fi \
     && pip install -c constraints.txt "$@" torch
 
@@ -33,7 +36,8 @@ COPY kernels kernels
 COPY adapters adapters
 COPY engine engine
 COPY server server
-RUN --mount=type=cache,target=/root/.cache/pip \
+# hadolint ignore=DL3042
+RUN --mount=type=cache,target=/var/cache/pip \
     pip install -c constraints.txt ".[$EXTRAS]"
 # -P: the core is built beside the installed source, not here.
 RUN python -P -c "from multiflora.kernels.cpu_ops.build import main; main()"
