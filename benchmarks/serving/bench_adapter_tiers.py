@@ -12,13 +12,13 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import save
+from benchmarks.serving.engine_load import engine
 from benchmarks.shape import SMALL, build_base, publish_versions
 from multiflora.engine.client import EngineClient
 from multiflora.engine.config import (
@@ -94,16 +94,6 @@ async def _measure(config: EngineConfig, digest: str) -> int:
     async with engine(config) as client:
         await client.warm(digest)
         return (await client.stats()).adapter_bytes_used
-
-
-@asynccontextmanager
-async def engine(config: EngineConfig) -> AsyncIterator[EngineClient]:
-    client = EngineClient.in_process_of_its_own(config)
-    await client.start()
-    try:
-        yield client
-    finally:
-        await client.stop()
 
 
 _numbers = iter(range(1 << 60))

@@ -8,6 +8,12 @@ import pytest
 import torch
 import transformers
 
+from multiflora.engine.config import BaseConfig
+from multiflora.engine.models.load import load_base
+from multiflora.engine.models.registry import load_model_config
+from multiflora.engine.models.weights import BaseWeights
+from multiflora.kernels import torch_ops
+
 TINY: dict[str, Any] = {
     "vocab_size": 160,
     "hidden_size": 128,
@@ -26,6 +32,22 @@ CONFIGS: dict[str, Any] = {
 }
 
 SaveModel = Callable[..., Path]
+
+
+def load(
+    folder: Path, cache: Path | None = None, *, dtype: torch.dtype = torch.float32, **settings: Any
+) -> BaseWeights:
+    """The base in ``folder`` as the plain backend holds it, kept under ``cache``."""
+    return load_base(
+        folder,
+        load_model_config(folder),
+        BaseConfig(model=str(folder), **settings),
+        ops=torch_ops,
+        dtype=dtype,
+        device=torch.device("cpu"),
+        cache_dir=cache,
+        progress=lambda *_: None,
+    )
 
 
 @pytest.fixture

@@ -7,31 +7,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from multiflora.engine.config import BaseConfig
-from multiflora.engine.models.load import load_base
-from multiflora.engine.models.registry import load_model_config
-from multiflora.engine.models.weights import BaseWeights
 from multiflora.kernels import torch_ops
 from multiflora.kernels.ops import DenseWeight
+
+from .conftest import load
 
 SaveModel = Callable[..., Path]
 
 
 def keep_bfloat16(stored: torch.dtype, dtype: torch.dtype) -> torch.dtype:
     return stored if stored == torch.bfloat16 else dtype
-
-
-def load(folder: Path, cache: Path | None = None) -> BaseWeights:
-    return load_base(
-        folder,
-        load_model_config(folder),
-        BaseConfig(model=str(folder)),
-        ops=torch_ops,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-        cache_dir=cache,
-        progress=lambda *_: None,
-    )
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -17,6 +17,8 @@ from multiflora.kernels import nf4, torch_ops
 from multiflora.kernels.ops import DenseWeight, Nf4Weight, Weight
 from multiflora.kernels.quantize import quantize
 
+from .conftest import load
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
     "mistral": {},
@@ -24,21 +26,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 64},
 }
 SaveModel = Callable[..., Path]
-
-
-def load(
-    folder: Path, *, dtype: torch.dtype = torch.float32, cache: Path | None = None, **settings: Any
-) -> BaseWeights:
-    return load_base(
-        folder,
-        load_model_config(folder),
-        BaseConfig(model=str(folder), **settings),
-        ops=torch_ops,
-        dtype=dtype,
-        device=torch.device("cpu"),
-        cache_dir=cache,
-        progress=lambda *_: None,
-    )
 
 
 def dense(weight: Weight) -> torch.Tensor:

@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from multiflora.engine.config import BaseConfig
 from multiflora.engine.errors import StartupError
 from multiflora.engine.models import load as load_module
-from multiflora.engine.models.load import load_base
-from multiflora.engine.models.registry import load_model_config
 from multiflora.engine.models.weights import BaseWeights
-from multiflora.kernels import torch_ops
+
+from .conftest import load
 
 SaveModel = Callable[..., Path]
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -23,21 +21,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "head": {"quantize_head": True},
     "none": {"quantization": "none"},
 }
-
-
-def load(
-    folder: Path, cache: Path | None, *, dtype: torch.dtype = torch.float32, **settings: Any
-) -> BaseWeights:
-    return load_base(
-        folder,
-        load_model_config(folder),
-        BaseConfig(model="x", **settings),
-        ops=torch_ops,
-        dtype=dtype,
-        device=torch.device("cpu"),
-        cache_dir=cache,
-        progress=lambda *_: None,
-    )
 
 
 @pytest.fixture
