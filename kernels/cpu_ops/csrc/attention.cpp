@@ -28,22 +28,23 @@ struct Shape {
   float scale;
 };
 
-// Where the tile's keys or values of one kv head lie.
+// Where the keys and values of one kv head at a tile's positions lie.
 template <typename T>
 struct Tile {
-  const T* row[kTile];
-  int64_t first, count;  // positions
+  const T *keys[kTile], *values[kTile];
 };
 
 template <typename T>
-void locate(const T* cache, const int64_t* blocks, const Shape& shape, int64_t head,
-            Tile<T>* tile) {
+void locate(const T* k_cache, const T* v_cache, const int64_t* blocks, const Shape& shape,
+            int64_t head, int64_t first, int64_t count, Tile<T>* tile) {
   const int64_t stride = shape.num_kv_heads * shape.head_dim;
-  for (int64_t i = 0; i < tile->count; ++i) {
-    const int64_t position = tile->first + i;
-    const int64_t place =
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t position = first + i;
+    const int64_t row =
         blocks[position / shape.block_size] * shape.block_size + position % shape.block_size;
-    tile->row[i] = cache + place * stride + head * shape.head_dim;
+    const int64_t place = row * stride + head * shape.head_dim;
+    tile->keys[i] = k_cache + place;
+    tile->values[i] = v_cache + place;
   }
 }
 
@@ -82,14 +83,14 @@ INLINE void add_values(const float* weights, const T* const* values, int64_t fir
 
 // Take in keys [first, stop) of a tile.
 template <typename T>
-void see(const T* q, const Tile<T>& keys, const Tile<T>& values, int64_t first, int64_t stop,
-         const Shape& shape, State* state, float* acc) {
+void see(const T* q, const Tile<T>& tile, int64_t first, int64_t stop, const Shape& shape,
+         State* state, float* acc) {
   alignas(32) float scores[kTile];
   const int64_t begin = first / 8 * 8, end = (stop + 7) / 8 * 8;
   Vector best = spread(kNothing);
   for (int64_t s = begin; s < end; s += 8) {
     const T* rows[8];
-    for (int i = 0; i < 8; ++i) rows[i] = keys.row[larger(first, smaller(s + i, stop - 1))];
+    for (int i = 0; i < 8; ++i) rows[i] = tile.keys[larger(first, smaller(s + i, stop - 1))];
     score_octet(q, rows, shape.head_dim, shape.scale, scores + s);
     for (int64_t i = s; i < s + 8; ++i)
       if (i < first || i >= stop) scores[i] = kNothing;
@@ -109,9 +110,9 @@ void see(const T* q, const Tile<T>& keys, const Tile<T>& values, int64_t first, 
   state->maximum = maximum;
   int64_t d = 0;
   for (; d + kColumns <= shape.head_dim; d += kColumns)
-    add_values<kColumns / kLanes>(scores, values.row, first, stop, d, shrink[0], acc + d);
+    add_values<kColumns / kLanes>(scores, tile.values, first, stop, d, shrink[0], acc + d);
   for (; d < shape.head_dim; d += kLanes)
-    add_values<1>(scores, values.row, first, stop, d, shrink[0], acc + d);
+    add_values<1>(scores, tile.values, first, stop, d, shrink[0], acc + d);
 }
 
 template <typename T>
@@ -126,16 +127,16 @@ void attend(const T* q, const T* k_cache, const T* v_cache, T* out, const Task& 
   for (int64_t i = 0; i < task.count * group * shape.head_dim; ++i) acc[i] = 0;
   const T* first_q = q + task.row * stride + kv_head * group * shape.head_dim;
   for (int64_t start = lowest / kTile * kTile; start <= last; start += kTile) {
-    Tile<T> keys{{}, start, smaller(kTile, last + 1 - start)}, values = keys;
-    locate(k_cache, blocks + task.first_block, shape, kv_head, &keys);
-    locate(v_cache, blocks + task.first_block, shape, kv_head, &values);
+    Tile<T> tile;
+    locate(k_cache, v_cache, blocks + task.first_block, shape, kv_head, start,
+           smaller(kTile, last + 1 - start), &tile);
     for (int64_t i = 0; i < task.count; ++i) {
       const int64_t position = task.first_position + i;
       const int64_t from = shape.window ? larger(0, position - shape.window + 1 - start) : 0;
       const int64_t to = smaller(kTile, position + 1 - start);
       if (from >= to) continue;
       for (int64_t h = 0; h < group; ++h)
-        see(first_q + i * stride + h * shape.head_dim, keys, values, from, to, shape,
+        see(first_q + i * stride + h * shape.head_dim, tile, from, to, shape,
             states + i * group + h, acc + (i * group + h) * shape.head_dim);
     }
   }

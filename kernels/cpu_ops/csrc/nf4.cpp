@@ -214,15 +214,19 @@ void many_rows_of_all(const float* x, const uint8_t* codes, const float* absmax,
   });
 }
 
-// Columns k .. k + 7 of eight features, scaled, as rows of the dense matrix.
-INLINE void unpack_octet(const uint8_t* codes, const Planes& planes, int half, Vector scale,
-                         float* w, int64_t stride) {
-  Vector all[16], v[8];
+// Columns k .. k + 7 of a tile, scaled, as rows of the dense matrix.
+INLINE void unpack_octet(const uint8_t* codes, const Planes& planes, const float* absmax, float* w,
+                         int64_t stride) {
+  Vector all[16];
   decode_step(codes, planes, all);
   decode_step(codes + kStep, planes, all + 8);
-  for (int i = 0; i < 8; ++i) v[i] = _mm256_mul_ps(all[2 * i + half], scale);
-  transpose(v);
-  for (int i = 0; i < 8; ++i) store(w + i * stride, v[i]);
+  for (int half = 0; half < 2; ++half) {
+    const Vector scale = load(absmax + 8 * half);
+    Vector v[8];
+    for (int i = 0; i < 8; ++i) v[i] = _mm256_mul_ps(all[2 * i + half], scale);
+    transpose(v);
+    for (int i = 0; i < 8; ++i) store(w + (8 * half + i) * stride, v[i]);
+  }
 }
 
 }  // namespace
@@ -253,10 +257,9 @@ void multiflora_nf4_unpack(const uint8_t* codes, const float* absmax, float* w,
     const Planes planes;
     for (int64_t tile = start; tile < stop; ++tile)
       for (int64_t k = 0; k < num_columns; k += 8)
-        for (int half = 0; half < 2; ++half)
-          unpack_octet(codes + (tile * num_columns + k) / 4 * kStep, planes, half,
-                       load(absmax + (tile * num_blocks + k / kBlock) * kTile + 8 * half),
-                       w + (tile * kTile + 8 * half) * num_columns + k, num_columns);
+        unpack_octet(codes + (tile * num_columns + k) / 4 * kStep, planes,
+                     absmax + (tile * num_blocks + k / kBlock) * kTile,
+                     w + tile * kTile * num_columns + k, num_columns);
   });
 }
 
