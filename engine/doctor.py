@@ -9,7 +9,7 @@ import torch
 
 from multiflora.kernels.choose import KernelsUnavailable, choose_ops, triton_obstacle
 from multiflora.kernels.cpu_ops import has_fast_bfloat16
-from multiflora.kernels.cpu_ops.build import CompilerMissing, build
+from multiflora.kernels.cpu_ops.build import CompilerMissing, build_all
 
 _PACKAGES = ("multiflora", "torch", "triton", "transformers", "bitsandbytes")
 
@@ -59,7 +59,7 @@ def _versions() -> Iterator[Finding]:
 
 def _build() -> Finding:
     try:
-        return Finding("core", f"compiled: {build().name}")
+        return Finding("core", f"compiled: {', '.join(path.name for path in build_all())}")
     except CompilerMissing as error:
         return Finding("core", str(error), is_problem=True)
 

@@ -10,8 +10,9 @@ from .attention import paged_attention, plan_attention
 from .core import load_core, table_dtype
 from .lora_linear import linear
 from .lora_tables import make_lora_tables, plan_lora
-from .nf4 import has_fast_bfloat16, pack_nf4, slice_nf4, unpack_nf4
+from .nf4 import pack_nf4, slice_nf4, unpack_nf4
 from .norm import add_rms_norm, rms_norm
+from .processor import has_fast_bfloat16
 from .rotary import rotate_and_cache
 
 NAME = "cpu"
@@ -20,9 +21,10 @@ MASKS_UNWRITTEN_KV = False
 
 
 def describe() -> str:
-    if load_core() is None:
+    core = load_core()
+    if core is None:
         return "torch; slow: no compiled core here, see `make install`"
-    return "compiled core and AVX-512-BF16" if has_fast_bfloat16() else "compiled core"
+    return f"compiled core, {core.tier}"
 
 
 __all__ = [

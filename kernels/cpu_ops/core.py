@@ -3,27 +3,37 @@
 import ctypes
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, bfloat16, float32
 
 from ..ops import HeadNorm, HeadShape, RopeTable
 from .build import core_path
+from .processor import tiers
 
 # Element types that the core reads and writes; it computes in float32 always.
 DTYPES = (float32, bfloat16)
 # Heads of any size up to this are rotated, and those of a multiple of LANES are attended.
 MOST_HEAD_SIZE, LANES = 512, 8
+# bfloat16 rows that are multiplied by bfloat16 weights have a multiple of this many columns.
+PAIRED_COLUMNS = 32
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
 class Core:
-    """Matmuls and LoRA in float32, the rest in float32 or bfloat16; all tensors are contiguous.
+    """All tensors are contiguous, of types in ``DTYPES``; matmuls give float32.
 
     Every output element is one fixed chain of operations, whatever shares the call with it.
     """
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    multiplies_bfloat16: bool
+    """Whether matmuls take bfloat16 activations: then, and only then, by bfloat16 products."""
+
+    def __init__(self, path: Path, tier: str) -> None:
+        library = ctypes.CDLL(str(path))
+        self.tier = tier
+
         def one(name: str, arguments: Sequence[type]) -> "ctypes._NamedFuncPointer":
             function = getattr(library, f"multiflora_{name}")
             function.argtypes, function.restype = list(arguments), None
@@ -34,10 +44,17 @@ class Core:
         ) -> "dict[torch.dtype, ctypes._NamedFuncPointer]":
             return {dtype: one(f"{name}_{str(dtype)[6:]}", arguments) for dtype in DTYPES}
 
-        self._nf4_matmul = one("nf4_matmul", [_POINTER] * 4 + [_INT] * 3)
+        self.multiplies_bfloat16 = hasattr(library, "multiflora_nf4_matmul_bfloat16")
+        activations = DTYPES if self.multiplies_bfloat16 else (float32,)
+        self._nf4_matmul = {
+            dtype: one(f"nf4_matmul_{str(dtype)[6:]}", [_POINTER] * 4 + [_INT] * 3)
+            for dtype in activations
+        }
         self._nf4_unpack = one("nf4_unpack", [_POINTER] * 3 + [_INT] * 2)
         self._dense_matmul = both("dense_matmul", [_POINTER] * 3 + [_INT] * 3)
-        self._lora = one("lora", [_POINTER] * 4 + [_INT] * 3)
+        if self.multiplies_bfloat16:
+            self._dense_matmul_of_pairs = one("dense_matmul_of_pairs", [_POINTER] * 3 + [_INT] * 3)
+        self._lora = both("lora", [_POINTER] * 4 + [_INT] * 3)
         self._attention = both(
             "attention",
             [_POINTER] * 5 + [_INT, _POINTER] + [_INT] * 5 + [_FLOAT] + [_INT] * 2,
@@ -50,8 +67,8 @@ class Core:
 
     def nf4_matmul(self, x: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
         """x [M, K], codes uint8 [N / 16, K / 4, 32], absmax [N / 16, K / 64, 16] -> [M, N]."""
-        y = x.new_empty(x.shape[0], codes.shape[0] * 16)
-        self._nf4_matmul(
+        y = x.new_empty(x.shape[0], codes.shape[0] * 16, dtype=float32)
+        self._nf4_matmul[x.dtype](
             x.data_ptr(), codes.data_ptr(), absmax.data_ptr(), y.data_ptr(), *y.shape, x.shape[1]
         )
         return y
@@ -63,19 +80,30 @@ class Core:
         return w
 
     def dense_matmul(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x float32 [M, K], weight [N, K] of either type -> float32 [M, N]."""
-        y = x.new_empty(x.shape[0], weight.shape[0])
-        self._dense_matmul[weight.dtype](
-            x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.shape[0], *weight.shape
-        )
+        """x [M, K], weight [N, K] -> float32 [M, N].
+
+        x is float32, or bfloat16 as weight is with K a multiple of ``PAIRED_COLUMNS``.
+        """
+        y = x.new_empty(x.shape[0], weight.shape[0], dtype=float32)
+        is_paired = x.dtype == bfloat16
+        multiply = self._dense_matmul_of_pairs if is_paired else self._dense_matmul[weight.dtype]
+        multiply(x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.shape[0], *weight.shape)
         return y
 
     def add_deltas(
-        self, y: Tensor, x: Tensor, versions: ctypes.Array, segments: ctypes.Array
+        self,
+        y: Tensor,
+        x: Tensor,
+        dtype: torch.dtype,
+        versions: ctypes.Array,
+        segments: ctypes.Array,
     ) -> None:
-        """Add all segments' deltas in place to y [T, N]; x is [T, K]."""
-        count = len(segments)
-        self._lora(x.data_ptr(), y.data_ptr(), versions, segments, count, x.shape[1], y.shape[1])
+        """Add all segments' deltas in place to y float32 [T, N]; x is float32 [T, K].
+
+        ``dtype`` is that of the factors.
+        """
+        counts = len(segments), x.shape[1], y.shape[1]
+        self._lora[dtype](x.data_ptr(), y.data_ptr(), versions, segments, *counts)
 
     def attention(
         self,
@@ -175,14 +203,11 @@ class Core:
 
 @cache
 def load_core() -> Core | None:
-    """The compiled core, or None: then torch's own operations serve."""
-    path = core_path()
-    # "DEFAULT" is what torch runs where it finds neither AVX2 with FMA nor anything better.
-    if not path.exists() or torch.backends.cpu.get_cpu_capability() == "DEFAULT":
-        return None
+    """The best compiled core for this processor, or None: then torch's own operations serve."""
     # torch is loaded by now, so the core shares its OpenMP runtime and its thread count.
     assert torch.get_num_threads() > 0
-    return Core(ctypes.CDLL(str(path)))
+    built = ((tier, core_path(tier)) for tier in tiers())
+    return next((Core(path, tier) for tier, path in built if path.exists()), None)
 
 
 def core_for(dtype: torch.dtype) -> Core | None:

@@ -1,32 +1,51 @@
 """The projection op on CPU: the compiled core where it can, packed bf16 or row blocks elsewhere."""
 
-from torch import Tensor, float32
+from typing import TypeGuard
+
+from torch import Tensor, bfloat16, float32
 
 from ..ops import DenseWeight, LoraInput, Nf4Weight, Weight
-from .core import DTYPES, Core, load_core
+from .core import DTYPES, PAIRED_COLUMNS, Core, load_core
 from .lora_tables import LoraPlan, ProjectionTable
-from .nf4 import PACKED_LAYOUT, TILES_LAYOUT, has_fast_bfloat16, packed_matmul, unpack_nf4
+from .nf4 import PACKED_LAYOUT, TILES_LAYOUT, packed_matmul, unpack_nf4
+from .processor import has_fast_bfloat16
 from .row_block import add_block_delta, block_matmul, pad_rows
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None, lora: LoraInput | None) -> Tensor:
+    """With the core sums are float32 until the deltas are in: a result is rounded once."""
     x = x.contiguous()
     core = load_core()
     y = _matmul(x, weight, core)
     if bias is not None:
         y += bias
-    if lora is not None:
-        _add_deltas(y, x, lora.table, lora.plan, core)
-    return y
+    if lora is not None and lora.table.dtype is not None:
+        y = _add_deltas(y, x, lora.table, lora.plan, core)
+    return y.to(x.dtype)
 
 
 def _matmul(x: Tensor, weight: Weight, core: Core | None) -> Tensor:
+    """x @ W.T as float32, or as rounded as the operation at hand leaves it."""
     if isinstance(weight, Nf4Weight) and weight.layout == PACKED_LAYOUT:
         return packed_matmul(x, weight)
-    if isinstance(weight, DenseWeight) and x.dtype != float32 and has_fast_bfloat16():
+    if core is not None and core.multiplies_bfloat16 and x.dtype == bfloat16:
+        if isinstance(weight, Nf4Weight) and weight.layout == TILES_LAYOUT:
+            return core.nf4_matmul(x, weight.tensors["codes"], weight.tensors["absmax"])
+        if _is_paired(weight):
+            return core.dense_matmul(x, weight.data)
+    elif isinstance(weight, DenseWeight) and x.dtype != float32 and has_fast_bfloat16():
         return block_matmul(pad_rows(x), weight.data, x.shape[0])
     # float32 inside: without bf16 units it is five times faster than bf16, and more exact.
-    return _matmul_float32(x.float(), weight, core).to(x.dtype)
+    return _matmul_float32(x.float(), weight, core)
+
+
+def _is_paired(weight: Weight) -> TypeGuard[DenseWeight]:
+    return (
+        isinstance(weight, DenseWeight)
+        and weight.data.dtype == bfloat16
+        and not weight.data.shape[1] % PAIRED_COLUMNS
+        and weight.data.is_contiguous()
+    )
 
 
 def _matmul_float32(x: Tensor, weight: Weight, core: Core | None) -> Tensor:
@@ -43,15 +62,15 @@ def _matmul_float32(x: Tensor, weight: Weight, core: Core | None) -> Tensor:
 
 def _add_deltas(
     y: Tensor, x: Tensor, table: ProjectionTable, plan: LoraPlan, core: Core | None
-) -> None:
-    if table.dtype is None:
-        return
+) -> Tensor:
     assert table.dtype == x.dtype, f"{table.dtype} factors for {x.dtype} rows"
-    if core is not None and x.dtype == float32:
-        core.add_deltas(y, x, table.versions, plan.records)
-        return
+    if core is not None and table.dtype in DTYPES:
+        y = y.float()
+        core.add_deltas(y, x.float(), table.dtype, table.versions, plan.records)
+        return y
     padded = pad_rows(x)
     for segment in plan.segments:
         factors = table.factors[segment.slot]
         if factors is not None:
             add_block_delta(y, padded, factors, segment.start, segment.stop, segment.weight)
+    return y

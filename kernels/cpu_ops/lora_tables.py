@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import float32
 
 from ..ops import LoraFactors, LoraTables, Segment, Staging
+from .core import DTYPES
 
 
 class _Part(ctypes.Structure):
@@ -43,7 +43,7 @@ class _Segment(ctypes.Structure):
 
 
 class ProjectionTable:
-    """One projection's factors by slot, as tensors and, if float32, as the core's structures.
+    """One projection's factors by slot, as tensors and, if it reads them, as the core's structures.
 
     ``dtype`` is that of all factors; None as long as there were none.
     """
@@ -65,7 +65,7 @@ class ProjectionTable:
             return
         assert self.dtype in (None, factors.a.dtype), f"{self.dtype} and {factors.a.dtype}"
         self.dtype = factors.a.dtype
-        if self.dtype == float32:
+        if self.dtype in DTYPES:
             self._record(slot, factors)
 
     def _record(self, slot: int, factors: LoraFactors) -> None:

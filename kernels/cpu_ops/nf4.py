@@ -1,7 +1,7 @@
 """NF4 layouts on CPU, best first:
 
-    packed      bitsandbytes' AVX-512-BF16 matmul, for bf16 activations
-    tiles       the compiled core's own, for everything else
+    tiles       the compiled core's own
+    packed      bitsandbytes' AVX-512-BF16 matmul, for bf16 activations without such a core
     canonical   decoded once per step by bitsandbytes' dequantize kernel
 
 bitsandbytes' unpacked 4-bit matmul is 10 to 45 times slower than its packed one and is never used.
@@ -17,6 +17,7 @@ from ..nf4 import BLOCK_SIZE, CODEBOOK, Nf4Tensor
 from ..ops import Nf4Weight
 from ..torch_ops import nf4 as canonical_nf4
 from .core import load_core
+from .processor import has_fast_bfloat16
 
 PACKED_LAYOUT = "bitsandbytes-avx512bf16"
 TILES_LAYOUT = "tiles-16"
@@ -24,26 +25,29 @@ _ROWS_PER_BLOCK = 32
 _ROWS_PER_TILE = 16
 
 
-@cache
-def has_fast_bfloat16() -> bool:
-    """Whether this processor runs bitsandbytes' packed bf16 matmul (AVX-512-BF16)."""
-    from bitsandbytes.functional import has_avx512bf16
-
-    return bool(has_avx512bf16())
-
-
 def pack_nf4(weight: Nf4Tensor, dtype: torch.dtype) -> Nf4Weight:
     """Bring ``weight`` into the best layout that the processor, the build and the shape allow.
 
     float32 never takes the packed path: it rounds activations and scales to bf16.
     """
-    if dtype == torch.bfloat16 and has_fast_bfloat16() and not weight.out_features % 32:
-        layout, tensors = PACKED_LAYOUT, _pack(weight)
-    elif load_core() is not None and not weight.out_features % _ROWS_PER_TILE:
-        layout, tensors = TILES_LAYOUT, _to_tiles(weight)
-    else:
-        return canonical_nf4.pack_nf4(weight, dtype)
-    return Nf4Weight(layout, tensors, weight.out_features, weight.in_features, dtype)
+    core, is_fast = load_core(), dtype == torch.bfloat16 and has_fast_bfloat16()
+    if is_fast and not (core and core.multiplies_bfloat16) and not weight.out_features % 32:
+        return packed_nf4(weight)
+    if core is not None and not weight.out_features % _ROWS_PER_TILE:
+        tiles = _to_tiles(weight)
+        return Nf4Weight(TILES_LAYOUT, tiles, weight.out_features, weight.in_features, dtype)
+    return canonical_nf4.pack_nf4(weight, dtype)
+
+
+def packed_nf4(weight: Nf4Tensor) -> Nf4Weight:
+    """``weight`` as ``packed_matmul`` takes it; its rows are a multiple of 32."""
+    absmax = weight.absmax.view(weight.out_features, weight.in_features // BLOCK_SIZE)
+    tensors = {
+        "codes": _interleave(weight),
+        "absmax": absmax.T.to(torch.bfloat16).contiguous(),  # [K / 64, N]
+    }
+    shape = weight.out_features, weight.in_features
+    return Nf4Weight(PACKED_LAYOUT, tensors, *shape, torch.bfloat16)
 
 
 def unpack_nf4(weight: Nf4Weight, dtype: torch.dtype) -> Tensor:
@@ -95,14 +99,6 @@ def packed_matmul(x: Tensor, weight: Nf4Weight) -> Tensor:
 @cache
 def _codebook() -> Tensor:
     return torch.tensor(CODEBOOK)
-
-
-def _pack(weight: Nf4Tensor) -> dict[str, Tensor]:
-    absmax = weight.absmax.view(weight.out_features, weight.in_features // BLOCK_SIZE)
-    return {
-        "codes": _interleave(weight),
-        "absmax": absmax.T.to(torch.bfloat16).contiguous(),  # [K / 64, N]
-    }
 
 
 def _interleave(weight: Nf4Tensor) -> Tensor:

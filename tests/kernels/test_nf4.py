@@ -79,6 +79,7 @@ def test_interleaved_codes_equal_bitsandbytes_packing(shape: tuple[int, int]) ->
 
 def test_float32_never_takes_the_packed_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_nf4, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(cpu_nf4, "load_core", lambda: None)
     canonical = quantize(random_weight((64, 64)))
     assert cpu_nf4.pack_nf4(canonical, torch.float32).layout != cpu_nf4.PACKED_LAYOUT
     assert cpu_nf4.pack_nf4(canonical, torch.bfloat16).layout == cpu_nf4.PACKED_LAYOUT
@@ -90,7 +91,7 @@ def test_float32_never_takes_the_packed_path(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("num_rows", [1, 2, 5, 33])
 def test_packed_matmul_is_close_and_batch_invariant(num_rows: int) -> None:
     canonical = quantize(random_weight((96, 320)))
-    packed = cpu_ops.pack_nf4(canonical, torch.bfloat16)
+    packed = cpu_nf4.packed_nf4(canonical)
     x = torch.randn(num_rows, 320).bfloat16()
     y = cpu_ops.linear(x, packed, None, None)
     expected = x.float() @ nf4.dequantize(canonical).T

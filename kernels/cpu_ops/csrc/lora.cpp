@@ -11,9 +11,11 @@
 namespace multiflora {
 namespace {
 
-// The layout is kernels/cpu_ops/lora_tables.py's.
+// The layout is kernels/cpu_ops/lora_tables.py's. W, the type of factors, is float or bfloat16
+// (uint16_t).
+template <typename W>
 struct Part {
-  const float* b;        // [rank][width]
+  const W* b;            // [rank][width]
   int64_t rank;
   int64_t first_rank;    // among the shrunk ranks of the version
   int64_t first_column;  // in y
@@ -21,10 +23,11 @@ struct Part {
   double scale;
 };
 
+template <typename W>
 struct Version {
-  const float* a;  // [num_ranks][K]; null where the version has nothing here
+  const W* a;  // [num_ranks][K]; null where the version has nothing here
   int64_t num_ranks;
-  const Part* parts;
+  const Part<W>* parts;
   int64_t num_parts;
 };
 
@@ -38,8 +41,8 @@ constexpr int64_t kColumnChunk = 512;
 constexpr int64_t kRanks = 4;  // read side by side
 
 // y[columns] of four rows += scale * (v[row][rank] @ b[rank][columns]).
-template <int VECTORS>
-INLINE void expand_columns(const float* v, int64_t v_stride, const float* b, int64_t b_stride,
+template <int VECTORS, typename W>
+INLINE void expand_columns(const float* v, int64_t v_stride, const W* b, int64_t b_stride,
                            int64_t rank, Vector scale, float* y, int64_t y_stride) {
   Vector sum[4][VECTORS];
   for (int row = 0; row < 4; ++row)
@@ -58,16 +61,18 @@ INLINE void expand_columns(const float* v, int64_t v_stride, const float* b, int
 }
 
 // The last columns of a row, fewer than a vector.
-INLINE void expand_rest(const float* v, const float* b, int64_t b_stride, int64_t rank, float scale,
+template <typename W>
+INLINE void expand_rest(const float* v, const W* b, int64_t b_stride, int64_t rank, float scale,
                         float* y, int64_t num_columns) {
   for (int64_t n = 0; n < num_columns; ++n) {
     float sum = 0;
-    for (int64_t r = 0; r < rank; ++r) sum = __builtin_fmaf(v[r], b[r * b_stride + n], sum);
+    for (int64_t r = 0; r < rank; ++r) sum = __builtin_fmaf(v[r], widen(b[r * b_stride + n]), sum);
     y[n] = __builtin_fmaf(sum, scale, y[n]);
   }
 }
 
-void expand_four(const float* v, int64_t v_stride, const float* b, int64_t b_stride, int64_t rank,
+template <typename W>
+void expand_four(const float* v, int64_t v_stride, const W* b, int64_t b_stride, int64_t rank,
                  float scale, float* y, int64_t y_stride, int64_t num_columns) {
   const Vector wide = spread(scale);
   int64_t n = 0;
@@ -81,8 +86,8 @@ void expand_four(const float* v, int64_t v_stride, const float* b, int64_t b_str
 }
 
 // sum[columns] += RANKS ranks, one after the other.
-template <int RANKS>
-INLINE void add_ranks(const float* v, const float* b, int64_t b_stride, int64_t num_columns,
+template <int RANKS, typename W>
+INLINE void add_ranks(const float* v, const W* b, int64_t b_stride, int64_t num_columns,
                       float* sum) {
   for (int64_t n = 0; n < num_columns; n += kLanes) {
     Vector total = load(sum + n);
@@ -93,7 +98,8 @@ INLINE void add_ranks(const float* v, const float* b, int64_t b_stride, int64_t 
 }
 
 // A single row reads B in long pieces: it has nothing else to wait for than memory.
-void expand_one(const float* v, const float* b, int64_t b_stride, int64_t rank, float scale,
+template <typename W>
+void expand_one(const float* v, const W* b, int64_t b_stride, int64_t rank, float scale,
                 float* y, int64_t num_columns) {
   alignas(32) float sum[kColumnChunk];
   const int64_t whole = num_columns / kLanes * kLanes;
@@ -108,21 +114,23 @@ void expand_one(const float* v, const float* b, int64_t b_stride, int64_t rank, 
 }
 
 // v[rows][ranks] = x[rows] . a[ranks] for up to kRanks of a version's ranks.
-INLINE void shrink(const float* x, const float* a, float* v, int64_t rows, int64_t num_columns,
+template <typename W>
+INLINE void shrink(const float* x, const W* a, float* v, int64_t rows, int64_t num_columns,
                    int64_t ranks, int64_t v_stride) {
-  if (ranks == kRanks) return dots_of_rows<kRanks>(x, a, v, rows, num_columns, v_stride);
+  if (ranks == kRanks) return dots_of_rows<FloatDots, kRanks>(x, a, v, rows, num_columns, v_stride);
   for (int64_t rank = 0; rank < ranks; ++rank)
-    dots_of_rows<1>(x, a + rank * num_columns, v + rank, rows, num_columns, v_stride);
+    dots_of_rows<FloatDots, 1>(x, a + rank * num_columns, v + rank, rows, num_columns, v_stride);
 }
 
 // What one version's part adds to columns [first, stop) of one segment.
-void add_part(const Part& part, const Segment& segment, const float* shrunk, int64_t num_ranks,
+template <typename W>
+void add_part(const Part<W>& part, const Segment& segment, const float* shrunk, int64_t num_ranks,
               int64_t first, int64_t stop, float* y, int64_t y_stride) {
   const int64_t from = larger(first, part.first_column);
   const int64_t to = smaller(stop, part.first_column + part.width);
   if (from >= to) return;
   const float scale = static_cast<float>(segment.weight * part.scale);
-  const float* b = part.b + (from - part.first_column);
+  const W* b = part.b + (from - part.first_column);
   const float* v = shrunk + part.first_rank;
   float* rows = y + segment.start * y_stride + from;
   const int64_t num_rows = segment.stop - segment.start;
@@ -135,16 +143,10 @@ void add_part(const Part& part, const Segment& segment, const float* shrunk, int
                to - from);
 }
 
-}  // namespace
-}  // namespace multiflora
-
-using namespace multiflora;
-
-extern "C" {
-
 // y[T][N] += weight * scale * (x[T][K] @ A.T) @ B on the rows of every segment.
-void multiflora_lora(const float* x, float* y, const Version* versions, const Segment* segments,
-                     int64_t num_segments, int64_t num_columns, int64_t num_features) {
+template <typename W>
+void add_deltas(const float* x, float* y, const Version<W>* versions, const Segment* segments,
+                int64_t num_segments, int64_t num_columns, int64_t num_features) {
   const std::unique_ptr<int64_t[]> places(new int64_t[num_segments + 1]);
   int64_t size = 0, num_jobs = 0;
   for (int64_t s = 0; s < num_segments; ++s) {
@@ -165,7 +167,7 @@ void multiflora_lora(const float* x, float* y, const Version* versions, const Se
         rank -= (ranks + kRanks - 1) / kRanks * kRanks;
       }
       const Segment& segment = segments[s];
-      const Version& version = versions[segment.slot];
+      const Version<W>& version = versions[segment.slot];
       shrink(x + segment.start * num_columns, version.a + rank * num_columns,
              shrunk.get() + places[s] + rank, segment.stop - segment.start, num_columns,
              smaller(kRanks, version.num_ranks - rank), version.num_ranks);
@@ -175,12 +177,32 @@ void multiflora_lora(const float* x, float* y, const Version* versions, const Se
   parallel_for(num_chunks, is_large, [&](int64_t start, int64_t stop) {
     for (int64_t first = start * kColumnChunk; first < stop * kColumnChunk; first += kColumnChunk)
       for (int64_t s = 0; s < num_segments; ++s) {
-        const Version& version = versions[segments[s].slot];
+        const Version<W>& version = versions[segments[s].slot];
         for (int64_t p = 0; p < version.num_parts; ++p)
           add_part(version.parts[p], segments[s], shrunk.get() + places[s], version.num_ranks,
                    first, smaller(first + kColumnChunk, num_features), y, num_features);
       }
   });
+}
+
+}  // namespace
+}  // namespace multiflora
+
+using namespace multiflora;
+
+extern "C" {
+
+void multiflora_lora_float32(const float* x, float* y, const Version<float>* versions,
+                             const Segment* segments, int64_t num_segments, int64_t num_columns,
+                             int64_t num_features) {
+  add_deltas(x, y, versions, segments, num_segments, num_columns, num_features);
+}
+
+// The same for bfloat16 factors, which are widened exactly.
+void multiflora_lora_bfloat16(const float* x, float* y, const Version<uint16_t>* versions,
+                              const Segment* segments, int64_t num_segments, int64_t num_columns,
+                              int64_t num_features) {
+  add_deltas(x, y, versions, segments, num_segments, num_columns, num_features);
 }
 
 }  // extern "C"

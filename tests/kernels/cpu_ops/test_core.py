@@ -144,18 +144,18 @@ def test_the_core_is_rebuilt_when_its_source_changes(
     sources = tmp_path / "csrc"
     shutil.copytree(build.SOURCES, sources)
     monkeypatch.setattr(build, "SOURCES", sources)
-    found = {build.core_path()}
+    found = {build.core_path(tier) for tier in build.TIERS}
     for source in sorted(sources.iterdir()):
         source.write_text(source.read_text() + "\n// changed\n")
-        found.add(build.core_path())
-    assert len(found) == 1 + len(list(sources.iterdir()))
-    assert build.core_path().parent == tmp_path
+        found |= {build.core_path(tier) for tier in build.TIERS}
+    assert len(found) == len(build.TIERS) * (1 + len(list(sources.iterdir())))
+    assert {path.parent for path in found} == {tmp_path}
 
 
 def test_a_missing_compiler_is_one_clear_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(build, "core_path", lambda: tmp_path / "core.so")
+    monkeypatch.setattr(build, "core_path", lambda tier: tmp_path / f"{tier}.so")
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     build.main()
     message = capsys.readouterr().err
@@ -170,7 +170,7 @@ def test_loading_never_compiles(tmp_path: Path) -> None:
         "subprocess.run = subprocess.Popen = refuse\n"
         "from multiflora.kernels.cpu_ops import build, core\n"
         "from pathlib import Path\n"
-        f"core.core_path = lambda: Path({str(tmp_path)!r}) / 'none.so'\n"
+        f"core.core_path = lambda tier: Path({str(tmp_path)!r}) / 'none.so'\n"
         "assert core.load_core() is None"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
