@@ -16,6 +16,7 @@ from benchmarks.kernels.cpu_limits import CpuLimits, best_seconds, measure_limit
 from benchmarks.kernels.random_weights import random_factors
 from multiflora.kernels import cpu_ops, nf4
 from multiflora.kernels.cpu_ops.core import load_core
+from multiflora.kernels.cpu_ops.nf4 import packed_matmul, packed_nf4
 from multiflora.kernels.nf4 import BLOCK_SIZE, Nf4Tensor
 from multiflora.kernels.ops import AttentionRun, DenseWeight, Segment
 from multiflora.kernels.staging import DirectStaging
@@ -45,6 +46,8 @@ def main() -> None:
         "kernels": cpu_ops.describe(),
         "threads": torch.get_num_threads(),
         "peak_gflops": round(limits.flops_per_second / 1e9, 1),
+        "bfloat16_peak_gflops": limits.bfloat16_flops_per_second
+        and round(limits.bfloat16_flops_per_second / 1e9, 1),
         "read_gb_per_s": round(limits.read_bytes_per_second / 1e9, 1),
         "matmul": [row for n, k in shapes for row in _matmul(n, k, limits, repeats)],
         "lora": [row for n, k in shapes[:3] for row in _lora(n, k, limits, repeats)],
@@ -63,17 +66,21 @@ def _matmul(n: int, k: int, limits: CpuLimits, repeats: int) -> list[dict[str, A
     packed = cpu_ops.pack_nf4(canonical, torch.float32)
     dense = DenseWeight(nf4.dequantize(canonical))
     narrow = DenseWeight(dense.data.bfloat16())
-    half = cpu_ops.pack_nf4(canonical, torch.bfloat16) if cpu_ops.has_fast_bfloat16() else None
+    half = paired = None
+    if cpu_ops.has_fast_bfloat16():
+        half, paired = packed_nf4(canonical), cpu_ops.pack_nf4(canonical, torch.bfloat16)
     rows = []
     for m in ROW_COUNTS:
         x = torch.randn(m, k)
         peers: dict[str, Callable[[], Tensor] | None] = {
             "multiflora": lambda x=x: cpu_ops.linear(x, packed, None, None),
             "multiflora, bfloat16 matrix": lambda x=x: cpu_ops.linear(x, narrow, None, None),
+            "multiflora, bfloat16 activations": paired
+            and (lambda x=x, paired=paired: cpu_ops.linear(x.bfloat16(), paired, None, None)),
             "torch float32": lambda x=x: functional.linear(x, dense.data),
             "torch bfloat16": lambda x=x: functional.linear(x.bfloat16(), narrow.data),
             "bitsandbytes packed": half
-            and (lambda x=x, half=half: cpu_ops.linear(x.bfloat16(), half, None, None)),
+            and (lambda x=x, half=half: packed_matmul(x.bfloat16(), half)),
         }
         seconds = {name: run and best_seconds(run, repeats) for name, run in peers.items()}
         own = seconds["multiflora"]
@@ -87,10 +94,19 @@ def _matmul(n: int, k: int, limits: CpuLimits, repeats: int) -> list[dict[str, A
                 "ratio": {name: s and round(s / own, 2) for name, s in seconds.items()},
                 "gweights_per_s": round(n * k / own / 1e9, 1),
                 "of_peak": round(2 * m * n * k / own / limits.flops_per_second, 3),
+                "of_bfloat16_peak": _share(
+                    2 * m * n * k,
+                    seconds["multiflora, bfloat16 activations"],
+                    limits.bfloat16_flops_per_second,
+                ),
                 "of_bandwidth": round(packed.num_bytes / own / limits.read_bytes_per_second, 3),
             }
         )
     return rows
+
+
+def _share(work: float, seconds: float | None, limit: float | None) -> float | None:
+    return round(work / seconds / limit, 3) if seconds and limit else None
 
 
 def _lora(n: int, k: int, limits: CpuLimits, repeats: int) -> list[dict[str, Any]]:
@@ -114,7 +130,7 @@ def _lora(n: int, k: int, limits: CpuLimits, repeats: int) -> list[dict[str, Any
             x: Tensor = x, y: Tensor = y, versions: list[Any] = versions, plan: Any = plan
         ) -> None:
             for each in versions:
-                core.add_deltas(y, x, each, plan.records)
+                core.add_deltas(y, x, torch.float32, each, plan.records)
 
         added = best_seconds(add_all, repeats) / copies
         rows.append(

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
-_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-mavx2", "-mfma")
+_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-march=native")
 _ROUNDS = 4_000_000
-_FLOPS_PER_ROUND = 12 * 8 * 2
+_VECTORS_PER_ROUND = 12
 _READ_BYTES = 256 << 20
 _REPEATS = 9
 
@@ -25,6 +25,7 @@ class CpuLimits:
 
     flops_per_second: float  # float32 multiply-adds in registers, two operations each
     read_bytes_per_second: float  # of memory beyond every cache
+    bfloat16_flops_per_second: float | None = None  # of processors that multiply bfloat16
 
 
 def measure_limits() -> CpuLimits:
@@ -38,9 +39,14 @@ def measure_limits() -> CpuLimits:
     library.multiply_adds.argtypes = [ctypes.c_int64]
     library.read_all.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     values = torch.ones(_READ_BYTES // 4)
+    num_flops = threads * _ROUNDS * _VECTORS_PER_ROUND * library.lanes() * 2
     compute = best_seconds(lambda: library.multiply_adds(_ROUNDS), _REPEATS)
     read = best_seconds(lambda: library.read_all(values.data_ptr(), values.numel()), _REPEATS)
-    return CpuLimits(threads * _ROUNDS * _FLOPS_PER_ROUND / compute, _READ_BYTES / read)
+    pairs = None
+    if hasattr(library, "multiply_add_pairs"):
+        library.multiply_add_pairs.argtypes = [ctypes.c_int64]
+        pairs = best_seconds(lambda: library.multiply_add_pairs(_ROUNDS), _REPEATS)
+    return CpuLimits(num_flops / compute, _READ_BYTES / read, pairs and 2 * num_flops / pairs)
 
 
 def best_seconds(run: Callable[[], object], repeats: int) -> float:
