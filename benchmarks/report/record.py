@@ -78,11 +78,14 @@ def lookup(figures: Any, path: str) -> Any:
 
 
 def newest(records: Iterable[Record], pattern: str, variant: str = "") -> list[Record]:
-    """Of the records whose name matches, the last per machine and value at ``variant``."""
+    """Of the records whose name matches, the last per machine and value at ``variant``.
+
+    Values that differ in capitals alone are the same.
+    """
     found: dict[tuple[str, str], Record] = {}
     for record in sorted(records, key=lambda record: record.measured_at):
         if fnmatch(record.name, pattern):
-            of = json.dumps(lookup(record.figures, variant)) if variant else ""
+            of = json.dumps(lookup(record.figures, variant)).casefold() if variant else ""
             found[record.machine, of] = record
     return [found[key] for key in sorted(found)]
 

@@ -94,7 +94,7 @@ def test_the_newest_counts_per_machine_and_variant(
 ) -> None:
     monkeypatch.setattr(records, "ROOT", tmp_path)
     other = {**MACHINE, "accelerator": "H100"}
-    write(tmp_path, "x", "120000", speed=1, arguments={"task": "a"})
+    write(tmp_path, "x", "120000", speed=1, arguments={"task": "A"})
     write(tmp_path, "x", "130000", speed=2, arguments={"task": "a"})
     write(tmp_path, "x", "110000", speed=3, arguments={"task": "b"})
     write(tmp_path, "x", "100000", speed=4, arguments={"task": "a"}, machine=other)
