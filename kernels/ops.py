@@ -262,6 +262,10 @@ class Ops(Protocol):
         """
         ...
 
+    def input_gradient(self, dy: Tensor, weight: Weight) -> Tensor:
+        """``dy @ W``, what flows back through ``linear``: dy [T, N] -> [T, K] in dy's dtype."""
+        ...
+
     def embedding(self, ids: Tensor, table: Tensor) -> Tensor:
         """ids int64 [T], table [V, H] -> [T, H] in the table's dtype."""
         ...

@@ -83,12 +83,12 @@ class _DoraMatmul(torch.autograd.Function):
         da = (dshrunk.T @ (x if keep is None else x * keep)).float()
         dx = None
         if ctx.needs_input_grad[0]:
-            matrix, rounded = ctx.weight.dense(dy.dtype), a.to(dy.dtype)
+            rounded = a.to(dy.dtype)
             if keep is None:
-                dx = (dz @ matrix).addmm_(dshrunk, rounded)
+                dx = ctx.weight.input_gradients(dz)[0].addmm_(dshrunk, rounded)
             else:
-                dmoved = (dz.sub_(dy) @ matrix).addmm_(dshrunk, rounded)
-                dx = (dy @ matrix).addcmul_(dmoved, keep)
+                dmoved, dx = ctx.weight.input_gradients(dz.sub_(dy), dy)
+                dx.addcmul_(dmoved.addmm_(dshrunk, rounded), keep)
         return dx, None, da, None, None, *dbs, *dmagnitudes
 
 

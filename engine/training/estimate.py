@@ -79,7 +79,7 @@ def estimate_memory(
         layer=_layer_bytes(model, settings, max(ranks), max(scaled), item=item)
         + 4 * max(map(_num_factors, layout.projections))
         + (_decoded_bytes(projections, item, kernels) if is_quantized else 0),
-        loss=_loss_bytes(model, tokens, item) + _anchor_bytes(model, settings, item),
+        loss=_loss_bytes(model, tokens, item, kernels) + _anchor_bytes(model, settings, item),
         optimizer=scratch_bytes(optimizer, layout.num_elements),
         host=flat + moments + (moments if optimizer.is_paged else 0),
     )
@@ -131,9 +131,9 @@ def _decoded_bytes(projections: Sequence[Projection], item: int, kernels: str) -
     return largest * (item + DECODE_BYTES_PER_WEIGHT[kernels])
 
 
-def _loss_bytes(model: ModelConfig, tokens: int, item: int) -> int:
+def _loss_bytes(model: ModelConfig, tokens: int, item: int, kernels: str) -> int:
     """Rows, normed rows, their slopes (in pieces and whole) and gradients; one chunk of logits,
     its float32 form and its softmax."""
-    rows = min(tokens, chunk_rows(model.vocab_size))
+    rows = min(tokens, chunk_rows(model.vocab_size, kernels))
     logits = rows * model.vocab_size * (2 * item + 8)
     return tokens * model.hidden_size * (6 * item + 8) + logits

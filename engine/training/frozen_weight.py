@@ -36,6 +36,12 @@ class FrozenWeight:
             return [functional.linear(x, matrix) for x in inputs]
         return list(self._ops.linear(torch.cat(inputs), self._weight, None, None).split(lengths))
 
+    def input_gradients(self, *gradients: Tensor) -> list[Tensor]:
+        """``dy @ W`` of every dy; W is decoded once at most."""
+        lengths = [dy.shape[0] for dy in gradients]
+        stacked = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
+        return list(self._ops.input_gradient(stacked, self._weight).split(lengths))
+
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The matrix [N, K]; decoded for this call if it is quantized."""
         if isinstance(self._weight, DenseWeight):

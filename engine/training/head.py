@@ -11,7 +11,9 @@ from torch import Tensor
 
 from multiflora.kernels.ops import DenseWeight, Ops, Weight
 
-# Rows of a head that are decoded or widened at a time: a multiple of every layout's slices.
+from .head_size import chunk_rows
+
+# Rows of a head that are decoded at a time: a multiple of every layout's slices.
 PART_ROWS = 16_384
 
 
@@ -76,36 +78,39 @@ class TrainingHead:
         slopes = self._hidden(own.exp_().sub_(chances).to(normed.dtype))
         return Divergence(values, slopes)
 
+    @property
+    def chunk_rows(self) -> int:
+        """How many predictions may be scored at once."""
+        return chunk_rows(self._weight.out_features, self._ops.NAME)
+
     def _logits(self, normed: Tensor) -> Tensor:
         """``normed @ W.T``, float32 [P, V]."""
-        parts = self._parts(normed.dtype)
-        return torch.cat([(normed @ part.T).float() for _, part in parts], dim=1)
+        parts = [self._ops.linear(normed, part, None, None) for _, part in self._parts()]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).float()
 
     def _hidden(self, slopes: Tensor) -> Tensor:
         """``slopes @ W`` of slopes by logits [P, V], [P, H]."""
         products = (
-            slopes[:, first : first + len(part)] @ part for first, part in self._parts(slopes.dtype)
+            self._ops.input_gradient(slopes[:, first : first + part.out_features], part)
+            for first, part in self._parts()
         )
         total = next(products)
         for product in products:
             total += product
         return total
 
-    def _parts(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-        """The matrix in ``dtype``: whole if that is how it lies there, else in parts by first row.
+    def _parts(self) -> Iterator[tuple[int, Weight]]:
+        """The matrix by first row: whole, or in parts where a backend may decode it.
 
         A part is small beside the whole, so that no second head is ever in memory.
         """
         weight = self._weight
-        if isinstance(weight, DenseWeight) and weight.data.dtype == dtype:
-            yield 0, weight.data
+        if isinstance(weight, DenseWeight):
+            yield 0, weight
             return
         for first in range(0, weight.out_features, PART_ROWS):
             stop = min(first + PART_ROWS, weight.out_features)
-            if isinstance(weight, DenseWeight):
-                yield first, weight.data[first:stop].to(dtype)
-            else:
-                yield first, self._ops.unpack_nf4(self._ops.slice_nf4(weight, first, stop), dtype)
+            yield first, self._ops.slice_nf4(weight, first, stop)
 
 
 def concatenate(chunks: list[TokenScores]) -> TokenScores:

@@ -63,7 +63,7 @@ class _AdaptedMatmul(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
         x, keep, shrunk, a, *bs = ctx.saved_tensors
-        dx = dy @ ctx.weight.dense(dy.dtype) if ctx.needs_input_grad[0] else None
+        dx = ctx.weight.input_gradients(dy)[0] if ctx.needs_input_grad[0] else None
         if a is None:
             return dx, None, None, None, None
         dshrunk = torch.empty_like(shrunk)

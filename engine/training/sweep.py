@@ -16,7 +16,6 @@ from ..models.decoder import PROJECTIONS_PER_LAYER
 from .dropout import Dropout
 from .factors import TrainedFactors
 from .head import Divergence, TokenScores, concatenate
-from .head_size import chunk_rows
 from .layer import LayerContext
 from .network import TrainingNetwork
 from .packed_batch import PackedBatch
@@ -140,7 +139,7 @@ class Sweep:
 
     def _score(self, normed: Tensor, *, with_slopes: bool) -> Quanta[TokenScores]:
         """Score all predictions, a quantum per chunk."""
-        size = chunk_rows(self._network.config.vocab_size)
+        size = self._network.head.chunk_rows
         chunks: list[TokenScores] = []
         for start in range(0, normed.shape[0], size):
             rows = slice(start, start + size)
@@ -153,7 +152,7 @@ class Sweep:
         return concatenate(chunks)
 
     def _diverge(self, normed: Tensor, anchor: Tensor) -> Quanta[Divergence]:
-        size = max(1, chunk_rows(self._network.config.vocab_size) // _DIVERGENCE_PARTS)
+        size = max(1, self._network.head.chunk_rows // _DIVERGENCE_PARTS)
         values, slopes = torch.empty(normed.shape[0], device=normed.device), []
         for start in range(0, normed.shape[0], size):
             rows = slice(start, start + size)

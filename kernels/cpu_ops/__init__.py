@@ -8,7 +8,7 @@ from ..torch_ops.lookup import embedding
 from .activation import silu_mul
 from .attention import paged_attention, plan_attention
 from .core import load_core, table_dtype
-from .lora_linear import linear
+from .lora_linear import input_gradient, linear
 from .lora_tables import make_lora_tables, plan_lora
 from .nf4 import pack_nf4, slice_nf4, unpack_nf4
 from .norm import add_rms_norm, rms_norm
@@ -35,6 +35,7 @@ __all__ = [
     "describe",
     "embedding",
     "has_fast_bfloat16",
+    "input_gradient",
     "linear",
     "make_lora_tables",
     "pack_nf4",

@@ -18,6 +18,8 @@ DTYPES = (float32, bfloat16)
 MOST_HEAD_SIZE, LANES = 512, 8
 # bfloat16 rows that are multiplied by bfloat16 weights have a multiple of this many columns.
 PAIRED_COLUMNS = 32
+# Gradients flow back through unquantized weights with a multiple of this many columns.
+BLOCK_COLUMNS = 64
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
@@ -50,6 +52,8 @@ class Core:
             dtype: one(f"nf4_matmul_{str(dtype)[6:]}", [_POINTER] * 4 + [_INT] * 3)
             for dtype in activations
         }
+        self._nf4_backward = one("nf4_backward", [_POINTER] * 4 + [_INT] * 3)
+        self._dense_backward = both("dense_backward", [_POINTER] * 3 + [_INT] * 3)
         self._nf4_unpack = one("nf4_unpack", [_POINTER] * 3 + [_INT] * 2)
         self._dense_matmul = both("dense_matmul", [_POINTER] * 3 + [_INT] * 3)
         if self.multiplies_bfloat16:
@@ -72,6 +76,13 @@ class Core:
             x.data_ptr(), codes.data_ptr(), absmax.data_ptr(), y.data_ptr(), *y.shape, x.shape[1]
         )
         return y
+
+    def nf4_backward(self, y: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
+        """y float32 [M, N], codes and absmax as of ``nf4_matmul`` -> ``y @ W`` [M, K]."""
+        x = y.new_empty(y.shape[0], codes.shape[1] * 4)
+        counts = *y.shape, x.shape[1]
+        self._nf4_backward(y.data_ptr(), codes.data_ptr(), absmax.data_ptr(), x.data_ptr(), *counts)
+        return x
 
     def nf4_unpack(self, codes: Tensor, absmax: Tensor) -> Tensor:
         """codes uint8 [N / 16, K / 4, 32], absmax [N / 16, K / 64, 16] -> [N, K]."""
@@ -104,6 +115,16 @@ class Core:
         """
         counts = len(segments), x.shape[1], y.shape[1]
         self._lora[dtype](x.data_ptr(), y.data_ptr(), versions, segments, *counts)
+
+    def dense_backward(self, y: Tensor, weight: Tensor) -> Tensor:
+        """y float32 [M, N], weight [N, K] -> ``y @ W`` [M, K].
+
+        K is a multiple of ``BLOCK_COLUMNS``.
+        """
+        x = y.new_empty(y.shape[0], weight.shape[1])
+        backward = self._dense_backward[weight.dtype]
+        backward(y.data_ptr(), weight.data_ptr(), x.data_ptr(), y.shape[0], *weight.shape)
+        return x
 
     def attention(
         self,

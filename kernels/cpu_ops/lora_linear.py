@@ -2,14 +2,19 @@
 
 from typing import TypeGuard
 
+import torch
 from torch import Tensor, bfloat16, float32
 
 from ..ops import DenseWeight, LoraInput, Nf4Weight, Weight
-from .core import DTYPES, PAIRED_COLUMNS, Core, load_core
+from .core import BLOCK_COLUMNS, DTYPES, PAIRED_COLUMNS, Core, load_core
 from .lora_tables import LoraPlan, ProjectionTable
 from .nf4 import PACKED_LAYOUT, TILES_LAYOUT, packed_matmul, unpack_nf4
 from .processor import has_fast_bfloat16
 from .row_block import add_block_delta, block_matmul, pad_rows
+
+# Up to here the core's way back beats decoding the matrix and GEMM: 32 rows 1.2 to 4.9 times as
+# fast, 128 rows 1.0 to 1.8 times, 512 rows 0.7 to 1.1 times.
+_FUSED_ROWS = 256
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None, lora: LoraInput | None) -> Tensor:
@@ -22,6 +27,29 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None, lora: LoraInput | Non
     if lora is not None and lora.table.dtype is not None:
         y = _add_deltas(y, x, lora.table, lora.plan, core)
     return y.to(x.dtype)
+
+
+def input_gradient(dy: Tensor, weight: Weight) -> Tensor:
+    core = load_core()
+    if core is None or dy.dtype != float32 or len(dy) > _FUSED_ROWS:
+        return dy @ _dense(weight, dy.dtype)
+    dy = dy.contiguous()
+    if isinstance(weight, Nf4Weight) and weight.layout == TILES_LAYOUT:
+        return core.nf4_backward(dy, weight.tensors["codes"], weight.tensors["absmax"])
+    if isinstance(weight, DenseWeight) and _is_blocked(weight.data):
+        return core.dense_backward(dy, weight.data)
+    return dy @ _dense(weight, dy.dtype)
+
+
+def _is_blocked(matrix: Tensor) -> bool:
+    return matrix.dtype in DTYPES and not matrix.shape[1] % BLOCK_COLUMNS and matrix.is_contiguous()
+
+
+def _dense(weight: Weight, dtype: torch.dtype) -> Tensor:
+    """[N, K] in ``dtype``, if need be decoded."""
+    if isinstance(weight, DenseWeight):
+        return weight.data.to(dtype)
+    return unpack_nf4(weight, dtype)
 
 
 def _matmul(x: Tensor, weight: Weight, core: Core | None) -> Tensor:

@@ -4,7 +4,7 @@ from ..lora_tables import make_lora_tables, plan_lora
 from .activation import silu_mul
 from .attention import paged_attention, plan_attention
 from .lookup import embedding, table_dtype
-from .lora_linear import linear
+from .lora_linear import input_gradient, linear
 from .nf4 import pack_nf4, slice_nf4, unpack_nf4
 from .norm import add_rms_norm, rms_norm
 from .rotary import rotate_and_cache
@@ -25,6 +25,7 @@ __all__ = [
     "add_rms_norm",
     "describe",
     "embedding",
+    "input_gradient",
     "linear",
     "make_lora_tables",
     "pack_nf4",

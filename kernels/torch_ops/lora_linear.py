@@ -24,6 +24,11 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None, lora: LoraInput | Non
     return _add(y, deltas)
 
 
+def input_gradient(dy: Tensor, weight: Weight) -> Tensor:
+    is_dense = isinstance(weight, DenseWeight)
+    return dy @ (weight.data.to(dy.dtype) if is_dense else unpack_nf4(weight, dy.dtype))
+
+
 def _deltas(x: Tensor, factors: LoraFactors) -> list[tuple[slice, Tensor]]:
     """Column range and float32 delta ``scale * (x @ A.T) @ B`` of each part."""
     shrunk = x.float() @ factors.a.float().T  # [rows, sum of R]

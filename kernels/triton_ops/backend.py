@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..nf4 import Nf4Tensor
-from ..ops import LoraTables, Nf4Weight, Segment, Staging
+from ..ops import DenseWeight, LoraTables, Nf4Weight, Segment, Staging, Weight
 from ..torch_ops.lookup import embedding, table_dtype
 from . import nf4_layout
 from .accelerator import Accelerator
@@ -41,6 +41,11 @@ class TritonOps:
 
     def unpack_nf4(self, weight: Nf4Weight, dtype: torch.dtype) -> Tensor:
         return nf4_layout.unpack_nf4(weight, dtype)
+
+    def input_gradient(self, dy: Tensor, weight: Weight) -> Tensor:
+        if isinstance(weight, DenseWeight):
+            return dy @ weight.data.to(dy.dtype)
+        return dy @ self.unpack_nf4(weight, dy.dtype)
 
     def slice_nf4(self, weight: Nf4Weight, start: int, stop: int) -> Nf4Weight:
         return nf4_layout.slice_nf4(weight, start, stop)

@@ -55,6 +55,21 @@ def test_rows_of_a_packed_weight_unpack_as_they_do_in_the_whole(ops, num_rows, d
         assert torch.equal(ops.unpack_nf4(part, torch.float32), whole[start:stop])
 
 
+@pytest.mark.parametrize("shape", [(16, 64), (80, 192), (129, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_flow_back_through_the_decoded_matrix(ops, shape, dtype) -> None:
+    canonical = quantize(random_weight(shape))
+    packed = ops.pack_nf4(canonical, dtype)
+    matrix = ops.unpack_nf4(packed, torch.float32).double()
+    for num_rows in (1, 7, 130):
+        dy = torch.randn(num_rows, shape[0]).to(dtype)
+        dx = ops.input_gradient(dy, packed)
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+        assert dx.dtype == dtype
+        error = (dx.double() - dy.double() @ matrix).norm() / (dy.double() @ matrix).norm()
+        assert error < tolerance
+
+
 @pytest.mark.parametrize("shape", [(32, 64), (96, 320)])
 def test_interleaved_codes_equal_bitsandbytes_packing(shape: tuple[int, int]) -> None:
     canonical = quantize(random_weight(shape), double=False)

@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "nf4_block.hpp"
 #include "nf4_rows.hpp"
 
 namespace multiflora {
@@ -45,7 +46,6 @@ void multiply(const float* x, const uint8_t* codes, const float* absmax, float* 
 #else
 
 constexpr int64_t kRowBlock = 64;  // rows that share one decoded tile
-constexpr int64_t kGroup = 6;      // rows whose sums fit the registers
 
 // codes of 64 columns -> tile [64][16], unscaled.
 INLINE void decode(const uint8_t* codes, const Codebook& codebook, float* tile) {
@@ -56,46 +56,15 @@ INLINE void decode(const uint8_t* codes, const Codebook& codebook, float* tile) 
   }
 }
 
-// total[row][16] += absmax[16] * (x[row][64] . tile[64][16]) for ROWS rows.
-template <int ROWS>
-INLINE void accumulate(const float* x, const float* tile, const float* absmax, float* total) {
-  Wide sum[ROWS];
-  for (int r = 0; r < ROWS; ++r) sum[r] = wide_zero();
-  for (int64_t k = 0; k < kBlock; ++k) {
-    const Wide w = load_wide(tile + k * kTile);
-    for (int r = 0; r < ROWS; ++r) sum[r] = multiply_add(spread_wide(x + r * kBlock + k), w, sum[r]);
-  }
-  for (int r = 0; r < ROWS; ++r) {
-    float* place = total + r * kTile;
-    store(place, multiply_add(sum[r], load_wide(absmax), load_wide(place)));
-  }
-}
-
 // One tile for more rows than registers: it is decoded into the first-level cache.
 void many_rows(const float* packed, int64_t num_rows, const uint8_t* codes, const float* absmax,
                float* y, int64_t y_stride, int64_t rows, int64_t num_blocks) {
   alignas(32) float tile[kBlock * kTile];
   alignas(32) float total[kRowBlock * kTile] = {};
   const Codebook codebook;
-  const int64_t num_groups = (rows + kGroup - 1) / kGroup;
   for (int64_t block = 0; block < num_blocks; ++block) {
     decode(codes + block * kBlock / 8 * kOctet, codebook, tile);
-    const float* scale = absmax + block * kTile;
-    const float* xs = packed + block * num_rows * kBlock;
-    for (int64_t r = 0, groups = num_groups; r < rows; --groups) {
-      const int64_t count = (rows - r + groups - 1) / groups;
-      const float* group = xs + r * kBlock;
-      float* out = total + r * kTile;
-      switch (count) {
-        case 1: accumulate<1>(group, tile, scale, out); break;
-        case 2: accumulate<2>(group, tile, scale, out); break;
-        case 3: accumulate<3>(group, tile, scale, out); break;
-        case 4: accumulate<4>(group, tile, scale, out); break;
-        case 5: accumulate<5>(group, tile, scale, out); break;
-        default: accumulate<6>(group, tile, scale, out);
-      }
-      r += count;
-    }
+    accumulate_rows(packed + block * num_rows * kBlock, rows, tile, absmax + block * kTile, total);
   }
   for (int64_t r = 0; r < rows; ++r) store(y + r * y_stride, load_wide(total + r * kTile));
 }
@@ -131,20 +100,6 @@ void multiply(const float* x, const uint8_t* codes, const float* absmax, float* 
 }
 
 #endif
-
-// Eight columns of a tile, scaled, as rows of the dense matrix.
-INLINE void unpack_octet(const uint8_t* codes, const Codebook& codebook, const float* absmax,
-                         float* w, int64_t stride) {
-  Wide all[8];
-  decode_octet(codes, codebook, all);
-  for (int half = 0; half < 2; ++half) {
-    const Vector scale = load(absmax + 8 * half);
-    Vector v[8];
-    for (int i = 0; i < 8; ++i) v[i] = _mm256_mul_ps(half_of(all[i], half), scale);
-    transpose(v);
-    for (int i = 0; i < 8; ++i) store(w + (8 * half + i) * stride, v[i]);
-  }
-}
 
 }  // namespace
 }  // namespace multiflora

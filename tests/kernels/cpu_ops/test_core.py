@@ -63,6 +63,40 @@ def test_nf4_matmul_equals_the_decoded_matrix(
 
 
 @needs_core
+@settings(max_examples=40, deadline=None)
+@given(
+    num_rows=st.integers(1, 140),
+    num_tiles=st.integers(1, 9),
+    num_blocks=st.integers(1, 4),
+)
+def test_what_flows_back_equals_the_decoded_matrix_and_keeps_its_bits(
+    num_rows: int, num_tiles: int, num_blocks: int
+) -> None:
+    dy = random(num_rows, 16 * num_tiles)
+    canonical = quantize(random(16 * num_tiles, 64 * num_blocks, seed=1))
+    packed = cpu_nf4.pack_nf4(canonical, torch.float32)
+    found = cpu_ops.input_gradient(dy, packed)
+    expected = dy.double() @ nf4.dequantize(canonical).double()
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-5)
+    assert torch.equal(cpu_ops.input_gradient(dy[-1:], packed), found[-1:])
+
+
+@needs_core
+@pytest.mark.parametrize("num_columns", [64, 192, 72])
+@pytest.mark.parametrize("num_features", [1, 63, 130])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_flow_back_through_unquantized_matrices_of_any_shape(
+    dtype: torch.dtype, num_features: int, num_columns: int
+) -> None:
+    weight = random(num_features, num_columns, seed=1).to(dtype)
+    for num_rows in (1, 6, 300):
+        dy = random(num_rows, num_features)
+        found = cpu_ops.input_gradient(dy, DenseWeight(weight))
+        expected = dy.double() @ weight.double()
+        torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-5)
+
+
+@needs_core
 @pytest.mark.parametrize("num_features", [1, 2, 7, 33])
 @pytest.mark.parametrize("num_columns", [1, 7, 8, 67, 128])
 @pytest.mark.parametrize("num_rows", [1, 3, 4, 9])

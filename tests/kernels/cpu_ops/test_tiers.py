@@ -50,6 +50,9 @@ def test_both_widths_give_the_same_bits(
     unpacked = core.nf4_unpack(codes, absmax)
     assert torch.equal(emulated_core.nf4_unpack(codes, absmax), unpacked)
     for num_rows in ROWS:
+        dy = random(num_rows, shape[0])
+        expected = core.nf4_backward(dy, codes, absmax)
+        assert torch.equal(emulated_core.nf4_backward(dy, codes, absmax), expected)
         x = random(num_rows, shape[1])
         expected = core.nf4_matmul(x, codes, absmax)
         assert torch.equal(emulated_core.nf4_matmul(x, codes, absmax), expected)
