@@ -32,7 +32,7 @@ from multiflora.engine.training.data.config import DataConfig
 from multiflora.engine.training.data.dataset import DatasetWriter
 from multiflora.engine.training.data.report import Report
 from multiflora.engine.training.example import Example
-from multiflora.engine.training.job import JobFailed, JobStarted, TrainingJob
+from multiflora.engine.training.job import JobFailed, JobStarted, StepMetrics, TrainingJob
 
 SMOKE: dict[str, Any] = {
     **QWEN_0_5B,
@@ -106,16 +106,28 @@ class Traffic:
 
 
 class Training:
-    """A job that never ends by itself, as a context."""
+    """A job that never ends by itself, as a context; ``steps`` are the times of its steps' ends."""
 
     def __init__(self, client: EngineClient, job: TrainingJob) -> None:
         self._client = client
         self._job = job
+        self.steps: list[float] = []
         self._started: asyncio.Future[JobStarted] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run())
 
-    async def __aenter__(self) -> JobStarted:
-        return await self._started
+    async def __aenter__(self) -> "Training":
+        self.micro_batch_tokens = (await self._started).micro_batch_tokens
+        return self
+
+    def tokens_per_second(self, first: float, last: float) -> float | None:
+        """From the first to the last step that ended between two times; None for fewer than two.
+
+        A step takes seconds, so tokens by the clock of the phase would be off by a step.
+        """
+        ends = [at for at in self.steps if first <= at <= last]
+        if len(ends) < 2:
+            return None
+        return round((len(ends) - 1) * ROW_TOKENS / (ends[-1] - ends[0]), 2)
 
     async def __aexit__(self, *exc: object) -> None:
         self._client.cancel_training(self._job.id)
@@ -127,6 +139,8 @@ class Training:
                 raise SystemExit(f"the job failed: {event.message}")
             if isinstance(event, JobStarted):
                 self._started.set_result(event)
+            if isinstance(event, StepMetrics):
+                self.steps.append(time.perf_counter())
 
 
 async def measure(config: EngineConfig, job: TrainingJob, arguments: Any) -> dict[str, Any]:
@@ -138,27 +152,31 @@ async def measure(config: EngineConfig, job: TrainingJob, arguments: Any) -> dic
         num_requests = 2 * config.scheduler.max_num_requests
         rate = arguments.load * await traffic.saturate(num_requests)
         alone = await traffic.flow(rate, arguments.seconds)
-        async with Training(client, job) as started:
+        async with Training(client, job) as training:
             before = (await client.stats()).training
+            started = time.perf_counter()
             await asyncio.sleep(arguments.seconds)
             between = (await client.stats()).training
             began = time.perf_counter()
             beside = await traffic.flow(rate, arguments.seconds)
-            spent = time.perf_counter() - began
+            ended = time.perf_counter()
             after = (await client.stats()).training
-        tokens_alone = (between.tokens - before.tokens) / arguments.seconds
-        tokens_beside = (after.tokens - between.tokens) / spent
+        spent = ended - began
+        tokens_alone = training.tokens_per_second(started, began)
+        tokens_beside = training.tokens_per_second(began, ended)
         trained_alone = (between.seconds - before.seconds) / arguments.seconds
         trained_beside = (after.seconds - between.seconds) / spent
         return {
             "requests_per_second": round(rate, 3),
-            "micro_batch_tokens": started.micro_batch_tokens,
+            "micro_batch_tokens": training.micro_batch_tokens,
             "serving_alone": alone.figures(),
             "serving_beside_training": beside.figures(),
             "inter_token_p99_over_alone": round(beside.p99 / alone.p99, 3),
-            "trained_tokens_per_second_alone": round(tokens_alone, 1),
-            "trained_tokens_per_second_beside": round(tokens_beside, 1),
-            "training_kept": round(tokens_beside / tokens_alone, 3) if tokens_alone else None,
+            "trained_tokens_per_second_alone": tokens_alone,
+            "trained_tokens_per_second_beside": tokens_beside,
+            "training_kept": round(tokens_beside / tokens_alone, 3)
+            if tokens_alone and tokens_beside
+            else None,
             "training_time_share_alone": round(trained_alone, 3),
             "training_time_share_beside": round(trained_beside, 3),
             "share_at_end": after.share,
@@ -201,7 +219,7 @@ def main() -> None:
             scheduler=SchedulerConfig(max_num_requests=MAX_REQUESTS),
             training=TrainingConfig(pace=arguments.pace),
         )
-        # Tokens count when their step is taken: few rows a step make the count exact.
+        # A step ends with every row, so that many of them end in a phase.
         batch = BatchSettings(batch_size=1, num_epochs=1_000_000, micro_batch_tokens=512)
         job = TrainingJob(
             id="job",
@@ -219,7 +237,7 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="a tiny base, to see that it runs")
-    parser.add_argument("--seconds", type=float, default=60.0, help="length of each phase")
+    parser.add_argument("--seconds", type=float, default=150.0, help="length of each phase")
     parser.add_argument("--tokens", type=int, default=64, help="tokens per answer")
     parser.add_argument("--load", type=float, default=0.5, help="share of the saturated rate")
     parser.add_argument("--pace", choices=get_args(TrainingPace), default="balanced")
