@@ -45,6 +45,14 @@ class Point:
     rank: int
     prompt_tokens: int
 
+    def new_tokens(self, tokens: int) -> int:
+        """So many that all rows decode ``tokens`` together once the last prompt is computed.
+
+        Rows that are done with theirs decode beside the others' prompts.
+        """
+        a_step = SchedulerConfig().max_batched_tokens - self.rows
+        return tokens + -(-self.rows * self.prompt_tokens // a_step) + 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
@@ -98,7 +106,10 @@ async def step_seconds(
     medians = []
     for repeat in range(repeats + 1):
         load = EngineLoad(
-            client, prompt_tokens=point.prompt_tokens, new_tokens=tokens, seed=1000 * point.x
+            client,
+            prompt_tokens=point.prompt_tokens,
+            new_tokens=point.new_tokens(tokens),
+            seed=1000 * point.x,
         )
         names = [
             digests[row % point.adapters] if point.adapters else "" for row in range(point.rows)
@@ -109,7 +120,10 @@ async def step_seconds(
         assert not any(outcome.error for outcome in asked), asked
         # Until the last prompt is computed, steps are not those of decoding.
         begin = max(outcome.first_token or 0.0 for outcome in asked)
-        gaps = [gap for one in asked for gap in gaps_after(one.first_token, one.gaps, begin)]
+        apart = [gaps_after(one.first_token, one.gaps, begin) for one in asked]
+        if min(map(len, apart)) < tokens // 2:
+            raise SystemExit(f"{point}: the rows did not decode together; raise --kv-memory")
+        gaps = [gap for of_row in apart for gap in of_row]
         # The first batch captures, allocates and plans.
         if repeat:
             medians.append(statistics.median(gaps))
@@ -117,13 +131,13 @@ async def step_seconds(
 
 
 def gaps_after(first: float | None, gaps: Sequence[float], begin: float) -> list[float]:
-    """The gaps of a stream that begin after ``begin``, and the last one in any case."""
+    """The gaps of a stream that begin at ``begin`` or later."""
     found, at = [], first or 0.0
     for gap in gaps:
         if at >= begin:
             found.append(gap)
         at += gap
-    return found or list(gaps[-1:])
+    return found
 
 
 def fit(points: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -192,8 +206,11 @@ def main() -> None:
             device=arguments.device,
             threads=arguments.threads,
             data_dir=str(work),
-            max_model_len=arguments.tokens
-            + max(point.prompt_tokens for points in axes.values() for point in points),
+            max_model_len=max(
+                point.prompt_tokens + point.new_tokens(arguments.tokens)
+                for points in axes.values()
+                for point in points
+            ),
             cache=CacheConfig(memory_bytes=parse_size(arguments.kv_memory), prefix_caching=False),
             scheduler=SchedulerConfig(max_num_requests=max(scale.rows, *scale.batches)),
             adapter=AdapterConfig(memory_bytes=parse_size(arguments.adapter_memory)),

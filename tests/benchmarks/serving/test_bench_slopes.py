@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.report.plot import UNITS
 from benchmarks.report.record import Record
-from benchmarks.serving.bench_slopes import AXES, FULL, fit, gaps_after, main
+from benchmarks.serving.bench_slopes import AXES, FULL, Point, fit, gaps_after, main
 
 
 def test_a_line_has_its_slope_and_what_it_misses() -> None:
@@ -18,7 +18,15 @@ def test_a_line_has_its_slope_and_what_it_misses() -> None:
 
 def test_steps_count_from_when_every_row_decodes() -> None:
     assert gaps_after(1.0, (0.5, 0.25, 0.25), 1.5) == [0.25, 0.25]
-    assert gaps_after(1.0, (0.5, 0.25), 9.0) == [0.25]
+    assert gaps_after(1.0, (0.5, 0.25), 9.0) == []
+
+
+def test_rows_decode_until_the_last_prompt_is_computed_and_on() -> None:
+    assert Point(x=1, rows=1, adapters=0, rank=8, prompt_tokens=32).new_tokens(24) == 26
+    # 16 prompts of 2,048 tokens, 496 a step beside 16 rows that decode
+    assert (
+        Point(x=1, rows=16, adapters=0, rank=8, prompt_tokens=2_048).new_tokens(24) == 24 + 67 + 1
+    )
 
 
 def test_one_thing_changes_along_an_axis() -> None:
