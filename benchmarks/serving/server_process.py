@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -9,9 +10,10 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import orjson
@@ -59,12 +61,20 @@ class ServerProcess:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.read()
 
-    def is_ready(self) -> bool:
+    def is_ready(self, path: str = "/ready") -> bool:
         try:
-            self.get("/ready")
+            self.get(path)
         except (urllib.error.URLError, OSError):
             return False
         return True
+
+    def tree(self) -> list[psutil.Process]:
+        """The process and all that descend from it; none once it has ended."""
+        try:
+            process = psutil.Process(self.pid)
+            return [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
 
 
 def free_port() -> int:
@@ -79,30 +89,69 @@ def running_server(*flags: str, threads: int | None = 1) -> Iterator[ServerProce
 
     The engine computes with ``threads``; None leaves the choice to the environment.
     """
-    port = free_port()
     own = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as data:
         command = [sys.executable, "-m", "multiflora.server.cli", "serve", *flags]
+        command += ["--data-dir", data, "--log-level", "error"]
+        with running_process(command, environment=own) as server:
+            yield server
+
+
+@contextmanager
+def running_process(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    ready: str = "/ready",
+    start_seconds: float = _START_SECONDS,
+    log: Path | None = None,
+) -> Iterator[ServerProcess]:
+    """A server that is told its port with ``--port`` at the end, once it answers at ``ready``.
+
+    What it prints goes to ``log``, if there is one; otherwise its errors are shown. Raises
+    ``RuntimeError`` with what ``log`` complains of for one that does not start.
+    """
+    port = free_port()
+    with log.open("wb") if log else nullcontext(subprocess.DEVNULL) as output:
         process = subprocess.Popen(
-            [*command, "--port", str(port), "--data-dir", data, "--log-level", "error"],
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, **own},
+            [*command, "--port", str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if log else None,
+            env={**os.environ, **environment},
         )
+        server = ServerProcess(process.pid, port)
         try:
-            server = ServerProcess(process.pid, port)
-            deadline = time.monotonic() + _START_SECONDS
-            while not server.is_ready():
+            deadline = time.monotonic() + start_seconds
+            while not server.is_ready(ready):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError("the server did not start")
+                    raise RuntimeError(f"the server did not start{_complaint(log)}")
                 time.sleep(0.1)
             yield server
         finally:
-            process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            _end(process, server.tree())
+
+
+def _complaint(log: Path | None) -> str:
+    """The first exception that a log shows, for others follow from it; or its last line."""
+    text = log.read_text(errors="replace").strip() if log else ""
+    found = re.search(r"\b\w*(?:Error|Exception): .+", text)
+    said = found[0] if found else text.rpartition("\n")[2]
+    return f": {said}" if said else ""
+
+
+def _end(process: "subprocess.Popen[bytes]", tree: Sequence[psutil.Process]) -> None:
+    """Ask it to end, and end what it leaves behind."""
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for left in tree:
+        with suppress(psutil.NoSuchProcess):
+            left.kill()
+    psutil.wait_procs(tree, timeout=10)
 
 
 @dataclass(frozen=True, slots=True)
