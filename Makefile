@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: components dashboards report install run check check-security sanitize format test test-clients test-full test-gpu bench bench-peers bench-gpu demo clean
+.PHONY: components dashboards report install run check check-security sanitize format test test-clients test-full test-gpu bench bench-peers bench-gpu peers demo clean
 
 install: $(STAMP)
 
@@ -75,9 +75,14 @@ ASK := $(BIN)/python -m benchmarks.ask $(if $(QUESTIONS),--only $(QUESTIONS))
 bench: install
 	$(ASK) bench
 
-# The same work done by others in the same run; they are among the development packages.
+# The same work done by others in the same run. Libraries are among the development packages;
+# servers are those that `make peers` installed, and others are skipped by name.
 bench-peers: install
 	$(ASK) bench-peers
+
+# vLLM and llama.cpp into .peers, each apart from .venv; the latter is compiled, which takes long.
+peers:
+	PYTHON=$(PYTHON) benchmarks/serving/install_peers.sh
 
 # Needs a CUDA device.
 bench-gpu: install

@@ -5,7 +5,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from multiflora.engine.models.config import ModelConfig
@@ -53,6 +53,17 @@ LLAMA_1B: dict[str, Any] = {
     "use_sliding_window": False,
 }
 
+TINY_LLAMA: dict[str, Any] = {
+    "vocab_size": 32_000,
+    "hidden_size": 2_048,
+    "intermediate_size": 5_632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2_048,
+    "tie_word_embeddings": False,
+}
+
 LLAMA_8B: dict[str, Any] = {
     "vocab_size": 128_256,
     "hidden_size": 4_096,
@@ -67,16 +78,23 @@ LLAMA_8B: dict[str, Any] = {
 }
 
 
-def build_base(folder: Path, shape: dict[str, Any], *, seed: int = 0) -> Path:
-    """Save a random Qwen2 of ``shape`` in bfloat16; an existing folder is used as it is."""
+def build_base(
+    folder: Path,
+    shape: dict[str, Any],
+    *,
+    seed: int = 0,
+    family: Literal["qwen2", "llama"] = "qwen2",
+) -> Path:
+    """Save a random model of ``shape`` in bfloat16; an existing folder is used as it is."""
     if (folder / "config.json").exists():
         return folder
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = Qwen2Config(**shape, bos_token_id=None, eos_token_id=0, pad_token_id=0)
-    Qwen2ForCausalLM(config).bfloat16().save_pretrained(str(folder))
+    special = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
+    config = AutoConfig.for_model(family, **shape, **special)
+    AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(str(folder))
     return folder
 
 
@@ -152,8 +170,13 @@ def _random_nf4(name: str, out: int, into: int, generator: Any) -> dict[str, Any
     }
 
 
-def build_adapters(base: Path, folder: Path, *, count: int, rank: int) -> dict[str, Path]:
-    """Save ``count`` random adapters of ``rank`` on all linears of the model in ``base``."""
+def build_adapters(
+    base: Path, folder: Path, *, count: int, rank: int, spread: float = 0.02
+) -> dict[str, Path]:
+    """Save ``count`` random adapters of ``rank`` on all linears of the model in ``base``.
+
+    ``spread`` is the standard deviation of both factors.
+    """
     import torch
     from accelerate import init_empty_weights
     from peft import LoraConfig, get_peft_model
@@ -176,7 +199,7 @@ def build_adapters(base: Path, folder: Path, *, count: int, rank: int) -> dict[s
         generator = torch.Generator().manual_seed(index)
         path.mkdir(parents=True, exist_ok=True)
         tensors = {
-            name: (0.02 * torch.randn(shape, generator=generator)).bfloat16()
+            name: (spread * torch.randn(shape, generator=generator)).bfloat16()
             for name, shape in shapes.items()
         }
         save_file(tensors, path / "adapter_model.safetensors")

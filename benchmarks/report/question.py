@@ -69,6 +69,13 @@ QUESTIONS: Final = (
         ),
     ),
     Question(
+        name="http-peers",
+        title="Serving many adapters over HTTP, beside llama.cpp and vLLM",
+        command="python -m benchmarks.serving.bench_http_peers",
+        variant="work",
+        group="bench-peers",
+    ),
+    Question(
         name="scale",
         title="One to two thousand adapters",
         command="python -m benchmarks.serving.bench_scale",
