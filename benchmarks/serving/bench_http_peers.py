@@ -362,7 +362,7 @@ def _arguments() -> argparse.Namespace:
     option("--output-tokens", type=int, default=64)
     option("--threads", type=int, default=2)
     option("--requests", type=int, default=8, help="a cell, but two for each client at least")
-    option("--cell-seconds", type=float, default=30, help="begin no request of a cell after it")
+    option("--cell-seconds", type=float, default=20, help="begin no request of a cell after it")
     option("--notes", default="", help="about the machine, kept in the record")
     option("--smoke", action="store_true", help="a tiny base, to see that it runs")
     arguments = parser.parse_args()
