@@ -5,7 +5,7 @@
 #
 #     benchmarks/serving/install_peers.sh [vllm] [llama.cpp]
 #
-# PYTHON makes the environments, MULTIFLORA_PEERS is where they go; by default .peers in the
+# PYTHON makes the environments, PEERS_DIR is where they go; by default .peers in the
 # repository. What is there already stays.
 set -eu
 
@@ -14,7 +14,7 @@ TORCH=2.13.0
 LLAMA_CPP_PYTHON=0.3.36
 
 here=$(cd "$(dirname "$0")/../.." && pwd)
-target=${MULTIFLORA_PEERS:-$here/.peers}
+target=${PEERS_DIR:-$here/.peers}
 python=${PYTHON:-python3}
 
 install_vllm() {

