@@ -96,7 +96,7 @@ class TrainingConfig:
 
     ``memory_bytes`` 0 turns training off. ``idle-only`` trains while there are no requests,
     ``balanced`` also beside them as long as tokens come within ``token_gap_seconds`` of each other
-    (None is half above what serving alone takes), ``throughput`` for as long as it serves.
+    (None is a quarter above what serving alone takes), ``throughput`` for as long as it serves.
     A request waits for one quantum at most, which micro-batches are sized to keep below
     ``quantum_seconds``.
     """

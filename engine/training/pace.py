@@ -17,9 +17,8 @@ FLOOR_SHARE: Final = 0.05
 CEILING_SHARE: Final = 1.0
 RISE: Final = 0.01
 FALL: Final = 0.5
-# An automatic target is this much above what serving alone takes. The longest gaps, those with
-# other prompts in them, grow by far less: a quantum is short beside a prompt.
-GAP_FACTOR: Final = 1.5
+# An automatic target is this much above what serving alone takes.
+GAP_FACTOR: Final = 1.25
 # How much the latest measurement counts.
 _WEIGHT: Final = 0.1
 
