@@ -15,6 +15,7 @@ from multiflora.engine.training.config import (
     SupervisedSettings,
 )
 from multiflora.engine.training.continual_config import ReplaySettings
+from multiflora.engine.training.frozen_weight import FrozenWeight
 from multiflora.engine.training.quantum import StepTaken
 from multiflora.engine.training.replay.mix import ReplayMix
 from multiflora.engine.training.sweep import Anchor, Sweep
@@ -76,7 +77,8 @@ def kl_by_autograd(network: Any, batch: Any, factors: Any, anchor: Any, weights:
         for layer in network.layers:
             x = layer.forward(x, network.context(batch), each, None)
         normed = network.norm(x.index_select(0, batch.sources))
-        matrix = torch.cat([part for _, part in network.head._parts(normed.dtype)])
+        head = network.head
+        matrix = FrozenWeight(head._ops, head._weight, None).dense(normed.dtype).to(normed.dtype)
         drained.append((normed @ matrix.T).log_softmax(-1))
     own, held = drained[0], drained[1].detach()
     values = (held.exp() * (held - own)).sum(-1)
