@@ -28,17 +28,10 @@ struct Pairs {
     levels = _mm512_loadu_si512(rounded);
   }
 
-  // sum[r * TILES] += x[r] . eight columns
-  template <int ROWS, int TILES>
-  INLINE void add(const uint8_t* codes, const uint32_t* x, int64_t stride, Wide* sum) const {
-    const Octet octet = fetch_octet(codes, byte_order, word_order);
-    add_pair<ROWS, TILES, 0>(octet, x, stride, sum);
-    add_pair<ROWS, TILES, 1>(octet, x, stride, sum);
-    add_pair<ROWS, TILES, 2>(octet, x, stride, sum);
-    add_pair<ROWS, TILES, 3>(octet, x, stride, sum);
+  INLINE Octet fetch(const uint8_t* codes) const {
+    return fetch_octet(codes, byte_order, word_order);
   }
 
- private:
   template <int ROWS, int TILES, int NIBBLE>
   INLINE void add_pair(Octet octet, const uint32_t* x, int64_t stride, Wide* sum) const {
     const __m512i w = _mm512_permutexvar_epi16(_mm512_srli_epi16(octet, 4 * NIBBLE), levels);

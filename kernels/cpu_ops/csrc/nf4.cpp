@@ -13,17 +13,8 @@ struct Float32 {
   static constexpr int kValues = 8;  // of one row for an octet
   const Codebook codebook;
 
-  // sum[r * TILES] += x[r] . eight columns
-  template <int ROWS, int TILES>
-  INLINE void add(const uint8_t* codes, const float* x, int64_t stride, Wide* sum) const {
-    const Octet octet = codebook.fetch(codes);
-    add_pair<ROWS, TILES, 0>(octet, x, stride, sum);
-    add_pair<ROWS, TILES, 1>(octet, x, stride, sum);
-    add_pair<ROWS, TILES, 2>(octet, x, stride, sum);
-    add_pair<ROWS, TILES, 3>(octet, x, stride, sum);
-  }
+  INLINE Octet fetch(const uint8_t* codes) const { return codebook.fetch(codes); }
 
- private:
   template <int ROWS, int TILES, int PAIR>
   INLINE void add_pair(const Octet& octet, const float* x, int64_t stride, Wide* sum) const {
     Wide w[2];

@@ -1,6 +1,7 @@
 // NF4 matmul for few rows: codes are decoded in registers and multiplied at once.
 //
-// ARITHMETIC says what a row's values are and how eight columns are multiplied.
+// ARITHMETIC says what a row's values are, and adds to sum[r * TILES] the products of x[r] with two
+// of an octet's columns, pair by pair.
 
 #pragma once
 
@@ -25,9 +26,14 @@ INLINE void few_rows(const ARITHMETIC& arithmetic, const typename ARITHMETIC::Va
     Wide sum[ROWS * TILES];
     for (int i = 0; i < ROWS * TILES; ++i) sum[i] = wide_zero();
     for (int64_t octet = block * kOctets; octet < (block + 1) * kOctets; ++octet)
-      for (int t = 0; t < TILES; ++t)
-        arithmetic.template add<ROWS, TILES>(codes + t * code_stride + octet * kOctet,
-                                             x + octet * ARITHMETIC::kValues, stride, sum + t);
+      for (int t = 0; t < TILES; ++t) {
+        const Octet fetched = arithmetic.fetch(codes + t * code_stride + octet * kOctet);
+        const typename ARITHMETIC::Value* values = x + octet * ARITHMETIC::kValues;
+        arithmetic.template add_pair<ROWS, TILES, 0>(fetched, values, stride, sum + t);
+        arithmetic.template add_pair<ROWS, TILES, 1>(fetched, values, stride, sum + t);
+        arithmetic.template add_pair<ROWS, TILES, 2>(fetched, values, stride, sum + t);
+        arithmetic.template add_pair<ROWS, TILES, 3>(fetched, values, stride, sum + t);
+      }
     for (int t = 0; t < TILES; ++t) {
       const Wide scale = load_wide(absmax + t * absmax_stride + block * kTile);
       for (int r = 0; r < ROWS; ++r)
