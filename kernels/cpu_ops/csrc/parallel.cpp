@@ -33,7 +33,7 @@ class Pool {
     count_.store(count, std::memory_order_relaxed);
     pieces_.store(pieces, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
-    ticket_.store(static_cast<uint64_t>(++generation_) << 32);
+    ticket_.store(static_cast<uint64_t>(++generation_) << 32 | static_cast<uint64_t>(pieces));
     if (sleepers_.load() > 0) {
       { const std::lock_guard<std::mutex> lock(sleep_); }
       wake_.notify_all();
@@ -45,20 +45,23 @@ class Pool {
   }
 
  private:
-  // Does one piece of the job of this generation, if one is left. A ticket that could be advanced
-  // proves that the job is not over, so that what was read of it was its own.
+  // Does one piece of the job of this generation, if one is left. The ticket itself says how many
+  // are: a job that is being prepared shares its fields with the one before, whose ticket is at
+  // zero by then. So a piece that could be taken proves that the job was not over, and that what
+  // was read of it was its own.
   bool take(uint32_t generation) {
     uint64_t seen = ticket_.load(std::memory_order_acquire);
     while (static_cast<uint32_t>(seen >> 32) == generation) {
-      const int64_t piece = static_cast<uint32_t>(seen);
+      const int64_t left = static_cast<uint32_t>(seen);
+      if (left == 0) return false;
       const int64_t pieces = pieces_.load(std::memory_order_relaxed);
       const int64_t count = count_.load(std::memory_order_relaxed);
       const Body body = body_.load(std::memory_order_relaxed);
       const void* context = context_.load(std::memory_order_relaxed);
-      if (piece >= pieces) return false;
-      if (!ticket_.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel,
+      if (!ticket_.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel,
                                          std::memory_order_acquire))
         continue;
+      const int64_t piece = pieces - left;
       body(context, piece * count / pieces, (piece + 1) * count / pieces);
       done_.fetch_add(1, std::memory_order_release);
       return true;
@@ -89,7 +92,7 @@ class Pool {
   std::mutex owner_;
   int num_workers_ = 0;
   uint32_t generation_ = 0;
-  std::atomic<uint64_t> ticket_{0};  // generation of the job and its next piece
+  std::atomic<uint64_t> ticket_{0};  // generation of the job, and how many pieces are left
   std::atomic<Body> body_{nullptr};
   std::atomic<const void*> context_{nullptr};
   std::atomic<int64_t> count_{0}, pieces_{0}, done_{0};

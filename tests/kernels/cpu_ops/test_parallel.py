@@ -1,11 +1,15 @@
 """Sharing out a loop: every output once, whoever else computes, with however many threads."""
 
+import os
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
 from multiflora.kernels import cpu_ops
+from multiflora.kernels.cpu_ops import build
 from multiflora.kernels.cpu_ops.core import load_core
 from multiflora.kernels.ops import DenseWeight, Weight
 from multiflora.kernels.quantize import quantize
@@ -65,3 +69,24 @@ def test_many_short_loops_in_a_row_are_all_complete() -> None:
     x, weight = torch.ones(1, 512), DenseWeight(torch.ones(520, 512))
     for _ in range(3_000):
         assert cpu_ops.linear(x, weight, None, None).eq(512).all()
+
+
+@pytest.fixture(scope="session")
+def stress(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = Path(__file__).parent / "sharing_stress.cpp"
+    program = tmp_path_factory.mktemp("sharing") / "stress"
+    flags = ("-O2", "-std=c++17", "-fopenmp", "-mavx2", f"-I{build.SOURCES}")
+    subprocess.run(["g++", *flags, str(source), "-o", str(program)], check=True)
+    return program
+
+
+@pytest.mark.parametrize("threads", [2, 3, 6])
+def test_threads_that_are_held_up_anywhere_do_each_piece_once_and_of_their_own_loop(
+    stress: Path, threads: int
+) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    result = subprocess.run(
+        [stress, "2"], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.endswith("loops\n")
