@@ -7,6 +7,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from multiflora.kernels.ops import Ops
+
 from .request import TokenScore
 from .sampler import Draw, sample
 from .scheduler import ScheduledRequest
@@ -26,9 +28,9 @@ class Outcome:
     embedding: bytes = b""
 
 
-def outcomes(items: Sequence[ScheduledRequest], logits: Tensor) -> list[Outcome]:
+def outcomes(items: Sequence[ScheduledRequest], logits: Tensor, ops: Ops) -> list[Outcome]:
     """One for each of ``items``, whose rows in float32 ``logits`` [B, V] lie in their order."""
-    drawn = _draw(items, logits)
+    drawn = _draw(items, logits, ops)
     orders = _score_orders(items, drawn)
     if not any(orders):
         return drawn
@@ -39,7 +41,7 @@ def outcomes(items: Sequence[ScheduledRequest], logits: Tensor) -> list[Outcome]
     ]
 
 
-def _draw(items: Sequence[ScheduledRequest], logits: Tensor) -> list[Outcome]:
+def _draw(items: Sequence[ScheduledRequest], logits: Tensor, ops: Ops) -> list[Outcome]:
     rows = []
     start = 0
     for item in items:
@@ -50,7 +52,7 @@ def _draw(items: Sequence[ScheduledRequest], logits: Tensor) -> list[Outcome]:
         own = logits.index_select(0, torch.tensor(rows, dtype=torch.int64, device=logits.device))
     else:
         own = logits
-    draws = iter(sample(own, [item.request for item in items if item.samples]))
+    draws = iter(sample(own, [item.request for item in items if item.samples], ops))
     return [Outcome(next(draws)) if item.samples else Outcome() for item in items]
 
 

@@ -40,11 +40,11 @@ class Runner:
     def run(self, plan: StepPlan) -> list[Outcome]:
         """What the plan's items bring, in plan order."""
         if not any(item.pools for item in plan.items):
-            return outcomes(plan.items, self.logits(plan))
+            return outcomes(plan.items, self.logits(plan), self._decoder.ops)
         self._zero_blocks(plan)
         batch = self._batch(plan)
         hidden = self._decoder.forward(batch, self._caches)
-        found = outcomes(plan.items, self._logits_of(hidden, batch))
+        found = outcomes(plan.items, self._logits_of(hidden, batch), self._decoder.ops)
         return with_embeddings(plan.items, found, hidden)
 
     @torch.inference_mode()

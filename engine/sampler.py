@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from multiflora.kernels import torch_ops
+from multiflora.kernels.ops import Ops
+
 from .active_request import ActiveRequest
 from .constraint import GrammarFailed
 from .draw_plan import NARROW_TOP_K, WIDE_TOP_K, DrawPlan, Group, Span, group_of, plan_draws
@@ -47,7 +50,7 @@ class Draw:
     error: Exception | None = None
 
 
-def sample(logits: Tensor, requests: Sequence[ActiveRequest]) -> list[Draw]:
+def sample(logits: Tensor, requests: Sequence[ActiveRequest], ops: Ops = torch_ops) -> list[Draw]:
     """Draw the next token of each request from its row of float32 ``logits`` [B, V].
 
     A row that is not finite gives a ``Draw`` whose error is ``NonFiniteLogits``, one whose settings
@@ -57,10 +60,10 @@ def sample(logits: Tensor, requests: Sequence[ActiveRequest]) -> list[Draw]:
     if not requests:
         return []
     groups = {row: group_of(request) for row, request in enumerate(requests)}
-    codes = _codes(logits, requests, groups)
+    codes = _codes(logits, requests, groups, ops)
     undecided = [row for row, code in codes.items() if code == _UNDECIDED]
     if undecided:
-        codes |= _codes(logits, requests, dict.fromkeys(undecided, Group.EXACT))
+        codes |= _codes(logits, requests, dict.fromkeys(undecided, Group.EXACT), ops)
     return [_draw(codes[row], request) for row, request in enumerate(requests)]
 
 
@@ -83,11 +86,12 @@ def _why_nothing_is_left(request: ActiveRequest) -> Exception:
 
 
 def _codes(
-    logits: Tensor, requests: Sequence[ActiveRequest], groups: dict[int, Group]
+    logits: Tensor, requests: Sequence[ActiveRequest], groups: dict[int, Group], ops: Ops
 ) -> dict[int, int]:
     """A token or a code for each row in ``groups``; the host waits once."""
     if set(groups.values()) == {Group.PLAIN}:
-        return dict(enumerate(_greedy_codes(logits).tolist()))
+        best, is_finite = ops.peaks(logits)
+        return dict(enumerate(best.masked_fill_(~is_finite, _NOT_FINITE).tolist()))
     order = sorted(groups, key=groups.__getitem__)
     size = max(1, _CHUNK_ELEMENTS[logits.device.type] // logits.shape[1])
     codes = []
@@ -95,100 +99,80 @@ def _codes(
         rows = order[start : start + size]
         of_rows = [groups[row] for row in rows]
         plan = plan_draws(rows, of_rows, [requests[row] for row in rows], logits)
-        codes.append(_planned_codes(logits.index_select(0, plan.rows), plan))
+        codes.append(_planned_codes(_rows_of(logits, rows, plan), plan, ops))
     return dict(zip(order, torch.cat(codes).tolist(), strict=True))
 
 
-def _greedy_codes(logits: Tensor) -> Tensor:
-    return logits.argmax(1).masked_fill_(~_is_finite(logits), _NOT_FINITE)
+def _rows_of(logits: Tensor, rows: Sequence[int], plan: DrawPlan) -> Tensor:
+    """The plan's ``rows`` [B, V], in the step's own memory where they lie there unchanged."""
+    is_run = list(rows) == list(range(rows[0], rows[0] + len(rows)))
+    if is_run and not plan.edits:
+        return logits[rows[0] : rows[0] + len(rows)]
+    return logits.index_select(0, plan.rows)
 
 
-def _planned_codes(logits: Tensor, plan: DrawPlan) -> Tensor:
-    """int64 [B] of the plan's ``logits`` [B, V], which are used up."""
-    is_broken = ~_is_finite(logits)
-    _prepare(logits, plan.edits)
-    codes = torch.cat(
-        [
-            _span_codes(
-                logits[span.start : span.stop], plan.filters[:, span.start : span.stop], span
-            )
-            for span in plan.spans
-        ]
-    )
+def _planned_codes(logits: Tensor, plan: DrawPlan, ops: Ops) -> Tensor:
+    """int64 [B] of the plan's ``logits`` [B, V], which are used up where the plan has edits."""
+    best, is_finite = ops.peaks(logits)
+    if plan.edits:
+        _edit(logits, plan.edits)
+        best, _ = ops.peaks(logits)
+    codes = torch.cat([_span_codes(logits, best, plan.filters, span, ops) for span in plan.spans])
     if plan.edits and plan.edits.can_empty:
         codes.masked_fill_(logits.amax(1) == -torch.inf, _NOTHING_LEFT)
-    return codes.masked_fill_(is_broken, _NOT_FINITE)
+    return codes.masked_fill_(~is_finite, _NOT_FINITE)
 
 
-def _is_finite(logits: Tensor) -> Tensor:
-    """bool [B]. Two reductions read less than one ``isfinite`` of every element."""
-    largest = torch.finfo(logits.dtype).max
-    return (logits.amin(1) >= -largest) & (logits.amax(1) <= largest)
-
-
-def _prepare(logits: Tensor, edits: Edits | None) -> None:
+def _edit(logits: Tensor, edits: Edits) -> None:
     """Change ``logits`` [B, V] in place: bias, penalties, shift, bans."""
-    if edits:
-        edits.bias(logits)
-        edits.penalize(logits)
+    edits.bias(logits)
+    edits.penalize(logits)
     # With the best logit at zero, no difference overflows but to -inf.
     logits.sub_(logits.amax(1, keepdim=True)).clamp_(min=torch.finfo(logits.dtype).min)
-    if edits:
-        edits.ban(logits)
+    edits.ban(logits)
 
 
-def _span_codes(logits: Tensor, filters: Tensor, span: Span) -> Tensor:
-    """int64 [b] of prepared logits [b, V], all of one group."""
+def _span_codes(logits: Tensor, best: Tensor, filters: Tensor, span: Span, ops: Ops) -> Tensor:
+    """int64 [b] of the rows of ``span``, all of one group; ``best`` [B] is the greedy choice."""
+    rows = slice(span.start, span.stop)
     if span.group <= Group.GREEDY:
-        return logits.argmax(1)
+        return best[rows]
     if span.group is Group.WHOLE:
-        return _draw_whole(logits, filters)
-    return _draw_filtered(logits, filters, span.group)
+        temperature, _, _, _, point = filters[:, rows, 0].unbind()
+        return ops.draw(logits[rows], temperature, point)
+    return _draw_filtered(logits[rows], filters[:, rows], span.group, ops)
 
 
-def _draw_whole(logits: Tensor, filters: Tensor) -> Tensor:
-    temperature, _, _, _, point = filters.unbind()  # [b, 1]
-    return _pick(_temper(logits, temperature).softmax(1), point)[:, 0]
-
-
-def _draw_filtered(logits: Tensor, filters: Tensor, group: Group) -> Tensor:
+def _draw_filtered(logits: Tensor, filters: Tensor, group: Group, ops: Ops) -> Tensor:
     temperature, top_k, top_p, min_p, point = filters.unbind()  # [b, 1]
-    values, ids = _ranked(logits, group)  # [b, W]
+    values, ids = _ranked(logits, group, ops)  # [b, W]
+    weights = (values - values[:, :1]).double().div_(temperature).exp_()
     if group is Group.NUCLEUS:
-        probabilities = _temper(logits, temperature).softmax(1).gather(1, ids)
+        total = ops.weight_sums(logits, temperature[:, 0])[:, None]
     else:
-        is_beyond = torch.arange(values.shape[1], device=values.device) >= top_k
-        tempered = _temper(values, temperature)
-        probabilities = tempered.masked_fill_(is_beyond, -torch.inf).softmax(1)
-    before = probabilities.cumsum(1) - probabilities
-    kept = (before < top_p) & (probabilities >= min_p * probabilities[:, :1])
-    probabilities = probabilities * kept
-    place = _pick(probabilities, point)
+        weights *= torch.arange(values.shape[1], device=values.device) < top_k
+        total = weights.sum(1, keepdim=True)
+    before = (weights.cumsum(1) - weights) / total
+    kept = (weights > 0) & (before < top_p) & (weights >= min_p * weights[:, :1])
+    # The best is always kept, so that the weights of the others stay what they were.
+    place = ops.draw(values.masked_fill(~kept, -torch.inf), temperature[:, 0], point[:, 0])[:, None]
     if group is Group.EXACT:
         return ids.gather(1, place)[:, 0]
     tokens = _token_at(place, values, ids)
     if values.shape[1] < logits.shape[1]:
         # A successor to keep, or an equal of the drawn token, may lie beyond the last candidate.
-        is_open = (probabilities[:, -1:] > 0) | (values.gather(1, place) == values[:, -1:])
+        is_open = kept[:, -1:] | (values.gather(1, place) == values[:, -1:])
         tokens.masked_fill_(is_open, _UNDECIDED)
     return tokens[:, 0]
 
 
-def _ranked(logits: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+def _ranked(logits: Tensor, group: Group, ops: Ops) -> tuple[Tensor, Tensor]:
     """The best logits, falling, and their int64 ids, both [b, W]."""
     if group is Group.EXACT:
         return logits.sort(dim=1, descending=True, stable=True)
     # One more than can be kept shows whether the last place is shared.
     width = 1 + (NARROW_TOP_K if group is Group.NARROW else WIDE_TOP_K)
-    return logits.topk(min(width, logits.shape[1]), dim=1)
-
-
-def _pick(probabilities: Tensor, point: Tensor) -> Tensor:
-    """Where the running sum of ``probabilities`` [b, W] passes ``point`` of it: int64 [b, 1]."""
-    cumulative = probabilities.cumsum(1)
-    index = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)
-    # Only a row that is not finite, and not used, can lie beyond.
-    return index.clamp_(max=probabilities.shape[1] - 1)
+    return ops.top_k(logits, min(width, logits.shape[1]))
 
 
 def _token_at(place: Tensor, values: Tensor, ids: Tensor) -> Tensor:
@@ -197,8 +181,3 @@ def _token_at(place: Tensor, values: Tensor, ids: Tensor) -> Tensor:
     num_better = (values > value).sum(1, keepdim=True)
     equals = ids.masked_fill(values != value, torch.iinfo(ids.dtype).max).sort(dim=1).values
     return equals.gather(1, place - num_better)
-
-
-def _temper(logits: Tensor, temperature: Tensor) -> Tensor:
-    """float64 ``logits`` over ``temperature``, in new memory."""
-    return logits.double().div_(temperature)

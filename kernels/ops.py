@@ -330,3 +330,27 @@ class Ops(Protocol):
         Query head h reads kv head ``h // (Q / G)``. Softmax in float32.
         """
         ...
+
+    def peaks(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each row of logits [B, V]: the first of its largest, int64 [B], and whether all of it
+        is finite, bool [B]. The index of a row that is not finite is undefined."""
+        ...
+
+    def top_k(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The largest ``count`` of each row, falling, and their ids, int64: both [B, count].
+
+        Which of equal logits are among them, and in what order, is the backend's choice.
+        """
+        ...
+
+    def weight_sums(self, logits: Tensor, temperatures: Tensor) -> Tensor:
+        """The sum over each row of ``exp((logit - largest) / temperature)``: float64 [B].
+
+        Temperatures are float64 [B], above zero. Logits of minus infinity weigh nothing.
+        """
+        ...
+
+    def draw(self, logits: Tensor, temperatures: Tensor, points: Tensor) -> Tensor:
+        """The first id where the running sum of a row's weights, as in ``weight_sums``, exceeds
+        ``point`` times all of it: int64 [B]. Points are float64 [B] in [0, 1)."""
+        ...

@@ -38,7 +38,7 @@ class Decoder:
     ) -> None:
         self._config = config
         self._weights = weights
-        self._ops = ops
+        self.ops = ops
         self._adjustments = adjustments or AdjustmentTable()
         self._layers = [
             DecoderLayer(config, index, layer, ops, tables, self._adjustments)
@@ -51,7 +51,7 @@ class Decoder:
     def forward(self, batch: ForwardBatch, caches: Sequence[KvCache]) -> Tensor:
         """Hidden states after the last norm, [T, H]; keys and values are written to ``caches``."""
         residual = self._embed(batch)
-        x = self._ops.rms_norm(residual, self._layers[0].input_norm, self._config.norm_eps)
+        x = self.ops.rms_norm(residual, self._layers[0].input_norm, self._config.norm_eps)
         for layer, cache in zip(self._layers, caches, strict=True):
             x, residual = layer.forward(x, residual, batch, cache)
             following = layer.index + 1
@@ -60,7 +60,7 @@ class Decoder:
                 if following < len(self._layers)
                 else self._weights.norm
             )
-            x, residual = self._ops.add_rms_norm(x, residual, weight, self._config.norm_eps)
+            x, residual = self.ops.add_rms_norm(x, residual, weight, self._config.norm_eps)
         return x
 
     def logits(self, hidden: Tensor, batch: ForwardBatch) -> Tensor:
@@ -68,11 +68,11 @@ class Decoder:
         return self._head(hidden, batch.head_lora, batch.adjusted_samples).float()
 
     def _embed(self, batch: ForwardBatch) -> Tensor:
-        hidden = self._ops.embedding(batch.ids, self._weights.embedding)
+        hidden = self.ops.embedding(batch.ids, self._weights.embedding)
         hidden = hidden.to(self._weights.norm.dtype)
         if batch.adjusted:
             adjusted = self._adjustments.at(self._embedding_index, batch.adjusted)
-            adjust_embedding(hidden, batch.ids, adjusted, self._ops)
+            adjust_embedding(hidden, batch.ids, adjusted, self.ops)
         return hidden
 
 

@@ -14,6 +14,7 @@ from .nf4 import pack_nf4, slice_nf4, unpack_nf4
 from .norm import add_rms_norm, rms_norm
 from .processor import has_fast_bfloat16
 from .rotary import rotate_and_cache
+from .sampling import draw, peaks, top_k, weight_sums
 
 NAME = "cpu"
 BATCH_INVARIANT = True
@@ -33,6 +34,7 @@ __all__ = [
     "NAME",
     "add_rms_norm",
     "describe",
+    "draw",
     "embedding",
     "has_fast_bfloat16",
     "input_gradient",
@@ -40,6 +42,7 @@ __all__ = [
     "make_lora_tables",
     "pack_nf4",
     "paged_attention",
+    "peaks",
     "plan_attention",
     "plan_lora",
     "rms_norm",
@@ -47,5 +50,7 @@ __all__ = [
     "silu_mul",
     "slice_nf4",
     "table_dtype",
+    "top_k",
     "unpack_nf4",
+    "weight_sums",
 ]

@@ -68,6 +68,10 @@ class Core:
         self._rotate = both(
             "rotate_and_cache", [_POINTER] * 3 + [_FLOAT] + [_POINTER] * 7 + [_INT] * 4
         )
+        self._peaks = one("peaks", [_POINTER] * 3 + [_INT] * 2)
+        self._top_k = one("top_k", [_POINTER, _INT, _POINTER, _POINTER] + [_INT] * 2)
+        self._weight_sums = one("weight_sums", [_POINTER] * 3 + [_INT] * 2)
+        self._draw = one("draw", [_POINTER] * 4 + [_INT] * 2)
 
     def nf4_matmul(self, x: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
         """x [M, K], codes uint8 [N / 16, K / 4, 32], absmax [N / 16, K / 64, 16] -> [M, N]."""
@@ -220,6 +224,38 @@ class Core:
             heads.size,
         )
         return q
+
+    def peaks(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``Ops.peaks``, of float32 logits; so are those below."""
+        best = logits.new_empty(len(logits), dtype=torch.int64)
+        is_finite = logits.new_empty(len(logits), dtype=torch.bool)
+        self._peaks(logits.data_ptr(), best.data_ptr(), is_finite.data_ptr(), *logits.shape)
+        return best, is_finite
+
+    def top_k(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """As ``Ops.top_k``; of equal logits the lower ids, in their order."""
+        values = logits.new_empty(len(logits), count)
+        ids = logits.new_empty(len(logits), count, dtype=torch.int64)
+        self._top_k(logits.data_ptr(), count, values.data_ptr(), ids.data_ptr(), *logits.shape)
+        return values, ids
+
+    def weight_sums(self, logits: Tensor, temperatures: Tensor) -> Tensor:
+        sums = torch.empty_like(temperatures)
+        self._weight_sums(
+            logits.data_ptr(), temperatures.data_ptr(), sums.data_ptr(), *logits.shape
+        )
+        return sums
+
+    def draw(self, logits: Tensor, temperatures: Tensor, points: Tensor) -> Tensor:
+        drawn = torch.empty_like(points, dtype=torch.int64)
+        self._draw(
+            logits.data_ptr(),
+            temperatures.data_ptr(),
+            points.data_ptr(),
+            drawn.data_ptr(),
+            *logits.shape,
+        )
+        return drawn
 
 
 @cache

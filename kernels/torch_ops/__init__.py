@@ -8,6 +8,7 @@ from .lora_linear import input_gradient, linear
 from .nf4 import pack_nf4, slice_nf4, unpack_nf4
 from .norm import add_rms_norm, rms_norm
 from .rotary import rotate_and_cache
+from .sampling import draw, peaks, top_k, weight_sums
 
 NAME = "torch"
 BATCH_INVARIANT = False
@@ -24,12 +25,14 @@ __all__ = [
     "NAME",
     "add_rms_norm",
     "describe",
+    "draw",
     "embedding",
     "input_gradient",
     "linear",
     "make_lora_tables",
     "pack_nf4",
     "paged_attention",
+    "peaks",
     "plan_attention",
     "plan_lora",
     "rms_norm",
@@ -37,5 +40,7 @@ __all__ = [
     "silu_mul",
     "slice_nf4",
     "table_dtype",
+    "top_k",
     "unpack_nf4",
+    "weight_sums",
 ]

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..nf4 import Nf4Tensor
 from ..ops import DenseWeight, LoraTables, Nf4Weight, Segment, Staging, Weight
 from ..torch_ops.lookup import embedding, table_dtype
+from ..torch_ops.sampling import draw, peaks, top_k, weight_sums
 from . import nf4_layout
 from .accelerator import Accelerator
 from .activation import silu_mul
@@ -67,6 +68,10 @@ class TritonOps:
     silu_mul = staticmethod(silu_mul)
     rotate_and_cache = staticmethod(rotate_and_cache)
     plan_attention = staticmethod(plan_attention)
+    peaks = staticmethod(peaks)
+    top_k = staticmethod(top_k)
+    weight_sums = staticmethod(weight_sums)
+    draw = staticmethod(draw)
 
     def paged_attention(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan, scale: float

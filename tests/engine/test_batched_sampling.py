@@ -18,6 +18,8 @@ from multiflora.engine.active_request import ActiveRequest
 from multiflora.engine.draw_plan import uniform
 from multiflora.engine.request import GenerationRequest, SamplingParams
 from multiflora.engine.sampler import NonFiniteLogits, sample
+from multiflora.kernels import cpu_ops, torch_ops
+from multiflora.kernels.ops import Ops
 
 
 def make_request(
@@ -29,8 +31,10 @@ def make_request(
     return active
 
 
-def tokens_of(logits: Tensor, requests: list[ActiveRequest]) -> list[int | None]:
-    return [drawn.token for drawn in sample(logits, requests)]
+def tokens_of(
+    logits: Tensor, requests: list[ActiveRequest], ops: Ops = torch_ops
+) -> list[int | None]:
+    return [drawn.token for drawn in sample(logits, requests, ops)]
 
 
 # The definition of a draw: one row, one full sort, nothing clever.
@@ -134,10 +138,12 @@ def test_a_batch_draws_what_each_row_defines(
     logits = torch.stack([SHAPES[shape](row) for row, (_, shape) in zip(noise, rows, strict=True)])
     original = logits.clone()
     requests = [request for request, _ in rows]
-    drawn = tokens_of(logits, requests)
     pairs = list(zip(logits, requests, strict=True))
-    assert drawn == [defined_token(row, request) for row, request in pairs]
-    assert drawn == [tokens_of(row[None], [request])[0] for row, request in pairs]
+    expected = [defined_token(row, request) for row, request in pairs]
+    backends: tuple[Ops, ...] = (torch_ops, cpu_ops)
+    for ops in backends:
+        assert tokens_of(logits, requests, ops) == expected
+        assert [tokens_of(row[None], [request], ops)[0] for row, request in pairs] == expected
     assert torch.equal(logits, original) or logits.isnan().any()
 
 
