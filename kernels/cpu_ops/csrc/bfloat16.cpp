@@ -61,7 +61,10 @@ struct PairDots {
       for (int f = 0; f < FEATURES; ++f) sum[r][f] = wide_zero();
     for (int64_t k = 0; k < num_columns; k += 32) {
       __m512i weights[FEATURES];
-      for (int f = 0; f < FEATURES; ++f) weights[f] = _mm512_loadu_si512(w + f * num_columns + k);
+      for (int f = 0; f < FEATURES; ++f) {
+        weights[f] = _mm512_loadu_si512(w + f * num_columns + k);
+        prefetch(w + (f + FEATURES) * num_columns + k);
+      }
       for (int r = 0; r < ROWS; ++r) {
         const __m512i value = _mm512_loadu_si512(x + r * num_columns + k);
         for (int f = 0; f < FEATURES; ++f)

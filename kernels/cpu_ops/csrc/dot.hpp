@@ -20,7 +20,10 @@ struct FloatDots {
     int64_t k = 0;
     for (; k + kLanes <= num_columns; k += kLanes) {
       Vector weights[FEATURES];
-      for (int f = 0; f < FEATURES; ++f) weights[f] = load(w + f * num_columns + k);
+      for (int f = 0; f < FEATURES; ++f) {
+        weights[f] = load(w + f * num_columns + k);
+        prefetch(w + (f + FEATURES) * num_columns + k);
+      }
       for (int r = 0; r < ROWS; ++r) {
         const Vector value = load(x + r * num_columns + k);
         for (int f = 0; f < FEATURES; ++f)

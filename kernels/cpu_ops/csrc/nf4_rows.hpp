@@ -27,7 +27,9 @@ INLINE void few_rows(const ARITHMETIC& arithmetic, const typename ARITHMETIC::Va
     for (int i = 0; i < ROWS * TILES; ++i) sum[i] = wide_zero();
     for (int64_t octet = block * kOctets; octet < (block + 1) * kOctets; ++octet)
       for (int t = 0; t < TILES; ++t) {
-        const Octet fetched = arithmetic.fetch(codes + t * code_stride + octet * kOctet);
+        const uint8_t* place = codes + t * code_stride + octet * kOctet;
+        const Octet fetched = arithmetic.fetch(place);
+        prefetch(place + TILES * code_stride);
         const typename ARITHMETIC::Value* values = x + octet * ARITHMETIC::kValues;
         arithmetic.template add_pair<ROWS, TILES, 0>(fetched, values, stride, sum + t);
         arithmetic.template add_pair<ROWS, TILES, 1>(fetched, values, stride, sum + t);

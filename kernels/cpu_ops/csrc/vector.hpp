@@ -16,6 +16,9 @@ constexpr int64_t kSerial = 1 << 18;
 
 using Vector = __m256;
 
+// Sends for what will be read a few microseconds later; any address may be asked for.
+INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
 
