@@ -1,8 +1,9 @@
-"""How much of the device's time training gets, by what requests feel of it. Imports no torch.
+"""How much of the device's time training gets beside requests. Imports no torch.
 
 While nothing is served, every quantum may run. While requests run, serving time earns training a
-credit, ``share`` seconds a second, and quanta spend it. The share rises slowly while tokens come
-in time and is halved when they do not (AIMD), but never falls to nothing.
+credit, ``share`` seconds a second, and quanta spend it: tokens come later by that share on average.
+Where a gap between tokens is asked for in seconds, the share rises slowly while they come in time
+and is halved when they do not (AIMD), but never falls to nothing.
 """
 
 from collections.abc import Callable
@@ -12,13 +13,15 @@ from typing import Final
 from ..background import ServingLoad
 from ..config import TrainingConfig
 
+BALANCED_SHARE: Final = 0.4
 # Training goes on under any load, and serving always has most of the time.
 FLOOR_SHARE: Final = 0.05
 CEILING_SHARE: Final = 1.0
 RISE: Final = 0.01
 FALL: Final = 0.5
-# An automatic target is this much above what serving alone takes.
-GAP_FACTOR: Final = 1.25
+# Steps with a prompt in them are the longest gaps already, and most prompts take one. Quanta wait
+# for so many of them before they run between two.
+PATIENCE: Final = 3
 # How much the latest measurement counts.
 _WEIGHT: Final = 0.1
 
@@ -62,15 +65,18 @@ class Pace:
         self._clock = clock
         self._credit = 0.0
         self._gaps = Average()
-        # Gaps without a quantum: a step and all that the loop does around it.
-        self._gaps_alone = Average()
         self._last_step: float | None = None
-        self._has_trained = False
+        self._num_awaiting = 0
         self.times = QuantumTimes()
-        self.share = CEILING_SHARE if config.pace == "throughput" else FLOOR_SHARE
+        self.share = BALANCED_SHARE
+        if config.pace == "throughput":
+            self.share = CEILING_SHARE
+        elif config.token_gap_seconds:
+            self.share = FLOOR_SHARE
 
     def serve(self, load: ServingLoad) -> None:
         """Take note of a turn of serving, after its step."""
+        self._num_awaiting = self._num_awaiting + 1 if load.awaits_first_token else 0
         if not load.step_seconds:
             # A gap in which nothing was decoded is nobody's wait for a token.
             self._last_step = None
@@ -78,10 +84,8 @@ class Pace:
         now = self._clock()
         if self._last_step is not None:
             self._gaps.add(now - self._last_step)
-            if not self._has_trained:
-                self._gaps_alone.add(now - self._last_step)
             self._adjust()
-        self._last_step, self._has_trained = now, False
+        self._last_step = now
         earned = self._credit + self.share * load.step_seconds
         self._credit = min(earned, max(self.times.longest, self.share * load.step_seconds))
 
@@ -95,18 +99,18 @@ class Pace:
             # Requests wait for their adapters, not for the device.
             return True
         if load.awaits_first_token:
-            return self._credit > 0 and self._credit >= self.times.longest
+            is_paid = self._credit > 0 and self._credit >= self.times.longest
+            return is_paid and self._num_awaiting >= PATIENCE
         return self._credit > 0
 
     def spend(self, kind: str, num_tokens: int, seconds: float, load: ServingLoad) -> None:
         """Take note of a quantum that ran."""
         self.times.add(kind, num_tokens, seconds)
-        self._has_trained = True
         if load.num_requests and load.step_seconds:
             self._credit -= seconds
 
     def _adjust(self) -> None:
-        target = self._config.token_gap_seconds or GAP_FACTOR * (self._gaps_alone.value or 0.0)
+        target = self._config.token_gap_seconds
         if self._config.pace != "balanced" or not target:
             return
         assert self._gaps.value is not None
