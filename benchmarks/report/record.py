@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatch
@@ -70,10 +70,17 @@ def read_records(folder: Path = RESULTS) -> list[Record]:
     return sorted(kept, key=lambda record: (record.measured_at, record.name))
 
 
-def lookup(figures: Any, path: str) -> Any:
-    """What is at ``a.b.c`` in nested mappings; None where there is nothing."""
-    for key in path.split("."):
-        figures = figures.get(key) if isinstance(figures, dict) else None
+def lookup(figures: Any, path: str | Sequence[str | Mapping[str, Any]]) -> Any:
+    """What is at ``a.b.c`` in nested mappings; None where there is nothing.
+
+    A sequence of keys may hold mappings: of a list, the first entry that has all of its items.
+    """
+    for key in path.split(".") if isinstance(path, str) else path:
+        if isinstance(key, str):
+            figures = figures.get(key) if isinstance(figures, dict) else None
+        else:
+            entries = figures if isinstance(figures, list) else []
+            figures = next((entry for entry in entries if key.items() <= entry.items()), None)
     return figures
 
 

@@ -118,6 +118,8 @@ def main() -> None:
         path = _save(record, peers, smoke=arguments.smoke)
         for cell in cells:
             for name in peers:
+                if f"{name}:{cell.concurrency}" in arguments.leave_out:
+                    continue
                 found = asyncio.run(measure(cell, name, peers, files, arguments))
                 record["cells"].append(found)
                 print(_line(found), flush=True)
@@ -361,6 +363,9 @@ def _arguments() -> argparse.Namespace:
     option("--prompt-tokens", type=_numbers, default=[64], metavar="N,...")
     option("--output-tokens", type=int, default=64)
     option("--threads", type=int, default=2)
+    option(
+        "--leave-out", type=_texts, default=[], metavar="NAME:N,...", help="N at once, of a server"
+    )
     option("--requests", type=int, default=8, help="a cell, but two for each client at least")
     option("--cell-seconds", type=float, default=20, help="begin no request of a cell after it")
     option("--notes", default="", help="about the machine, kept in the record")
@@ -379,6 +384,10 @@ def _names(text: str) -> list[str]:
         known = ", ".join(LAUNCHES)
         raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose from {known}")
     return names
+
+
+def _texts(text: str) -> list[str]:
+    return text.split(",")
 
 
 def _numbers(text: str) -> list[int]:

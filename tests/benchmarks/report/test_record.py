@@ -11,7 +11,14 @@ import pytest
 from benchmarks.harness import RESULTS, save
 from benchmarks.report import record as records
 from benchmarks.report.question import QUESTIONS, Question
-from benchmarks.report.record import ROOT, newest, read_record, read_records, the_newest
+from benchmarks.report.record import (
+    ROOT,
+    lookup,
+    newest,
+    read_record,
+    read_records,
+    the_newest,
+)
 
 SECTIONS = ROOT / "benchmarks" / "report" / "sections"
 MACHINE: dict[str, Any] = {
@@ -110,3 +117,11 @@ def test_the_newest_counts_per_machine_and_variant(
         the_newest(found, "x")
     with pytest.raises(LookupError, match="no machine"):
         the_newest(found, "y")
+
+
+def test_a_path_leads_through_mappings_and_to_the_first_entry_that_fits() -> None:
+    figures = {"a": {"b": 1}, "cells": [{"x": 1, "y.z": 2}, {"x": 3, "y.z": 4}, {"x": 3}]}
+    assert lookup(figures, "a.b") == 1
+    assert lookup(figures, ("cells", {"x": 3}, "y.z")) == 4
+    for absent in ("a.c", "cells.x", ("cells", {"x": 2}, "y.z"), ("a", {"x": 3}), ("b", {})):
+        assert lookup(figures, absent) is None
