@@ -116,7 +116,7 @@ class AdapterFolder:
             if entry.start != position:
                 raise AdapterRejected("invalid_file", f"{entry.name} overlaps or leaves a hole")
             position = entry.stop
-        held = self.weights_bytes - self._data_start
+        held = self.weights_bytes - self.data_start
         if position != held:
             raise AdapterRejected(
                 "invalid_file",
@@ -144,11 +144,12 @@ class AdapterFolder:
         return size
 
     @property
-    def _data_start(self) -> int:
+    def data_start(self) -> int:
+        """Where the tensors begin in the weights file, in bytes."""
         return 8 + self._header_bytes
 
     def _header(self) -> dict[str, Any]:
-        raw = b"".join(self._read(8, self._data_start))
+        raw = b"".join(self._read(8, self.data_start))
         try:
             if not raw.startswith(b"{"):
                 raise ValueError("it does not start with {")
@@ -181,7 +182,7 @@ class AdapterFolder:
         return total.hexdigest()
 
     def _tensor(self, entry: TensorEntry) -> Iterator[bytes]:
-        return self._read(self._data_start + entry.start, self._data_start + entry.stop)
+        return self._read(self.data_start + entry.start, self.data_start + entry.stop)
 
     def _read(self, start: int, stop: int) -> Iterator[bytes]:
         """The bytes ``[start, stop)`` of the weights file in chunks of whole elements."""

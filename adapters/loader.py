@@ -18,7 +18,9 @@ from .version_reader import HostVersion, PlannedVersion, Reader
 
 logger = logging.getLogger(__name__)
 
-_NUM_THREADS: Final = 3
+# Where the engine's loop has one other processor beside it, more threads than that keep the loop
+# waiting for the interpreter's lock and load no faster.
+_NUM_THREADS: Final = max(1, min(3, (os.cpu_count() or 1) - 1))
 _LARGE_BYTES: Final = 64 << 20
 _NICENESS: Final = 10
 

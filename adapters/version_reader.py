@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from .base_copy import check_base_copies
 from .base_view import BaseView
 from .error import AdapterRejected
 from .flat_buffer import fill_buffer
-from .folder import WEIGHTS_NAME, AdapterFolder
+from .folder import AdapterFolder
 from .inspection import inspect_adapter
 from .layout import FlatLayout, plan_layout
+from .mapped_tensors import MappedTensors
 from .module_spec import ModuleSpec
 from .store import AdapterStore
 from .target import Projection
@@ -97,12 +97,12 @@ class VersionReader:
 
     def read(self, planned: PlannedVersion) -> HostVersion:
         layout = planned.layout
-        with safe_open(planned.folder.path / WEIGHTS_NAME, framework="pt") as tensors:
-            buffer = fill_buffer(layout, tensors.get_tensor, self._dtype, is_pinned=self._is_pinned)
-            if layout.needs_base:
-                assert self._base is not None, "this version is computed against a base"
-                check_base_copies(layout, tensors.get_tensor, self._base, self._dtype)
-                fill_vectors(layout, buffer, tensors.get_tensor, self._base)
+        tensors = MappedTensors(planned.folder)
+        buffer = fill_buffer(layout, tensors.get, self._dtype, is_pinned=self._is_pinned)
+        if layout.needs_base:
+            assert self._base is not None, "this version is computed against a base"
+            check_base_copies(layout, tensors.get, self._base, self._dtype)
+            fill_vectors(layout, buffer, tensors.get, self._base)
         _check_finite(planned.digest, layout, buffer)
         return HostVersion(layout, buffer, planned.host_bytes)
 
