@@ -1,6 +1,8 @@
 """Background threads that leave the processors to the thread whose work people wait for."""
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -21,12 +23,31 @@ def compute_alone() -> None:
     """
     # Asked for the first time, torch sets the thread up with the process's number.
     torch.get_num_threads()
+    _limit(1)
+
+
+@contextmanager
+def computing_alone() -> Iterator[None]:
+    """``compute_alone`` for a while; afterwards the calling thread has its workers again.
+
+    For many short operations: where another process computes, each of them would wait until the
+    system lets a worker run.
+    """
+    before = torch.get_num_threads()
+    _limit(1)
+    try:
+        yield
+    finally:
+        _limit(before)
+
+
+def _limit(num_threads: int) -> None:
     library = _library()
     for name in _LIMITS:
         # A build without OpenMP or MKL has no workers of that kind.
         limit = getattr(library, name, None)
         if limit is not None:
-            limit(1)
+            limit(num_threads)
 
 
 @cache

@@ -74,6 +74,11 @@ class ModelConfig:
         original = self.rope.original_max_position or self.max_position
         return max(self.max_position, int(original * self.rope.factor))
 
+    @property
+    def layer_weights(self) -> int:
+        """Elements of one layer's matrices."""
+        return sum(p.in_features * p.out_features for p in self._layer(0))
+
     def projections(self) -> tuple[Projection, ...]:
         """All stacked matmuls of the layers, one after the other, with their slices' PEFT paths."""
         return tuple(p for layer in range(self.num_layers) for p in self._layer(layer))

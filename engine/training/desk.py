@@ -4,9 +4,10 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Final
 
-from multiflora.kernels.single_thread import compute_alone
+from multiflora.kernels.single_thread import compute_alone, computing_alone
 
 from ..background import NO_WORK, ServingLoad, TrainingCommand
 from ..messages import CancelTraining, PauseTraining, Report, ResumeTraining, StartTraining, Trained
@@ -20,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 # How often threads are looked after while nothing else happens.
 _POLL_SECONDS: Final = 0.005
+# Of a layer. Below it a quantum is a hundred operations of some microseconds: workers gain nothing,
+# and beside a process that computes they make it four times as long.
+_SHARED_WEIGHTS: Final = 4_000_000
 
 
 class TrainingDesk:
@@ -36,6 +40,8 @@ class TrainingDesk:
         self._pace = Pace(place.config, place.clock)
         # One thread, so that nothing overtakes: a job ends after its exports.
         self._thread = ThreadPoolExecutor(1, "training", initializer=compute_alone)
+        is_small = place.network.config.layer_weights < _SHARED_WEIGHTS
+        self._scope = computing_alone if is_small else nullcontext
         self._runs: dict[str, JobRun] = {}
         self._last: JobRun | None = None
         self._work: Counter[str] = Counter()
@@ -131,7 +137,8 @@ class TrainingDesk:
             self._pace.times.clear()
             self._last = run
         started = self._place.clock()
-        report = run.advance()
+        with self._scope():
+            report = run.advance()
         seconds = self._place.clock() - started
         if report is not None:
             self._work["quanta"] += 1

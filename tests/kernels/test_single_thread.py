@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from multiflora.kernels.single_thread import compute_alone
+from multiflora.kernels.single_thread import compute_alone, computing_alone
 
 # How many threads a process gets by computing in a second one.
 PROGRAM = """
@@ -47,3 +47,15 @@ def test_it_is_one_thread_only_that_changes() -> None:
         x = torch.randn(300, 300)
         torch.testing.assert_close(lane.submit(torch.mm, x, x).result(), x @ x)
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_thread_that_computed_alone_for_a_while_has_its_workers_again(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with computing_alone():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from multiflora.adapters.intake import import_adapter
 from multiflora.adapters.store import AdapterStore
@@ -18,6 +19,7 @@ from multiflora.engine.messages import (
     ResumeTraining,
     StartTraining,
 )
+from multiflora.engine.training import desk
 from multiflora.engine.training.config import LoraSettings, PreferenceSettings, TrainingSettings
 from multiflora.engine.training.data.config import DataConfig
 from multiflora.engine.training.data.dataset import DatasetWriter
@@ -33,6 +35,7 @@ from multiflora.engine.training.job import (
     StepMetrics,
     TrainingJob,
 )
+from multiflora.engine.training.job_run import JobRun
 
 from .job_bench import (
     PATIENT,
@@ -67,6 +70,35 @@ def test_pausing_stops_within_a_quantum_and_changes_no_result(
     turn_until(bench, lambda: is_over(bench))
     assert len(found(bench, JobPaused)) == len(found(bench, JobResumed)) == 2
     assert_equal(tensors(last(bench).folder), stand_alone(bench, job, tmp_path / "alone"))  # type: ignore[union-attr,arg-type]
+
+
+@pytest.mark.parametrize(("shared_weights", "threads"), [(1 << 60, 1), (0, 2)])
+def test_a_small_base_is_trained_by_one_thread_and_served_by_all(
+    make_bench: Callable[..., Any],
+    make_job: Callable[..., TrainingJob],
+    monkeypatch: pytest.MonkeyPatch,
+    shared_weights: int,
+    threads: int,
+) -> None:
+    seen = set()
+    advance = JobRun.advance
+
+    def watched(run: JobRun) -> Any:
+        seen.add(torch.get_num_threads())
+        return advance(run)
+
+    monkeypatch.setattr(JobRun, "advance", watched)
+    monkeypatch.setattr(desk, "_SHARED_WEIGHTS", shared_weights)
+    before = torch.get_num_threads()
+    bench = make_bench(training=PATIENT)
+    torch.set_num_threads(2)
+    try:
+        bench.send(StartTraining(make_job().document()))
+        turn_until(bench, lambda: is_over(bench))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {threads}
 
 
 def test_cancelling_stops_within_a_quantum_and_frees_everything(
