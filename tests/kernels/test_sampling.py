@@ -74,7 +74,7 @@ def test_of_equal_logits_the_core_takes_the_lower_ids_in_order(shape: str) -> No
         assert torch.equal(cpu_ops.top_k(logits, count)[1], order[:, :count])
 
 
-@pytest.mark.parametrize("shape", SHAPES.keys() - {"huge"})
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "huge"])
 @pytest.mark.parametrize("temperature", [1e-260, 0.3, 1.0, 50.0])
 def test_weights_are_summed_over_the_whole_row(ops: Ops, shape: str, temperature: float) -> None:
     logits = SHAPES[shape](noise(3, 1_000))
