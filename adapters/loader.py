@@ -18,9 +18,9 @@ from .version_reader import HostVersion, PlannedVersion, Reader
 
 logger = logging.getLogger(__name__)
 
-# Where the engine's loop has one other processor beside it, more threads than that keep the loop
-# waiting for the interpreter's lock and load no faster.
-_NUM_THREADS: Final = max(1, min(3, (os.cpu_count() or 1) - 1))
+# Two at least, so that a slow version holds up no other. Beyond the processors that the engine's
+# loop leaves, more threads keep the loop waiting for the interpreter's lock and load no faster.
+_NUM_THREADS: Final = max(2, min(3, (os.cpu_count() or 1) - 1))
 _LARGE_BYTES: Final = 64 << 20
 _NICENESS: Final = 10
 

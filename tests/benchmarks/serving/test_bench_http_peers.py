@@ -81,7 +81,7 @@ def test_all_servers_get_the_same_threads_and_room(
     assert "--quantize-head" in made["multiflora-quantized-head"].command
     assert "--quantize-head" not in ours.command
     # Adapters that a request does not name count as zero there.
-    assert llama.fields["base"]["lora"] == []
+    assert llama.fields["base"]["lora"] == [{"id": 0, "scale": 0.0}]
     assert llama.fields["two"]["lora"] == [{"id": 1, "scale": 1.0}]
 
 
