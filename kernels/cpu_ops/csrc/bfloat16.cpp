@@ -28,16 +28,23 @@ struct Pairs {
     levels = _mm512_loadu_si512(rounded);
   }
 
-  INLINE Octet fetch(const uint8_t* codes) const {
-    return fetch_octet(codes, byte_order, word_order);
-  }
-
-  template <int ROWS, int TILES, int NIBBLE>
-  INLINE void add_pair(Octet octet, const uint32_t* x, int64_t stride, Wide* sum) const {
-    const __m512i w = _mm512_permutexvar_epi16(_mm512_srli_epi16(octet, 4 * NIBBLE), levels);
-    for (int r = 0; r < ROWS; ++r) {
-      const __m512i value = _mm512_set1_epi32(static_cast<int>(x[r * stride + NIBBLE]));
-      sum[r * TILES] = _mm512_dpbf16_ps(sum[r * TILES], (__m512bh)w, (__m512bh)value);
+  // All tiles in step, so that they share each pair of values once it is spread.
+  template <int ROWS, int TILES>
+  INLINE void add_octet(const uint8_t* codes, int64_t code_stride, const uint32_t* x,
+                        int64_t stride, Wide* sum) const {
+    Octet octets[TILES];
+    for (int t = 0; t < TILES; ++t)
+      octets[t] = fetch_octet(codes + t * code_stride, byte_order, word_order);
+    for (int nibble = 0; nibble < 4; ++nibble) {
+      __m512i w[TILES];
+      for (int t = 0; t < TILES; ++t)
+        w[t] = _mm512_permutexvar_epi16(_mm512_srli_epi16(octets[t], 4 * nibble), levels);
+      for (int r = 0; r < ROWS; ++r) {
+        const __m512i value = _mm512_set1_epi32(static_cast<int>(x[r * stride + nibble]));
+        for (int t = 0; t < TILES; ++t)
+          sum[r * TILES + t] =
+              _mm512_dpbf16_ps(sum[r * TILES + t], (__m512bh)w[t], (__m512bh)value);
+      }
     }
   }
 };

@@ -13,16 +13,31 @@ struct Float32 {
   static constexpr int kValues = 8;  // of one row for an octet
   const Codebook codebook;
 
-  INLINE Octet fetch(const uint8_t* codes) const { return codebook.fetch(codes); }
+  template <int ROWS, int TILES>
+  INLINE void add_octet(const uint8_t* codes, int64_t code_stride, const float* x, int64_t stride,
+                        Wide* sum) const {
+    constexpr int STEP = kInStep ? TILES : 1;
+    for (int first = 0; first < TILES; first += STEP) {
+      Octet octets[STEP];
+      for (int t = 0; t < STEP; ++t) octets[t] = codebook.fetch(codes + (first + t) * code_stride);
+      add_pair<ROWS, TILES, STEP, 0>(octets, x, stride, sum + first);
+      add_pair<ROWS, TILES, STEP, 1>(octets, x, stride, sum + first);
+      add_pair<ROWS, TILES, STEP, 2>(octets, x, stride, sum + first);
+      add_pair<ROWS, TILES, STEP, 3>(octets, x, stride, sum + first);
+    }
+  }
 
-  template <int ROWS, int TILES, int PAIR>
-  INLINE void add_pair(const Octet& octet, const float* x, int64_t stride, Wide* sum) const {
-    Wide w[2];
-    codebook.decode<PAIR>(octet, w);
+  // Columns 2 * PAIR and 2 * PAIR + 1 of STEP tiles, which share each value once it is spread.
+  template <int ROWS, int TILES, int STEP, int PAIR>
+  INLINE void add_pair(const Octet* octets, const float* x, int64_t stride, Wide* sum) const {
+    Wide w[STEP][2];
+    for (int t = 0; t < STEP; ++t) codebook.decode<PAIR>(octets[t], w[t]);
     for (int c = 0; c < 2; ++c)
-      for (int r = 0; r < ROWS; ++r)
-        sum[r * TILES] =
-            multiply_add(spread_wide(x + r * stride + 2 * PAIR + c), w[c], sum[r * TILES]);
+      for (int r = 0; r < ROWS; ++r) {
+        const Wide value = spread_wide(x + r * stride + 2 * PAIR + c);
+        for (int t = 0; t < STEP; ++t)
+          sum[r * TILES + t] = multiply_add(value, w[t][c], sum[r * TILES + t]);
+      }
   }
 };
 

@@ -1,7 +1,7 @@
 // NF4 matmul for few rows: codes are decoded in registers and multiplied at once.
 //
-// ARITHMETIC says what a row's values are, and adds to sum[r * TILES] the products of x[r] with two
-// of an octet's columns, pair by pair.
+// ARITHMETIC says what a row's values are, and adds to sum[r * TILES + t] the products of x[r] with
+// an octet's columns of tile t.
 
 #pragma once
 
@@ -25,17 +25,12 @@ INLINE void few_rows(const ARITHMETIC& arithmetic, const typename ARITHMETIC::Va
   for (int64_t block = 0; block < num_blocks; ++block) {
     Wide sum[ROWS * TILES];
     for (int i = 0; i < ROWS * TILES; ++i) sum[i] = wide_zero();
-    for (int64_t octet = block * kOctets; octet < (block + 1) * kOctets; ++octet)
-      for (int t = 0; t < TILES; ++t) {
-        const uint8_t* place = codes + t * code_stride + octet * kOctet;
-        const Octet fetched = arithmetic.fetch(place);
-        prefetch(place + TILES * code_stride);
-        const typename ARITHMETIC::Value* values = x + octet * ARITHMETIC::kValues;
-        arithmetic.template add_pair<ROWS, TILES, 0>(fetched, values, stride, sum + t);
-        arithmetic.template add_pair<ROWS, TILES, 1>(fetched, values, stride, sum + t);
-        arithmetic.template add_pair<ROWS, TILES, 2>(fetched, values, stride, sum + t);
-        arithmetic.template add_pair<ROWS, TILES, 3>(fetched, values, stride, sum + t);
-      }
+    for (int64_t octet = block * kOctets; octet < (block + 1) * kOctets; ++octet) {
+      const uint8_t* place = codes + octet * kOctet;
+      for (int t = 0; t < TILES; ++t) prefetch(place + (TILES + t) * code_stride);
+      arithmetic.template add_octet<ROWS, TILES>(place, code_stride,
+                                                 x + octet * ARITHMETIC::kValues, stride, sum);
+    }
     for (int t = 0; t < TILES; ++t) {
       const Wide scale = load_wide(absmax + t * absmax_stride + block * kTile);
       for (int r = 0; r < ROWS; ++r)

@@ -17,6 +17,7 @@ constexpr int64_t kWideLanes = 16;
 #ifdef MULTIFLORA_AVX512
 
 using Wide = __m512;
+constexpr bool kInStep = true;  // registers enough for several tiles at once
 
 INLINE Wide wide_zero() { return _mm512_setzero_ps(); }
 INLINE Wide load_wide(const float* p) { return _mm512_loadu_ps(p); }
@@ -28,6 +29,8 @@ INLINE Vector half_of(const Wide& v, int half) {
 }
 
 #else
+
+constexpr bool kInStep = false;
 
 struct Wide {
   Vector half[2];
