@@ -31,6 +31,7 @@ from typing import Any, Final
 from benchmarks.harness import save
 from benchmarks.shape import QWEN_0_5B
 from multiflora.engine.training.example import Example
+from multiflora.engine.transport import engine_environment
 
 SIDES: Final = ("multiflora", "trl-decoded", "trl-decoded-unchecked", "trl")
 RANK, ALPHA, RATE = 16, 32, 1e-4
@@ -297,7 +298,8 @@ def run_side(side: str, work: Work, *, threads: int) -> dict[str, Any]:
     """One side in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.training.bench_peers", "--side", side]
     command += ["--work", json.dumps({**asdict(work), "base": str(work.base)})]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    environment = engine_environment() if side == "multiflora" else {**os.environ}
+    environment |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if result.returncode:
         raise SystemExit(f"{side} ended with {result.returncode}")
