@@ -59,6 +59,8 @@ class Core:
         if self.multiplies_bfloat16:
             self._dense_matmul_of_pairs = one("dense_matmul_of_pairs", [_POINTER] * 3 + [_INT] * 3)
         self._lora = both("lora", [_POINTER] * 4 + [_INT] * 3)
+        self._lora_of_bfloat16_rows = one("lora_bfloat16_rows", [_POINTER] * 4 + [_INT] * 3)
+        self._round = one("round", [_POINTER] * 2 + [_INT])
         self._attention = both(
             "attention",
             [_POINTER] * 5 + [_INT, _POINTER] + [_INT] * 5 + [_FLOAT] + [_INT] * 2,
@@ -113,12 +115,19 @@ class Core:
         versions: ctypes.Array,
         segments: ctypes.Array,
     ) -> None:
-        """Add all segments' deltas in place to y float32 [T, N]; x is float32 [T, K].
+        """Add all segments' deltas in place to y float32 [T, N].
 
-        ``dtype`` is that of the factors.
+        ``dtype`` is that of the factors; x [T, K] is float32, or bfloat16 as they are.
         """
+        add = self._lora[dtype] if x.dtype == float32 else self._lora_of_bfloat16_rows
         counts = len(segments), x.shape[1], y.shape[1]
-        self._lora[dtype](x.data_ptr(), y.data_ptr(), versions, segments, *counts)
+        add(x.data_ptr(), y.data_ptr(), versions, segments, *counts)
+
+    def round(self, x: Tensor) -> Tensor:
+        """x float32 -> the nearest bfloat16, ties to even."""
+        out = torch.empty_like(x, dtype=bfloat16)
+        self._round(x.data_ptr(), out.data_ptr(), x.numel())
+        return out
 
     def dense_backward(self, y: Tensor, weight: Tensor) -> Tensor:
         """y float32 [M, N], weight [N, K] -> ``y @ W`` [M, K].

@@ -26,6 +26,8 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None, lora: LoraInput | Non
         y += bias
     if lora is not None and lora.table.dtype is not None:
         y = _add_deltas(y, x, lora.table, lora.plan, core)
+    if core is not None and (y.dtype, x.dtype) == (float32, bfloat16):
+        return core.round(y)
     return y.to(x.dtype)
 
 
@@ -94,7 +96,8 @@ def _add_deltas(
     assert table.dtype == x.dtype, f"{table.dtype} factors for {x.dtype} rows"
     if core is not None and table.dtype in DTYPES:
         y = y.float()
-        core.add_deltas(y, x.float(), table.dtype, table.versions, plan.records)
+        is_alike = x.dtype == table.dtype
+        core.add_deltas(y, x if is_alike else x.float(), table.dtype, table.versions, plan.records)
         return y
     padded = pad_rows(x)
     for segment in plan.segments:

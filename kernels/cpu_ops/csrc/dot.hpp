@@ -1,5 +1,5 @@
 // Dot products over rows of one length. Their order depends on that length alone: eight partial
-// sums in lanes, then what is left over, one by one. W is float or bfloat16 (uint16_t).
+// sums in lanes, then what is left over, one by one. X and W are float or bfloat16 (uint16_t).
 
 #pragma once
 
@@ -11,9 +11,9 @@ struct FloatDots {
   static constexpr int kFeatures = 3;  // features whose sums with four rows fit the registers
 
   // y[r][f] = x[r] . w[f] for ROWS rows and FEATURES features of `num_columns`.
-  template <int ROWS, int FEATURES, typename W>
-  static INLINE void take(const float* x, const W* w, int64_t num_columns, float* y,
-                            int64_t y_stride) {
+  template <int ROWS, int FEATURES, typename X, typename W>
+  static INLINE void take(const X* x, const W* w, int64_t num_columns, float* y,
+                          int64_t y_stride) {
     Vector sum[ROWS][FEATURES];
     for (int r = 0; r < ROWS; ++r)
       for (int f = 0; f < FEATURES; ++f) sum[r][f] = zero();
@@ -34,7 +34,7 @@ struct FloatDots {
       for (int f = 0; f < FEATURES; ++f) {
         float total = sum_of(sum[r][f]);
         for (int64_t i = k; i < num_columns; ++i)
-          total = __builtin_fmaf(x[r * num_columns + i], widen(w[f * num_columns + i]), total);
+          total = __builtin_fmaf(widen(x[r * num_columns + i]), widen(w[f * num_columns + i]), total);
         y[r * y_stride + f] = total;
       }
   }

@@ -130,10 +130,22 @@ INLINE void rotate_and_cache(const T* qkv, const T* q_norm, const T* k_norm, flo
   });
 }
 
+constexpr int64_t kRounded = 4096;  // values that one thread rounds at a time
+
 }  // namespace
 }  // namespace multiflora
 
 using namespace multiflora;
+
+// out bfloat16 [count] = x float32 [count], each rounded to nearest, ties to even.
+extern "C" void multiflora_round(const float* x, uint16_t* out, int64_t count) {
+  parallel_for((count + kRounded - 1) / kRounded, count > kSerial, [&](int64_t start, int64_t stop) {
+    int64_t i = start * kRounded;
+    const int64_t end = smaller(stop * kRounded, count);
+    for (; i + kLanes <= end; i += kLanes) store(out + i, load(x + i));
+    for (; i < end; ++i) out[i] = narrow(x[i]);
+  });
+}
 
 #define EXPORT(suffix, T)                                                                       \
   extern "C" void multiflora_norm_##suffix(const T* x, const T* residual, const T* weight,      \

@@ -7,6 +7,7 @@
 
 #include "dot.hpp"
 #include "parallel.hpp"
+#include "wide.hpp"
 
 namespace multiflora {
 namespace {
@@ -37,26 +38,28 @@ struct Segment {
   double weight;
 };
 
-constexpr int64_t kColumnChunk = 512;
+// Columns that one thread expands at a time: long pieces of B where there are many, and several
+// pieces for each thread where there are few.
+constexpr int64_t kLeastColumns = 256, kMostColumns = 1024, kPieces = 8;
 constexpr int64_t kRanks = 4;  // read side by side
 
 // y[columns] of four rows += scale * (v[row][rank] @ b[rank][columns]).
-template <int VECTORS, typename W>
+template <int WIDES, typename W>
 INLINE void expand_columns(const float* v, int64_t v_stride, const W* b, int64_t b_stride,
-                           int64_t rank, Vector scale, float* y, int64_t y_stride) {
-  Vector sum[4][VECTORS];
+                           int64_t rank, Wide scale, float* y, int64_t y_stride) {
+  Wide sum[4][WIDES];
   for (int row = 0; row < 4; ++row)
-    for (int i = 0; i < VECTORS; ++i) sum[row][i] = zero();
+    for (int i = 0; i < WIDES; ++i) sum[row][i] = wide_zero();
   for (int64_t r = 0; r < rank; ++r)
-    for (int i = 0; i < VECTORS; ++i) {
-      const Vector factor = load(b + r * b_stride + i * kLanes);
+    for (int i = 0; i < WIDES; ++i) {
+      const Wide factor = load_wide(b + r * b_stride + i * kWideLanes);
       for (int row = 0; row < 4; ++row)
-        sum[row][i] = multiply_add(spread(v[row * v_stride + r]), factor, sum[row][i]);
+        sum[row][i] = multiply_add(spread_wide(v + row * v_stride + r), factor, sum[row][i]);
     }
   for (int row = 0; row < 4; ++row)
-    for (int i = 0; i < VECTORS; ++i) {
-      float* place = y + row * y_stride + i * kLanes;
-      store(place, multiply_add(sum[row][i], scale, load(place)));
+    for (int i = 0; i < WIDES; ++i) {
+      float* place = y + row * y_stride + i * kWideLanes;
+      store(place, multiply_add(sum[row][i], scale, load_wide(place)));
     }
 }
 
@@ -74,25 +77,28 @@ INLINE void expand_rest(const float* v, const W* b, int64_t b_stride, int64_t ra
 template <typename W>
 void expand_four(const float* v, int64_t v_stride, const W* b, int64_t b_stride, int64_t rank,
                  float scale, float* y, int64_t y_stride, int64_t num_columns) {
-  const Vector wide = spread(scale);
+  constexpr int kWides = kRegisters / 8;  // whose sums of four rows fill half the registers
+  const Wide wide = spread_wide(&scale);
   int64_t n = 0;
-  for (; n + 2 * kLanes <= num_columns; n += 2 * kLanes)
-    expand_columns<2>(v, v_stride, b + n, b_stride, rank, wide, y + n, y_stride);
-  for (; n + kLanes <= num_columns; n += kLanes)
+  for (; n + kWides * kWideLanes <= num_columns; n += kWides * kWideLanes)
+    expand_columns<kWides>(v, v_stride, b + n, b_stride, rank, wide, y + n, y_stride);
+  for (; n + kWideLanes <= num_columns; n += kWideLanes)
     expand_columns<1>(v, v_stride, b + n, b_stride, rank, wide, y + n, y_stride);
   for (int64_t row = 0; row < 4; ++row)
     expand_rest(v + row * v_stride, b + n, b_stride, rank, scale, y + row * y_stride + n,
                 num_columns - n);
 }
 
-// sum[columns] += RANKS ranks, one after the other.
+// sum[columns] += RANKS ranks, one after the other. Those that follow are sent for meanwhile.
 template <int RANKS, typename W>
 INLINE void add_ranks(const float* v, const W* b, int64_t b_stride, int64_t num_columns,
                       float* sum) {
-  for (int64_t n = 0; n < num_columns; n += kLanes) {
-    Vector total = load(sum + n);
-    for (int r = 0; r < RANKS; ++r)
-      total = multiply_add(spread(v[r]), load(b + r * b_stride + n), total);
+  for (int64_t n = 0; n < num_columns; n += kWideLanes) {
+    Wide total = load_wide(sum + n);
+    for (int r = 0; r < RANKS; ++r) {
+      prefetch(b + (r + RANKS) * b_stride + n);
+      total = multiply_add(spread_wide(v + r), load_wide(b + r * b_stride + n), total);
+    }
     store(sum + n, total);
   }
 }
@@ -101,21 +107,21 @@ INLINE void add_ranks(const float* v, const W* b, int64_t b_stride, int64_t num_
 template <typename W>
 void expand_one(const float* v, const W* b, int64_t b_stride, int64_t rank, float scale,
                 float* y, int64_t num_columns) {
-  alignas(32) float sum[kColumnChunk];
-  const int64_t whole = num_columns / kLanes * kLanes;
-  for (int64_t n = 0; n < whole; n += kLanes) store(sum + n, zero());
+  alignas(64) float sum[kMostColumns];
+  const int64_t whole = num_columns / kWideLanes * kWideLanes;
+  for (int64_t n = 0; n < whole; n += kWideLanes) store(sum + n, wide_zero());
   int64_t r = 0;
   for (; r + kRanks <= rank; r += kRanks)
     add_ranks<kRanks>(v + r, b + r * b_stride, b_stride, whole, sum);
   for (; r < rank; ++r) add_ranks<1>(v + r, b + r * b_stride, b_stride, whole, sum);
-  for (int64_t n = 0; n < whole; n += kLanes)
-    store(y + n, multiply_add(load(sum + n), spread(scale), load(y + n)));
+  for (int64_t n = 0; n < whole; n += kWideLanes)
+    store(y + n, multiply_add(load_wide(sum + n), spread_wide(&scale), load_wide(y + n)));
   expand_rest(v, b + whole, b_stride, rank, scale, y + whole, num_columns - whole);
 }
 
 // v[rows][ranks] = x[rows] . a[ranks] for up to kRanks of a version's ranks.
-template <typename W>
-INLINE void shrink(const float* x, const W* a, float* v, int64_t rows, int64_t num_columns,
+template <typename X, typename W>
+INLINE void shrink(const X* x, const W* a, float* v, int64_t rows, int64_t num_columns,
                    int64_t ranks, int64_t v_stride) {
   if (ranks == kRanks) return dots_of_rows<FloatDots, kRanks>(x, a, v, rows, num_columns, v_stride);
   for (int64_t rank = 0; rank < ranks; ++rank)
@@ -144,8 +150,8 @@ void add_part(const Part<W>& part, const Segment& segment, const float* shrunk, 
 }
 
 // y[T][N] += weight * scale * (x[T][K] @ A.T) @ B on the rows of every segment.
-template <typename W>
-void add_deltas(const float* x, float* y, const Version<W>* versions, const Segment* segments,
+template <typename X, typename W>
+void add_deltas(const X* x, float* y, const Version<W>* versions, const Segment* segments,
                 int64_t num_segments, int64_t num_columns, int64_t num_features) {
   const std::unique_ptr<int64_t[]> places(new int64_t[num_segments + 1]);
   int64_t size = 0, num_jobs = 0;
@@ -173,14 +179,15 @@ void add_deltas(const float* x, float* y, const Version<W>* versions, const Segm
              smaller(kRanks, version.num_ranks - rank), version.num_ranks);
     }
   });
-  const int64_t num_chunks = (num_features + kColumnChunk - 1) / kColumnChunk;
-  parallel_for(num_chunks, is_large, [&](int64_t start, int64_t stop) {
-    for (int64_t first = start * kColumnChunk; first < stop * kColumnChunk; first += kColumnChunk)
+  const int64_t share = (num_features / kPieces + kLeastColumns - 1) / kLeastColumns * kLeastColumns;
+  const int64_t chunk = larger(kLeastColumns, smaller(kMostColumns, share));
+  parallel_for((num_features + chunk - 1) / chunk, is_large, [&](int64_t start, int64_t stop) {
+    for (int64_t first = start * chunk; first < stop * chunk; first += chunk)
       for (int64_t s = 0; s < num_segments; ++s) {
         const Version<W>& version = versions[segments[s].slot];
         for (int64_t p = 0; p < version.num_parts; ++p)
           add_part(version.parts[p], segments[s], shrunk.get() + places[s], version.num_ranks,
-                   first, smaller(first + kColumnChunk, num_features), y, num_features);
+                   first, smaller(first + chunk, num_features), y, num_features);
       }
   });
 }
@@ -198,10 +205,16 @@ void multiflora_lora_float32(const float* x, float* y, const Version<float>* ver
   add_deltas(x, y, versions, segments, num_segments, num_columns, num_features);
 }
 
-// The same for bfloat16 factors, which are widened exactly.
+// The same for bfloat16 factors, and for bfloat16 rows too: both are widened exactly.
 void multiflora_lora_bfloat16(const float* x, float* y, const Version<uint16_t>* versions,
                               const Segment* segments, int64_t num_segments, int64_t num_columns,
                               int64_t num_features) {
+  add_deltas(x, y, versions, segments, num_segments, num_columns, num_features);
+}
+
+void multiflora_lora_bfloat16_rows(const uint16_t* x, float* y, const Version<uint16_t>* versions,
+                                   const Segment* segments, int64_t num_segments,
+                                   int64_t num_columns, int64_t num_features) {
   add_deltas(x, y, versions, segments, num_segments, num_columns, num_features);
 }
 

@@ -16,7 +16,7 @@ struct Float32 {
   template <int ROWS, int TILES>
   INLINE void add_octet(const uint8_t* codes, int64_t code_stride, const float* x, int64_t stride,
                         Wide* sum) const {
-    constexpr int STEP = kInStep ? TILES : 1;
+    constexpr int STEP = kRegisters < 32 ? 1 : TILES;  // tiles in step
     for (int first = 0; first < TILES; first += STEP) {
       Octet octets[STEP];
       for (int t = 0; t < STEP; ++t) octets[t] = codebook.fetch(codes + (first + t) * code_stride);
@@ -50,8 +50,6 @@ void multiply(const float* x, const uint8_t* codes, const float* absmax, float* 
 }
 
 #else
-
-constexpr int64_t kRowBlock = 64;  // rows that share one decoded tile
 
 // codes of 64 columns -> tile [64][16], unscaled.
 INLINE void decode(const uint8_t* codes, const Codebook& codebook, float* tile) {

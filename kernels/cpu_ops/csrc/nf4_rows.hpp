@@ -12,6 +12,8 @@
 
 namespace multiflora {
 
+constexpr int64_t kRowBlock = 64;  // rows that stay in the second-level cache while tiles pass by
+
 // y[r][n] of TILES tiles for ROWS rows; several tiles hide the adders' latency. absmax is applied
 // to the sum of each block.
 template <typename ARITHMETIC, int ROWS, int TILES>
@@ -70,17 +72,19 @@ void multiply_by_rows(const typename ARITHMETIC::Value* x, const uint8_t* codes,
   const bool is_large = num_rows * num_features * num_columns > kSerial;
   parallel_for((num_tiles + TILES - 1) / TILES, is_large, [&](int64_t start, int64_t stop) {
     const ARITHMETIC arithmetic;
-    int64_t tile = start * TILES;
     const int64_t end = smaller(stop * TILES, num_tiles);
-    const auto take = [&](auto tiles) {
-      all_rows<ARITHMETIC, MOST, tiles()>(arithmetic, x, stride,
-                                          codes + tile * num_columns / 8 * kOctet,
-                                          absmax + tile * num_blocks * kTile, y + tile * kTile,
-                                          num_features, num_blocks, num_rows);
-      tile += tiles();
-    };
-    while (tile + TILES <= end) take(std::integral_constant<int, TILES>());
-    while (tile < end) take(std::integral_constant<int, 1>());
+    for (int64_t row = 0; row < num_rows; row += kRowBlock) {
+      int64_t tile = start * TILES;
+      const auto take = [&](auto tiles) {
+        all_rows<ARITHMETIC, MOST, tiles()>(
+            arithmetic, x + row * stride, stride, codes + tile * num_columns / 8 * kOctet,
+            absmax + tile * num_blocks * kTile, y + row * num_features + tile * kTile,
+            num_features, num_blocks, smaller(kRowBlock, num_rows - row));
+        tile += tiles();
+      };
+      while (tile + TILES <= end) take(std::integral_constant<int, TILES>());
+      while (tile < end) take(std::integral_constant<int, 1>());
+    }
   });
 }
 

@@ -17,10 +17,14 @@ constexpr int64_t kWideLanes = 16;
 #ifdef MULTIFLORA_AVX512
 
 using Wide = __m512;
-constexpr bool kInStep = true;  // registers enough for several tiles at once
+constexpr int kRegisters = 32;
 
 INLINE Wide wide_zero() { return _mm512_setzero_ps(); }
 INLINE Wide load_wide(const float* p) { return _mm512_loadu_ps(p); }
+INLINE Wide load_wide(const uint16_t* p) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
 INLINE Wide spread_wide(const float* p) { return _mm512_set1_ps(*p); }
 INLINE void store(float* p, Wide v) { _mm512_storeu_ps(p, v); }
 INLINE Wide multiply_add(Wide a, Wide b, Wide c) { return _mm512_fmadd_ps(a, b, c); }
@@ -30,14 +34,17 @@ INLINE Vector half_of(const Wide& v, int half) {
 
 #else
 
-constexpr bool kInStep = false;
+constexpr int kRegisters = 8;  // sixteen of half the width
 
 struct Wide {
   Vector half[2];
 };
 
 INLINE Wide wide_zero() { return {{zero(), zero()}}; }
-INLINE Wide load_wide(const float* p) { return {{load(p), load(p + kLanes)}}; }
+template <typename W>
+INLINE Wide load_wide(const W* p) {
+  return {{load(p), load(p + kLanes)}};
+}
 INLINE Wide spread_wide(const float* p) {
   const Vector value = _mm256_broadcast_ss(p);
   return {{value, value}};

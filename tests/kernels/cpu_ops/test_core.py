@@ -115,6 +115,17 @@ def test_dense_matmul_and_deltas_take_any_shape(
 
 
 @needs_core
+@pytest.mark.parametrize("count", [1, 15, 4097, 300_001])
+def test_rounding_is_that_of_torch(count: int) -> None:
+    assert CORE is not None
+    # Every pattern of bits is as likely: subnormal numbers, infinities and NaN among them.
+    bits = torch.randint(-(2**31), 2**31, (count,), generator=torch.Generator().manual_seed(count))
+    x = bits.to(torch.int32).view(torch.float32)
+    x[:1] = torch.tensor(0x3F808000, dtype=torch.int32).view(torch.float32)  # between two, a tie
+    torch.testing.assert_close(CORE.round(x), x.bfloat16(), atol=0, rtol=0, equal_nan=True)
+
+
+@needs_core
 @pytest.mark.parametrize("num_columns", [7, 16, 67])
 @pytest.mark.parametrize("num_rows", [1, 5])
 def test_a_bfloat16_matrix_gives_the_bits_of_its_float32_copy(

@@ -58,6 +58,28 @@ def test_both_widths_give_the_same_bits(
         assert torch.equal(emulated_core.nf4_matmul(x, codes, absmax), expected)
 
 
+@pytest.mark.parametrize("dtype", [float32, bfloat16])
+@pytest.mark.parametrize("width", [5, 16, 41, 300])
+def test_both_widths_add_the_same_deltas(
+    core: Core, emulated_core: Core, width: int, dtype: torch.dtype
+) -> None:
+    a, b = random(7, 40, seed=1).to(dtype), random(7, width, seed=2).to(dtype)
+    tables = cpu_ops.make_lora_tables([[width]], torch.device("cpu"))
+    tables.write(0, {0: LoraFactors(a, (LoraPart(b, 0, 0, 0.5),))})
+    segments = (Segment(0, 1, 0), Segment(1, 8, 0, 0.75))
+    plan = cpu_ops.plan_lora(segments, num_rows=8, staging=DirectStaging(torch.device("cpu")))
+    x, before = random(8, 40).to(dtype), random(8, width, seed=3)
+    found = []
+    for each in (core, emulated_core):
+        y = before.clone()
+        each.add_deltas(y, x, dtype, tables.projection(0).versions, plan.records)
+        found.append(y)
+    assert torch.equal(*found)
+    widened = before.clone()
+    core.add_deltas(widened, x.float(), dtype, tables.projection(0).versions, plan.records)
+    assert torch.equal(found[0], widened)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bfloat16_products_are_those_of_the_rounded_levels(
     paired: Core, shape: tuple[int, int]

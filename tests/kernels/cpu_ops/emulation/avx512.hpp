@@ -77,6 +77,20 @@ inline __m512i srli_epi16(__m512i a, unsigned count) {
   return as<__m512i>(out);
 }
 
+inline __m512i slli_epi32(__m512i a, unsigned count) {
+  auto out = lanes_of<uint32_t>(a);
+  for (uint32_t& lane : out.lane) lane = count > 31 ? 0 : lane << count;
+  return as<__m512i>(out);
+}
+
+inline __m512i cvtepu16_epi32(__m256i a) {
+  uint16_t from[16];
+  std::memcpy(from, &a, sizeof from);
+  Lanes<uint32_t> out;
+  for (int i = 0; i < 16; ++i) out.lane[i] = from[i];
+  return as<__m512i>(out);
+}
+
 // Within each 128 bits; an index with its highest bit set gives zero.
 inline __m512i shuffle_epi8(__m512i a, __m512i indices) {
   const auto from = lanes_of<uint8_t>(a), index = lanes_of<uint8_t>(indices);
@@ -131,6 +145,9 @@ inline __m512 dpbf16_ps(__m512 c, __m512i a, __m512i b) {
 #define _mm512_fmadd_ps emulated::fmadd_ps
 #define _mm512_srli_epi32 emulated::srli_epi32
 #define _mm512_srli_epi16 emulated::srli_epi16
+#define _mm512_slli_epi32 emulated::slli_epi32
+#define _mm512_cvtepu16_epi32 emulated::cvtepu16_epi32
+#define _mm512_castsi512_ps(a) ((__m512)(a))
 #define _mm512_shuffle_epi8 emulated::shuffle_epi8
 #define _mm512_permutexvar_epi16 emulated::permutexvar_epi16
 #define _mm512_permutexvar_ps emulated::permutexvar_ps
