@@ -252,6 +252,27 @@ QUESTIONS: Final = (
         title="CPU kernels, beside torch and what the machine can do",
         command="python -m benchmarks.kernels.bench_cpu",
         group="bench-peers",
+        aims=(
+            Aim(
+                "NF4 of matrices in the caches, 1 to 64 rows, speed over bitsandbytes'",
+                "worst.cached_over_bitsandbytes",
+                "at least",
+                1.5,
+            ),
+            Aim("NF4 from 8 rows, share of the peak", "worst.of_peak_from_8_rows", "at least", 0.8),
+            Aim(
+                "NF4 beyond the caches, one row, share of the bandwidth",
+                "worst.of_bandwidth_of_one_row",
+                "at least",
+                0.8,
+            ),
+            Aim(
+                "8 adapters of rank 16, time over that of their bytes",
+                "worst.lora_over_byte_time",
+                "at most",
+                1.3,
+            ),
+        ),
     ),
     Question(
         name="gpu-kernels",
