@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from multiflora.adapters.flat_buffer import factor_views, fill_buffer
-from multiflora.adapters.folder import WEIGHTS_NAME, AdapterFolder
+from multiflora.adapters.folder import AdapterFolder
 from multiflora.adapters.inspection import inspect_adapter
 from multiflora.adapters.layout import plan_layout
+from multiflora.adapters.mapped_tensors import MappedTensors
 from multiflora.kernels.choose import choose_ops
 from multiflora.kernels.cpu_ops import has_fast_bfloat16
 from multiflora.kernels.ops import LoraTables, Ops, RopeTable
@@ -127,11 +127,11 @@ class Probe:
 
     def _place(self, adapter: Path, model: ModelConfig, tables: LoraTables) -> None:
         projections = model.adapter_projections()
-        modules = inspect_adapter(AdapterFolder(adapter), projections)
+        folder = AdapterFolder(adapter)
+        modules = inspect_adapter(folder, projections)
         layout = plan_layout(projections, modules, itemsize=self.dtype.itemsize)
         assert not layout.needs_base, "only plain LoRA is exported"
-        with safe_open(adapter / WEIGHTS_NAME, framework="pt") as tensors:
-            buffer = fill_buffer(layout, tensors.get_tensor, self.dtype)
+        buffer = fill_buffer(layout, MappedTensors(folder).get, self.dtype)
         tables.write(0, factor_views(layout, buffer.to(self.device)))
 
     def _builder(self, ops: Ops, model: ModelConfig, arena: KvArena) -> BatchBuilder:

@@ -3,12 +3,11 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from safetensors import safe_open
 from torch import Tensor
 
 from multiflora.adapters.error import AdapterRejected
-from multiflora.adapters.folder import WEIGHTS_NAME
 from multiflora.adapters.inspection import inspect_adapter
+from multiflora.adapters.mapped_tensors import MappedTensors
 from multiflora.adapters.module_spec import ModuleSpec
 from multiflora.adapters.store import AdapterStore
 
@@ -93,9 +92,9 @@ def _read(
                 f"version {digest[:12]} has more than LoRA or DoRA at {module.path}; only these on "
                 "the layers' linears can be trained further or be a reference",
             )
-    with safe_open(folder.path / WEIGHTS_NAME, framework="pt") as file:
-        names = [name for module in modules for name in _names(module)]
-        return modules, {name: file.get_tensor(name).float() for name in names}
+    stored = MappedTensors(folder)
+    names = [name for module in modules for name in _names(module)]
+    return modules, {name: stored.get(name).float() for name in names}
 
 
 def _names(module: ModuleSpec) -> tuple[str, ...]:
