@@ -79,13 +79,14 @@ _ORDER: Final = ("missed", "met", MISSING)
 def _aims(question: Question, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
     """A row for every aim and record that has its figure; one without if there is none."""
     for aim in question.aims:
-        figures = [aim.figure(record.figures) for record in records]
-        known = [figure for figure in figures if figure is not None]
-        for figure in known or [None]:
+        figures = [(aim.figure(record.figures), record.machine) for record in records]
+        known = [(figure, machine) for figure, machine in figures if figure is not None]
+        for figure, machine in known or [(None, "")]:
             yield {
                 "text": aim.text,
                 "bound": f"{aim.relation} {aim.bound:g}",
                 "figure": MISSING if figure is None else f"{figure:.3g}",
+                "machine": machine,
                 "verdict": _verdict(aim, figure),
                 "question": question.title,
                 "anchor": anchor(question.title),
