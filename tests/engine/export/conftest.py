@@ -6,10 +6,17 @@ from typing import Any
 
 import pytest
 
+from multiflora.engine.export import probe
 from multiflora.engine.export.export import ExportSettings, export_model
 from multiflora.engine.models.named_folder import NamedFolder
 
 Export = Callable[..., tuple[Path, dict[str, Any]]]
+
+
+@pytest.fixture(autouse=True)
+def compared_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on processors without bfloat16 units, where what is left is a difference of weights."""
+    monkeypatch.setattr(probe, "has_fast_bfloat16", lambda: False)
 
 
 @pytest.fixture

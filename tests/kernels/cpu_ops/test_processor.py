@@ -28,6 +28,15 @@ def test_tiers_follow_the_capability(
     assert set(expected) <= set(build.TIERS)
 
 
+@pytest.mark.parametrize(("capability", "expected"), [("AVX2", False), ("AVX512", True)])
+def test_bfloat16_units_that_torch_may_not_use_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, capability: str, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("bitsandbytes.functional.has_avx512bf16", lambda: True)
+    assert processor.has_fast_bfloat16.__wrapped__() is expected
+
+
 def test_the_best_core_that_was_built_is_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

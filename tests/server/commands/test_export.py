@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from multiflora.engine.export import probe
 from multiflora.server import cli
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def compared_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "has_fast_bfloat16", lambda: False)
 
 
 @pytest.fixture
