@@ -227,8 +227,8 @@ def test_what_was_not_opted_in_or_was_erased_is_in_no_file(
     say(api, said["id"], edit="Your secret is 4713.")
     ask(api, "loud", "My secret is 4714.", store=False)
     found = bytes_under(data_dir)
-    assert b"4712" in found
-    assert b"4713" in found
+    assert b"secret is 4712" in found
+    assert b"secret is 4713" in found
     assert api.delete("/v1/feedback", params={"user": "ann"}).status_code == 200
     left = bytes_under(data_dir)
     assert not any(f"secret is 471{digit}".encode() in left for digit in range(1, 5))
@@ -236,7 +236,7 @@ def test_what_was_not_opted_in_or_was_erased_is_in_no_file(
     assert api.get("/v1/adapters/loud/learning").json()["kept_completions"] == 1
     api.delete("/v1/adapters/loud")
     deadline = time.monotonic() + 30
-    while b"4715" in bytes_under(data_dir):
+    while b"secret is 4715" in bytes_under(data_dir):
         assert time.monotonic() < deadline
         time.sleep(0.2)
 

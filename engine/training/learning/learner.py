@@ -81,6 +81,8 @@ class Learner:
         # Runs begin and end in turn: what is erased cannot come back through one that begins.
         self._turn = asyncio.Lock()
         self._trimmed = 0.0
+        # The server before may have ended between deleting a name and scrubbing what it had.
+        self._must_scrub = True
         files.guard(self._need_of)
 
     def is_keeping(self, name: str) -> bool:
@@ -169,7 +171,10 @@ class Learner:
         """From the database: they go with their names, as does all that was kept for these."""
         known, self._policies = self._policies, await asyncio.to_thread(self.runs.policies)
         if not known.keys() <= self._policies.keys():
+            self._must_scrub = True
+        if self._must_scrub:
             await asyncio.to_thread(self.store.scrub)
+            self._must_scrub = False
 
     def _is_due(self, name: str, policy: LearningPolicy) -> bool:
         now = self._clock()

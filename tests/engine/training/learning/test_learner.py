@@ -1,19 +1,23 @@
 """From feedback to a version that answers, and back: whatever fails, the live version stays."""
 
 import asyncio
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from multiflora.adapters.error import UnknownName
+from multiflora.adapters.error import RegistryUnavailable, UnknownName
+from multiflora.adapters.registry import DATABASE_NAME
 from multiflora.engine.errors import RequestRejected
 from multiflora.engine.training.data.file_registry import FileInUse
 from multiflora.engine.training.learning.error import LearningOff, LearningRuns
 from multiflora.engine.training.learning.policy import CanaryPolicy, LearningPolicy
 from multiflora.engine.training.learning.traffic import Outcome
 
-from .conftest import LIVE, Loop
+from .conftest import LIVE, Loop, make_loop
 
 pytestmark = pytest.mark.anyio
 CANARY = CanaryPolicy(min_requests=5, max_seconds=100)
@@ -312,6 +316,47 @@ async def test_a_name_that_is_deleted_ends_its_run(loop: Loop) -> None:
     await loop.learner.tick()
     assert loop.world.jobs.rows.get(job.id).status == "cancelled"
     assert loop.world.shop.files.internal() == []
+
+
+def is_on_disk(text: str, folder: Path) -> bool:
+    return any(text.encode() in path.read_bytes() for path in folder.glob(f"{DATABASE_NAME}*"))
+
+
+@pytest.fixture
+def loop_on_disk(tmp_path: Path) -> Iterator[Loop]:
+    loop = make_loop(tmp_path, is_on_disk=True)
+    yield loop
+    loop.registry.close()
+
+
+async def test_what_a_deleted_name_kept_leaves_the_disk_though_a_reader_was_in_the_way(
+    loop_on_disk: Loop, tmp_path: Path
+) -> None:
+    loop = loop_on_disk
+    await loop.opt_in()
+    await loop.learner.start()
+    with closing(sqlite3.connect(tmp_path / DATABASE_NAME)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM completion").fetchone()
+        loop.edit(1, question="my secret")
+        loop.registry.delete("poet")
+        with pytest.raises(RegistryUnavailable, match="another program"):
+            await loop.learner.tick()
+        assert is_on_disk("my secret", tmp_path)
+    await loop.learner.tick()
+    assert not is_on_disk("my secret", tmp_path)
+
+
+async def test_what_a_name_kept_leaves_the_disk_though_the_server_died_when_it_was_deleted(
+    loop_on_disk: Loop, tmp_path: Path
+) -> None:
+    loop = loop_on_disk
+    await loop.opt_in()
+    loop.edit(1, question="my secret")
+    loop.registry.delete("poet")
+    assert is_on_disk("my secret", tmp_path)
+    await loop.restart()
+    assert not is_on_disk("my secret", tmp_path)
 
 
 async def test_an_adapter_that_only_collects_does_not_learn(loop: Loop) -> None:
