@@ -158,6 +158,18 @@ class AdapterFolder:
             raise AdapterRejected("invalid_file", f"{WEIGHTS_NAME} header: {error}") from error
         return header
 
+    @cached_property
+    def outline(self) -> bytes:
+        """A sha256 of all but the tensors' values: the config, the header and the file's size.
+
+        Folders that share it hold tensors of the same names and types in the same places.
+        """
+        sizes = f"{len(self.config_bytes)} {self.weights_bytes}\n"
+        total = hashlib.sha256(sizes.encode() + self.config_bytes)
+        for chunk in self._read(0, self.data_start):
+            total.update(chunk)
+        return total.digest()
+
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {entry.name: entry.shape for entry in self.entries}

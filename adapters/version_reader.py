@@ -16,6 +16,7 @@ from .error import AdapterRejected
 from .flat_buffer import fill_buffer
 from .folder import AdapterFolder
 from .inspection import inspect_adapter
+from .known_outlines import KnownOutlines
 from .layout import FlatLayout, plan_layout
 from .mapped_tensors import MappedTensors
 from .module_spec import ModuleSpec
@@ -82,14 +83,18 @@ class VersionReader:
         self._max_rank = max_rank
         self._is_pinned = is_pinned
         self._base = base
+        self._known = KnownOutlines(self._layout)
 
     def plan(self, digest: str) -> PlannedVersion:
         folder = self._store.open(digest)
-        modules = inspect_adapter(folder, self._projections)
-        _check_ranks(modules, self._max_rank)
-        layout = plan_layout(self._projections, modules, itemsize=self._dtype.itemsize)
+        layout = self._known.layout_of(folder)
         num_bytes = layout.num_elements * self._dtype.itemsize
         return PlannedVersion(digest, folder, layout, num_bytes, self._host_bytes(num_bytes))
+
+    def _layout(self, folder: AdapterFolder) -> FlatLayout:
+        modules = inspect_adapter(folder, self._projections)
+        _check_ranks(modules, self._max_rank)
+        return plan_layout(self._projections, modules, itemsize=self._dtype.itemsize)
 
     def _host_bytes(self, num_bytes: int) -> int:
         # torch's allocator of pinned memory rounds up to a power of two.
