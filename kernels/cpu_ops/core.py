@@ -48,16 +48,21 @@ class Core:
 
         self.multiplies_bfloat16 = hasattr(library, "multiflora_nf4_matmul_bfloat16")
         activations = DTYPES if self.multiplies_bfloat16 else (float32,)
-        self._nf4_matmul = {
-            dtype: one(f"nf4_matmul_{str(dtype)[6:]}", [_POINTER] * 4 + [_INT] * 3)
-            for dtype in activations
-        }
-        self._nf4_backward = one("nf4_backward", [_POINTER] * 4 + [_INT] * 3)
+        self._nf4_matmul, self._nf4_backward = (
+            {
+                dtype: one(f"{name}_{str(dtype)[6:]}", [_POINTER] * 4 + [_INT] * 3)
+                for dtype in activations
+            }
+            for name in ("nf4_matmul", "nf4_backward")
+        )
         self._dense_backward = both("dense_backward", [_POINTER] * 3 + [_INT] * 3)
         self._nf4_unpack = one("nf4_unpack", [_POINTER] * 3 + [_INT] * 2)
         self._dense_matmul = both("dense_matmul", [_POINTER] * 3 + [_INT] * 3)
         if self.multiplies_bfloat16:
             self._dense_matmul_of_pairs = one("dense_matmul_of_pairs", [_POINTER] * 3 + [_INT] * 3)
+            self._dense_backward_of_pairs = one(
+                "dense_backward_of_pairs", [_POINTER] * 3 + [_INT] * 3
+            )
         self._lora = both("lora", [_POINTER] * 4 + [_INT] * 3)
         self._lora_of_bfloat16_rows = one("lora_bfloat16_rows", [_POINTER] * 4 + [_INT] * 3)
         self._round = one("round", [_POINTER] * 2 + [_INT])
@@ -84,10 +89,11 @@ class Core:
         return y
 
     def nf4_backward(self, y: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
-        """y float32 [M, N], codes and absmax as of ``nf4_matmul`` -> ``y @ W`` [M, K]."""
-        x = y.new_empty(y.shape[0], codes.shape[1] * 4)
-        counts = *y.shape, x.shape[1]
-        self._nf4_backward(y.data_ptr(), codes.data_ptr(), absmax.data_ptr(), x.data_ptr(), *counts)
+        """y [M, N], codes and absmax as of ``nf4_matmul`` -> ``y @ W`` [M, K]."""
+        x = y.new_empty(y.shape[0], codes.shape[1] * 4, dtype=float32)
+        self._nf4_backward[y.dtype](
+            y.data_ptr(), codes.data_ptr(), absmax.data_ptr(), x.data_ptr(), *y.shape, x.shape[1]
+        )
         return x
 
     def nf4_unpack(self, codes: Tensor, absmax: Tensor) -> Tensor:
@@ -130,12 +136,15 @@ class Core:
         return out
 
     def dense_backward(self, y: Tensor, weight: Tensor) -> Tensor:
-        """y float32 [M, N], weight [N, K] -> ``y @ W`` [M, K].
+        """y [M, N], weight [N, K] -> float32 ``y @ W`` [M, K].
 
-        K is a multiple of ``BLOCK_COLUMNS``.
+        y is float32, or bfloat16 as weight is. K is a multiple of ``BLOCK_COLUMNS``.
         """
-        x = y.new_empty(y.shape[0], weight.shape[1])
-        backward = self._dense_backward[weight.dtype]
+        x = y.new_empty(y.shape[0], weight.shape[1], dtype=float32)
+        is_paired = y.dtype == bfloat16
+        backward = (
+            self._dense_backward_of_pairs if is_paired else self._dense_backward[weight.dtype]
+        )
         backward(y.data_ptr(), weight.data_ptr(), x.data_ptr(), y.shape[0], *weight.shape)
         return x
 

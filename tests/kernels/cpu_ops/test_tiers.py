@@ -101,6 +101,41 @@ def test_bfloat16_products_are_those_of_the_rounded_levels(
         assert torch.equal(cpu_ops.linear(x[start:stop], packed, None, None), whole[start:stop])
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bfloat16_gradients_flow_back_through_the_rounded_weights(
+    paired: Core, shape: tuple[int, int]
+) -> None:
+    canonical = quantize(random(*shape, seed=1))
+    packed = cpu_ops.pack_nf4(canonical, bfloat16)
+    dy = random(135, shape[0]).bfloat16()
+    rounded = nf4.dequantize(canonical).bfloat16()
+    found = paired.nf4_backward(dy, packed.tensors["codes"], packed.tensors["absmax"])
+    torch.testing.assert_close(found.double(), dy.double() @ rounded.double(), atol=1e-3, rtol=1e-5)
+    whole = cpu_ops.input_gradient(dy, packed)
+    assert torch.equal(whole, found.bfloat16())
+    for start, stop in ((0, 1), (3, 8), (126, 135)):
+        assert torch.equal(cpu_ops.input_gradient(dy[start:stop], packed), whole[start:stop])
+    dense = cpu_ops.input_gradient(dy, DenseWeight(rounded))
+    assert torch.equal(dense, whole)
+
+
+@pytest.mark.parametrize("num_features", [1, 2, 63, 65, 130])
+def test_bfloat16_gradients_flow_back_through_a_matrix_of_any_height(
+    paired: Core, num_features: int
+) -> None:
+    weight = random(num_features, 128, seed=1).bfloat16()
+    for num_rows in (1, 2, 3, 4, 5, 6, 300):
+        dy = random(num_rows, num_features).bfloat16()
+        found = paired.dense_backward(dy, weight)
+        expected = dy.double() @ weight.double()
+        torch.testing.assert_close(found.double(), expected, atol=1e-3, rtol=1e-5)
+
+
+def test_columns_that_make_no_whole_block_flow_back_by_torch(paired: Core) -> None:
+    dy, weight = random(3, 24).bfloat16(), random(24, 72, seed=1).bfloat16()
+    assert torch.equal(cpu_ops.input_gradient(dy, DenseWeight(weight)), dy @ weight)
+
+
 @pytest.mark.parametrize("num_features", [1, 3, 4, 29])
 def test_a_bfloat16_matrix_meets_bfloat16_rows(paired: Core, num_features: int) -> None:
     x, weight = random(9, 96).bfloat16(), random(num_features, 96, seed=1).bfloat16()

@@ -46,6 +46,15 @@ inline __m512i loadu_si512(const void* p) {
 
 inline void storeu_ps(void* p, __m512 value) { std::memcpy(p, &value, sizeof value); }
 
+inline void storeu_si512(void* p, __m512i value) { std::memcpy(p, &value, sizeof value); }
+
+inline __m512i or_si512(__m512i a, __m512i b) {
+  const auto other = lanes_of<uint32_t>(b);
+  auto out = lanes_of<uint32_t>(a);
+  for (int i = 0; i < 16; ++i) out.lane[i] |= other.lane[i];
+  return as<__m512i>(out);
+}
+
 inline __m512 set1_ps(float value) {
   Lanes<float> out;
   for (float& lane : out.lane) lane = value;
@@ -115,6 +124,23 @@ inline __m512 permutexvar_ps(__m512i indices, __m512 a) {
   return as<__m512>(out);
 }
 
+// To nearest, ties to even, subnormals taken for zero; NaN becomes a quiet one.
+inline __m256i cvtneps_pbh(__m512 a) {
+  const auto from = lanes_of<float>(a);
+  uint16_t out[16];
+  for (int i = 0; i < 16; ++i) {
+    float value = from.lane[i];
+    if (std::fpclassify(value) == FP_SUBNORMAL) value = std::copysign(0.0f, value);
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const uint32_t half = 0x7fff + ((bits >> 16) & 1);
+    out[i] = static_cast<uint16_t>(std::isnan(value) ? (bits >> 16) | 0x40 : (bits + half) >> 16);
+  }
+  __m256i value;
+  std::memcpy(&value, out, sizeof value);
+  return value;
+}
+
 // A product with its lower neighbour after it, both fused, subnormals taken for zero.
 inline __m512 dpbf16_ps(__m512 c, __m512i a, __m512i b) {
   const auto x = lanes_of<uint16_t>(a), y = lanes_of<uint16_t>(b);
@@ -140,6 +166,8 @@ inline __m512 dpbf16_ps(__m512 c, __m512i a, __m512i b) {
 #define _mm512_loadu_ps emulated::loadu_ps
 #define _mm512_loadu_si512 emulated::loadu_si512
 #define _mm512_storeu_ps emulated::storeu_ps
+#define _mm512_storeu_si512 emulated::storeu_si512
+#define _mm512_or_si512 emulated::or_si512
 #define _mm512_set1_ps emulated::set1_ps
 #define _mm512_set1_epi32 emulated::set1_epi32
 #define _mm512_fmadd_ps emulated::fmadd_ps
@@ -147,6 +175,7 @@ inline __m512 dpbf16_ps(__m512 c, __m512i a, __m512i b) {
 #define _mm512_srli_epi16 emulated::srli_epi16
 #define _mm512_slli_epi32 emulated::slli_epi32
 #define _mm512_cvtepu16_epi32 emulated::cvtepu16_epi32
+#define _mm512_cvtneps_pbh emulated::cvtneps_pbh
 #define _mm512_castsi512_ps(a) ((__m512)(a))
 #define _mm512_shuffle_epi8 emulated::shuffle_epi8
 #define _mm512_permutexvar_epi16 emulated::permutexvar_epi16
