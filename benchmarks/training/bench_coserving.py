@@ -1,11 +1,13 @@
 """What does a training job cost those who are served, and what do they leave it?
 
 Requests arrive at random at half the rate that the engine can serve. Three phases of equal length:
-serving alone, training alone, both; inter-token gaps and trained tokens are compared.
+serving alone, training alone, both, with the same arrivals; inter-token gaps and trained tokens are
+compared.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import statistics
@@ -83,12 +85,12 @@ class Traffic:
         return num_requests / (time.perf_counter() - started)
 
     async def flow(self, rate: float, seconds: float) -> Latencies:
-        """Latencies of the requests that arrive within ``seconds``."""
+        """Latencies of the requests that arrive within ``seconds``, at the same times each call."""
         measured, streams = Latencies(), []
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
+        started = time.perf_counter()
+        for arrival in arrivals(rate, seconds):
+            await asyncio.sleep(max(0.0, started + arrival - time.perf_counter()))
             streams.append(asyncio.create_task(self._stream(measured)))
-            await asyncio.sleep(self._random.expovariate(rate))
         await asyncio.gather(*streams)
         return measured
 
@@ -103,6 +105,13 @@ class Traffic:
             if event.tokens:
                 (measured.first if is_first else measured.gaps).append(now - last)
                 last, is_first = now, False
+
+
+def arrivals(rate: float, seconds: float) -> list[float]:
+    """When requests come, in seconds from the start: at random, ``rate`` a second, never anew."""
+    numbers = random.Random(3)
+    gaps = (numbers.expovariate(rate) for _ in itertools.count())
+    return list(itertools.takewhile(lambda at: at < seconds, itertools.accumulate(gaps)))
 
 
 class Training:
