@@ -238,7 +238,8 @@ class EngineLoop:
     def _step(self) -> float:
         """Run one step; returns its seconds, 0 if there was nothing to run."""
         started = time.perf_counter()
-        plan = self._scheduler.schedule()
+        # No gap between two tokens holds a quantum and a prompt.
+        plan = self._scheduler.schedule(is_late=self._background_seconds == 0)
         for rejection in self._scheduler.take_rejections():
             self._meter.forget(rejection.request)
             self._fail(rejection.request.id, rejection.error.code, str(rejection.error))

@@ -13,7 +13,7 @@ as that client keeps more than the waiting one has.
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -112,6 +112,7 @@ class Scheduler:
         self._running: list[ActiveRequest] = []
         self._requests: dict[str, ActiveRequest] = {}
         self._fresh_blocks: list[int] = []
+        self._is_brief = False
         self._rejections: list[Rejection] = []
         self._step = 0
         self._arrivals = 0
@@ -174,12 +175,18 @@ class Scheduler:
             self.finish(rejection.request)
         return rejections
 
-    def schedule(self) -> StepPlan:
-        """Plan one step; the plan is empty if nothing can run yet."""
+    def schedule(self, *, is_late: bool = False) -> StepPlan:
+        """Plan one step; the plan is empty if nothing can run yet.
+
+        If ``is_late``, those that decode have waited already: prompts do for one step.
+        """
         self._step += 1
         self._fresh_blocks = []
         self._make_room()
-        budget = StepBudget(self._config.max_batched_tokens, self._config.max_num_requests)
+        num_decoding = sum(request.num_pending == 1 for request in self._running)
+        self._is_brief = is_late and num_decoding > 0 and not self._is_brief
+        num_tokens = num_decoding if self._is_brief else self._config.max_batched_tokens
+        budget = StepBudget(num_tokens, self._config.max_num_requests)
         counts: dict[str, int] = {}
         for request in self._by_phase():
             count = budget.offer(request)
@@ -210,11 +217,9 @@ class Scheduler:
     def _outranks_last(self, request: ActiveRequest) -> bool:
         return request.request.priority < self._running[-1].request.priority
 
-    def _by_phase(self) -> Iterator[ActiveRequest]:
+    def _by_phase(self) -> list[ActiveRequest]:
         """Decoding requests before prefilling ones; each in the order of admission."""
-        running = list(self._running)
-        yield from (request for request in running if request.num_pending == 1)
-        yield from (request for request in running if request.num_pending > 1)
+        return sorted(self._running, key=lambda request: request.num_pending > 1)
 
     def _reserve(self, request: ActiveRequest, count: int, counts: dict[str, int]) -> bool:
         """Give ``request`` blocks for ``count`` more tokens, preempting later ones if need be."""
@@ -325,11 +330,8 @@ class Scheduler:
         try:
             return self._memory.prepare(request.digests, is_blend=request.is_blend)
         except AdapterRejected as error:
-            same = (
-                other
-                for other in self._waiting
-                if (other.digests, other.is_blend) == (request.digests, request.is_blend)
-            )
+            key = request.digests, request.is_blend
+            same = (other for other in self._waiting if (other.digests, other.is_blend) == key)
             self._rejections += [Rejection(other, error) for other in same]
             return Readiness.LOADING
 

@@ -3,7 +3,7 @@
 # float32 logits of a chunk; with their softmax and their form in the model's dtype up to four
 # times as much. A chunk is a quantum: a CPU, whose memory is as near to small chunks as to large
 # ones, takes a layer's time for it.
-CHUNK_BYTES = {"cpu": 16 << 20}
+CHUNK_BYTES = {"cpu": 8 << 20}
 MOST_CHUNK_BYTES = 64 << 20
 MAX_CHUNK_ROWS = 1024
 

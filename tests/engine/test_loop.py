@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from multiflora.engine.background import NoTraining, ServingLoad
 from multiflora.engine.config import CacheConfig, SchedulerConfig
 from multiflora.engine.messages import (
     Abort,
@@ -298,3 +299,31 @@ def test_loading_again_takes_an_unload_back(make_bench: Callable[..., Any]) -> N
         bench.turn()
     bench.turn()
     assert bench.loop.stats().resident_versions == (digest,)
+
+
+class Busy(NoTraining):
+    """Training that runs a quantum after every step, as ``throughput`` may."""
+
+    def turn(self, load: ServingLoad) -> float:
+        return 0.0
+
+
+def test_a_step_after_a_quantum_takes_no_prompts_but_the_next_one_does(
+    make_bench: Callable[..., Any],
+) -> None:
+    bench = make_bench(scheduler=SchedulerConfig(max_batched_tokens=16, max_num_requests=4))
+    bench.loop._background = Busy("a test", lambda report: None)
+    steps: list[list[int]] = []
+    run = bench.loop._run
+
+    def noting(plan: StepPlan) -> Any:
+        steps.append(sorted(item.count for item in plan.items))
+        return run(plan)
+
+    bench.loop._run = noting
+    bench.run([bench.request(None, PROMPT, id=str(number), max_tokens=30) for number in range(3)])
+    assert all(reason is FinishReason.LENGTH for reason in bench.reasons.values())
+    mixed = [place for place, counts in enumerate(steps) if counts[0] == 1 and counts[-1] > 1]
+    assert mixed
+    for place in mixed:
+        assert set(steps[place - 1]) == {1}, "a step before it was brief"

@@ -101,8 +101,8 @@ class Harness:
         for item in requests:
             self.scheduler.submit(item)
 
-    def step(self) -> StepPlan:
-        plan = self.scheduler.schedule()
+    def step(self, *, is_late: bool = False) -> StepPlan:
+        plan = self.scheduler.schedule(is_late=is_late)
         self.rejected += [r.request.id for r in self.scheduler.take_rejections()]
         self.check(plan)
         for item in plan.items:
@@ -382,3 +382,14 @@ def test_a_prompt_can_be_read_without_an_answer() -> None:
     harness = Harness()
     harness.submit(request("read", 9, 0))
     assert harness.run() == ["read"]
+
+
+def test_in_a_late_step_prompts_wait_for_those_who_decode_but_once() -> None:
+    harness = Harness()
+    harness.submit(request("a", 5, 4))
+    harness.step(is_late=True)
+    harness.submit(request("b", 20, 1))
+    plans = [harness.step(is_late=True) for _ in range(3)]
+    counts = [{item.request.id: item.count for item in plan.items} for plan in plans]
+    assert counts == [{"a": 1}, {"a": 1, "b": 15}, {"a": 1}]
+    assert harness.run() == ["a", "b"]
