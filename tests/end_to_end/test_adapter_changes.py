@@ -4,8 +4,9 @@ The demo's adapters answer in four manners, and greedy answers are the same in a
 text of an answer says which version gave it.
 """
 
-import asyncio
 import itertools
+import json
+import math
 import os
 import random
 import shutil
@@ -14,34 +15,41 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from safetensors.torch import load_file, save
 
 import multiflora
 
 from .conftest import HTTP
+from .storm import QUESTIONS, Storm, ask_body
 
 DEMO = Path(multiflora.__file__).parent / "engine" / "demo" / "adapters"
 MANNERS = ("formal", "json", "pirate", "shout")
-QUESTIONS = ("Is 4821 even or odd?", "Count these words: boat cheese", "Even or odd: 310")
+RANKS = (8, 16, 32, 64)
+# Room for some of the versions of all manners and ranks.
+CRAMPED = "10MB"
 
 
-def files(manner: str) -> dict[str, bytes]:
-    return {
-        "config": (DEMO / manner / "adapter_config.json").read_bytes(),
-        "weights": (DEMO / manner / "adapter_model.safetensors").read_bytes(),
-    }
-
-
-def ask_body(model: str, question: str, **fields: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": question}]
-    return {"model": model, "messages": messages, "temperature": 0, "max_tokens": 24, **fields}
+@cache
+def files(manner: str, rank: int | None = None) -> dict[str, bytes]:
+    """An adapter of the demo, filled up with zeros to ``rank`` at least: another version."""
+    config = json.loads((DEMO / manner / "adapter_config.json").read_bytes())
+    tensors = load_file(DEMO / manner / "adapter_model.safetensors")
+    if rank is not None and rank > config["r"]:
+        more = rank / config["r"]
+        config["lora_alpha"] *= math.sqrt(more) if config["use_rslora"] else more
+        config["r"] = rank
+        for name, tensor in tensors.items():
+            wanted = (rank, tensor.shape[1]) if "lora_A" in name else (tensor.shape[0], rank)
+            tensors[name] = tensor.new_zeros(wanted)
+            tensors[name][: tensor.shape[0], : tensor.shape[1]] = tensor
+    return {"config": json.dumps(config).encode(), "weights": save(tensors)}
 
 
 def ask(url: str, model: str, question: str = QUESTIONS[0], **fields: Any) -> tuple[str, str]:
@@ -53,8 +61,9 @@ def ask(url: str, model: str, question: str = QUESTIONS[0], **fields: Any) -> tu
     return content, response.headers.get("x-adapter-version", "")
 
 
-def put(url: str, name: str, manner: str, **data: str) -> dict[str, Any]:
-    response = HTTP.put(f"{url}/v1/adapters/{name}", files=files(manner), data=data, timeout=60)
+def put(url: str, name: str, manner: str, rank: int | None = None, **data: str) -> dict[str, Any]:
+    parts = files(manner, rank)
+    response = HTTP.put(f"{url}/v1/adapters/{name}", files=parts, data=data, timeout=60)
     assert response.status_code in (200, 201), response.text
     return response.json()
 
@@ -92,75 +101,32 @@ def demo(start_server: Callable[..., Any], root: Path) -> Any:
 @pytest.fixture(scope="module")
 def expected(demo: Any) -> dict[tuple[str, str], str]:
     """What each version says, by (version, question)."""
+    return what_is_said(demo.url, MANNERS)
+
+
+def what_is_said(url: str, names: Sequence[str]) -> dict[tuple[str, str], str]:
     said: dict[tuple[str, str], str] = {}
-    for manner, question in itertools.product(MANNERS, QUESTIONS):
-        text, version = ask(demo.url, manner, question)
+    for name, question in itertools.product(names, QUESTIONS):
+        text, version = ask(url, name, question)
         said[version, question] = text
     assert len(set(said.values())) == len(MANNERS) * len(QUESTIONS)
     return said
 
 
-@dataclass
-class Storm:
-    """Requests at a fixed rate, whoever waits, over all names; each is checked when it ends."""
-
-    url: str
-    names: list[str]
-    expected: dict[tuple[str, str], str]
-    rate: float
-    answered: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-
-    async def run(self, is_over: threading.Event) -> None:
-        limits = httpx.Limits(max_connections=200, max_keepalive_connections=200)
-        async with (
-            httpx.AsyncClient(base_url=self.url, timeout=60, limits=limits) as client,
-            asyncio.TaskGroup() as tasks,
-        ):
-            begun = time.monotonic()
-            for number in itertools.count():
-                if is_over.is_set():
-                    return
-                tasks.create_task(self._ask(client, number))
-                pause = begun + (number + 1) / self.rate - time.monotonic()
-                await asyncio.sleep(max(0.0, pause))
-
-    async def _ask(self, client: httpx.AsyncClient, number: int) -> None:
-        question = QUESTIONS[number % len(QUESTIONS)]
-        name = self.names[number % len(self.names)]
-        stream = number % 2 == 0
-        body = ask_body(name, question, stream=stream, user=f"user-{number % 7}")
-        response = await client.post("/v1/chat/completions", json=body)
-        if response.status_code != 200:
-            self.wrong.append(f"{name}: {response.status_code} {response.text[:200]}")
-            return
-        version = response.headers["x-adapter-version"]
-        text = _streamed(response) if stream else _whole(response)
-        self.answered[version] += 1
-        if text != self.expected[version, question] or response.headers["x-adapter-id"] != name:
-            self.wrong.append(f"{name}: {text!r} from {version[:12]}")
-
-
-def _whole(response: httpx.Response) -> str:
-    return response.json()["choices"][0]["message"]["content"]
-
-
-def _streamed(response: httpx.Response) -> str:
-    import json
-
-    lines = [line[6:] for line in response.text.splitlines() if line.startswith("data: {")]
-    chunks = [json.loads(line) for line in lines]
-    return "".join(c["delta"].get("content", "") for chunk in chunks for c in chunk["choices"])
-
-
-def change(url: str, name: str, draw: random.Random, versions: list[str]) -> None:
+def change(
+    url: str,
+    name: str,
+    draw: random.Random,
+    versions: list[str],
+    shapes: Sequence[tuple[str, int | None]],
+) -> None:
     """One swap, rollback or canary change of a name that keeps two versions at least."""
     kept = adapters(url)[name]["versions"]
     match draw.randrange(6):
         case 0:
-            put(url, name, draw.choice(MANNERS))
+            put(url, name, *draw.choice(shapes))
         case 1:
-            canary = put(url, name, draw.choice(MANNERS), activate="false")
+            canary = put(url, name, *draw.choice(shapes), activate="false")
             if canary["published"] != canary["version"]:
                 move(url, name, "canary", version=canary["published"], weight=0.5)
         case 2:
@@ -184,24 +150,26 @@ def storm(
     rate: float,
     changes: int,
     pause: float = 0.0,
+    ranks: Sequence[int | None] = (None,),
 ) -> dict[str, float]:
     """Ask at ``rate`` while adapters change ``changes`` times, every ``pause`` seconds at the most;
     returns what was measured."""
     url = server.url
+    shapes = list(itertools.product(MANNERS, ranks))
     draw = random.Random(4)
     named = [f"storm-{number}" for number in range(names)]
     for number, name in enumerate(named):
-        put(url, name, MANNERS[number % 4])
-        put(url, name, MANNERS[(number + 1) % 4])
+        put(url, name, *shapes[number % len(shapes)])
+        put(url, name, *shapes[(number + 1) % len(shapes)])
     versions = sorted({version for version, _ in expected})
     asking = Storm(url, named, expected, rate)
     is_over = threading.Event()
-    thread = threading.Thread(target=lambda: asyncio.run(asking.run(is_over)))
+    thread = threading.Thread(target=asking.run, args=(is_over,))
     began = time.monotonic()
     thread.start()
     try:
         for number in range(changes):
-            change(url, named[number % names], draw, versions)
+            change(url, named[number % names], draw, versions, shapes)
             time.sleep(max(0.0, began + (number + 1) * pause - time.monotonic()))
         seconds = time.monotonic() - began
     finally:
@@ -229,12 +197,21 @@ def test_no_request_fails_or_hears_the_wrong_version_while_adapters_change(
 
 
 @pytest.mark.full
-def test_a_hundred_requests_per_second_over_twenty_names_during_two_hundred_changes(
-    demo: Any, expected: dict[tuple[str, str], str]
+def test_a_hundred_requests_per_second_while_twenty_names_change_and_versions_are_evicted(
+    start_server: Callable[..., Any],
 ) -> None:
-    measured = storm(demo, expected, names=20, rate=100, changes=200, pause=0.15)
-    print(measured)
+    memory = ("--adapter-memory", CRAMPED, "--adapter-memory-max", CRAMPED)
+    server = start_server("--device", "cpu", *memory)
+    names = [f"{manner}-{rank}" for manner, rank in itertools.product(MANNERS, RANKS)]
+    for name in names:
+        manner, rank = name.split("-")
+        put(server.url, name, manner, int(rank))
+    expected = what_is_said(server.url, names)
+    measured = storm(server, expected, names=20, rate=100, changes=200, pause=0.15, ranks=RANKS)
+    evictions = server.metric("multiflora_adapter_evictions_total")
+    print(measured, f"{evictions:.0f} evictions")
     assert measured["requests"] > 1000
+    assert evictions > 20
 
 
 def test_the_documented_commands_work(demo: Any, tmp_path: Path) -> None:
