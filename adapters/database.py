@@ -85,24 +85,31 @@ class Database:
         with self.lock:
             yield self._connection
 
-    def scrub(self) -> None:
+    def scrub(self, *, is_patient: bool = True, keep_copies: bool = False) -> None:
         """Leave nothing of what was deleted in any file: neither in the log nor in older copies.
 
-        Raises ``RegistryUnavailable`` if another program reads the file, or the disk fails.
+        If ``is_patient``, readers get some seconds to end. Raises ``RegistryUnavailable`` if
+        another program reads the file, or the disk fails.
         """
         with self.lock:
             try:
+                self._set_patience(_BUSY_SECONDS if is_patient else 0)
                 (is_busy, *_) = self._connection.execute(
                     "PRAGMA wal_checkpoint(TRUNCATE)"
                 ).fetchone()
+                self._set_patience(_BUSY_SECONDS)
             except sqlite3.Error as error:
                 raise self._unavailable(error) from error
             if is_busy:
                 raise RegistryUnavailable(
                     f"{self._path} is read by another program, so that its log still has what was "
-                    "deleted; close that program, then delete again"
+                    "deleted; it goes soon after that program is closed"
                 )
-            self._remove_copies()
+            if not keep_copies:
+                self._remove_copies()
+
+    def _set_patience(self, seconds: float) -> None:
+        self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
 
     def _remove_copies(self) -> None:
         if self._path is None:

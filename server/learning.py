@@ -81,10 +81,13 @@ def make_learner(
 
 async def keep_learning(learner: Learner, *, seconds: float = TICK_SECONDS) -> None:
     """Start the loop, and let it look around until it is cancelled."""
-    await learner.start()
+    is_started = False
     try:
         while True:
             try:
+                if not is_started:
+                    await learner.start()
+                    is_started = True
                 await learner.tick()
             except Exception:
                 logger.exception("the continual loop stands still and is tried again")

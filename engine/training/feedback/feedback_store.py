@@ -264,9 +264,12 @@ class FeedbackStore:
             self._database.scrub()
         return num_removed
 
-    def scrub(self) -> None:
-        """Leave nothing of what went with a name in the database's log or its copies."""
-        self._database.scrub()
+    def scrub(self, *, keep_copies: bool) -> None:
+        """Leave nothing of what went with a name in the database's log, nor in its copies.
+
+        Raises ``RegistryUnavailable`` at once if another program reads the database.
+        """
+        self._database.scrub(is_patient=False, keep_copies=keep_copies)
 
     def _select(self, condition: str, *values: Any, tail: str = "") -> list[Feedback]:
         with self._database.reading() as connection:

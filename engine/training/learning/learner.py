@@ -9,10 +9,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 
-from multiflora.adapters.error import AdapterRejected, UnknownName
+from multiflora.adapters.error import AdapterRejected, RegistryUnavailable, UnknownName
 
 from ...errors import RequestRejected
 from ..data.file_registry import FileInUse, FileRegistry, UnknownFile
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 600, 24 * 3600
 _TRIM_SECONDS: Final = 600.0
+_SCRUB_SECONDS: Final = 60.0
 
 
 class Learner:
@@ -81,8 +82,10 @@ class Learner:
         # Runs begin and end in turn: what is erased cannot come back through one that begins.
         self._turn = asyncio.Lock()
         self._trimmed = 0.0
-        # The server before may have ended between deleting a name and scrubbing what it had.
-        self._must_scrub = True
+        # The server before may have ended between deleting a name and scrubbing what it had. The
+        # copies that this one made of the database have nothing of that.
+        self._must_scrub, self._keep_copies = True, True
+        self._next_scrub = 0.0
         files.guard(self._need_of)
 
     def is_keeping(self, name: str) -> bool:
@@ -146,13 +149,16 @@ class Learner:
         if self._clock() - self._trimmed >= _TRIM_SECONDS:
             self._trimmed = self._clock()
             await asyncio.to_thread(self._trim)
+        if self._must_scrub and self._clock() >= self._next_scrub:
+            await self._scrub()
 
     async def delete(self, feedback_id: str, *, view: str | None = None) -> None:
         """Erase one piece of feedback. Raises ``FeedbackNotFound``."""
         async with self._turn:
             runs = await asyncio.to_thread(self.store.runs_with, feedback_id, view=view)
             await self._call_off(runs)
-            await asyncio.to_thread(self.store.delete, feedback_id, view=view)
+            with self._scrubbing_later():
+                await asyncio.to_thread(self.store.delete, feedback_id, view=view)
 
     async def erase(
         self, *, adapter: str | None = None, user: str | None = None, view: str | None = None
@@ -165,16 +171,32 @@ class Learner:
         async with self._turn:
             whose: dict[str, Any] = {"adapter": adapter, "user": user, "view": view}
             await self._call_off(await asyncio.to_thread(self.store.runs_of, **whose))
-            return await asyncio.to_thread(self.store.erase, **whose)
+            with self._scrubbing_later():
+                return await asyncio.to_thread(self.store.erase, **whose)
 
     async def _read_policies(self) -> None:
         """From the database: they go with their names, as does all that was kept for these."""
         known, self._policies = self._policies, await asyncio.to_thread(self.runs.policies)
         if not known.keys() <= self._policies.keys():
-            self._must_scrub = True
-        if self._must_scrub:
-            await asyncio.to_thread(self.store.scrub)
-            self._must_scrub = False
+            self._must_scrub, self._keep_copies = True, False
+
+    async def _scrub(self) -> None:
+        """Of what is gone nothing may stay in a file; the loop goes on while that cannot be."""
+        try:
+            await asyncio.to_thread(self.store.scrub, keep_copies=self._keep_copies)
+            self._must_scrub, self._keep_copies = False, True
+        except RegistryUnavailable as error:
+            self._next_scrub = self._clock() + _SCRUB_SECONDS
+            logger.warning("%s", error)
+
+    @contextlib.contextmanager
+    def _scrubbing_later(self) -> Iterator[None]:
+        """Rows are gone when it fails, and nothing will ask to scrub them again."""
+        try:
+            yield
+        except RegistryUnavailable:
+            self._must_scrub, self._keep_copies = True, False
+            raise
 
     def _is_due(self, name: str, policy: LearningPolicy) -> bool:
         now = self._clock()
@@ -236,7 +258,8 @@ class Learner:
     def _trim(self) -> None:
         for name, policy in self._policies.items():
             oldest = int(self._clock()) - policy.keep_seconds
-            self.store.trim(name, num_completions=policy.keep_completions, oldest=oldest)
+            with self._scrubbing_later():
+                self.store.trim(name, num_completions=policy.keep_completions, oldest=oldest)
 
     def _need_of(self, file_id: str) -> str | None:
         for name, policy in self.runs.policies().items():
