@@ -18,12 +18,13 @@ class ServingLoad:
     """What serving did in this turn and is about to do.
 
     ``step_seconds`` is 0 if no step ran. A request that waits for its first token waits for the
-    device: it is queued, or its prompt is not done.
+    device: it is queued, or its prompt is not done. In a brief step prompts waited too.
     """
 
     step_seconds: float
     num_requests: int
     awaits_first_token: bool
+    is_brief: bool = False
 
 
 class Background(Protocol):

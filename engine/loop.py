@@ -120,6 +120,7 @@ class EngineLoop:
                 step_seconds=step_seconds,
                 num_requests=self._scheduler.num_running + self._scheduler.num_waiting,
                 awaits_first_token=self._scheduler.awaits_first_token,
+                is_brief=self._scheduler.is_brief,
             )
         )
 
@@ -238,7 +239,7 @@ class EngineLoop:
     def _step(self) -> float:
         """Run one step; returns its seconds, 0 if there was nothing to run."""
         started = time.perf_counter()
-        # No gap between two tokens holds a quantum and a prompt.
+        # A gap between two tokens holds a quantum or a prompt, both only where quanta go on and on.
         plan = self._scheduler.schedule(is_late=self._background_seconds == 0)
         for rejection in self._scheduler.take_rejections():
             self._meter.forget(rejection.request)

@@ -112,7 +112,7 @@ class Scheduler:
         self._running: list[ActiveRequest] = []
         self._requests: dict[str, ActiveRequest] = {}
         self._fresh_blocks: list[int] = []
-        self._is_brief = False
+        self.is_brief = False
         self._rejections: list[Rejection] = []
         self._step = 0
         self._arrivals = 0
@@ -184,8 +184,8 @@ class Scheduler:
         self._fresh_blocks = []
         self._make_room()
         num_decoding = sum(request.num_pending == 1 for request in self._running)
-        self._is_brief = is_late and num_decoding > 0 and not self._is_brief
-        num_tokens = num_decoding if self._is_brief else self._config.max_batched_tokens
+        self.is_brief = is_late and num_decoding > 0 and not self.is_brief
+        num_tokens = num_decoding if self.is_brief else self._config.max_batched_tokens
         budget = StepBudget(num_tokens, self._config.max_num_requests)
         counts: dict[str, int] = {}
         for request in self._by_phase():

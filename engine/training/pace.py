@@ -76,7 +76,8 @@ class Pace:
 
     def serve(self, load: ServingLoad) -> None:
         """Take note of a turn of serving, after its step."""
-        self._num_awaiting = self._num_awaiting + 1 if load.awaits_first_token else 0
+        taken = self._num_awaiting + (0 if load.is_brief else 1)
+        self._num_awaiting = taken if load.awaits_first_token else 0
         if not load.step_seconds:
             # A gap in which nothing was decoded is nobody's wait for a token.
             self._last_step = None

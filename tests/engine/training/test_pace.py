@@ -1,5 +1,7 @@
 """Neither side starves, whatever the other does, and a share is kept or follows a target."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,6 +131,17 @@ def test_a_prompt_of_one_step_or_two_waits_for_no_quantum() -> None:
         for _ in range(PATIENCE - 1):
             assert not machine.turn(busy(0.03, awaits_first_token=True), 0.007)
     assert machine.trained > 0.25 * machine.served
+
+
+def test_a_step_in_which_prompts_wait_does_not_use_up_the_patience() -> None:
+    machine = Machine("balanced")
+    for _ in range(50):
+        for _ in range(9):
+            machine.turn(busy(0.01), 0.007)
+        brief = replace(busy(0.01, awaits_first_token=True), is_brief=True)
+        assert not machine.turn(brief, 0.007)
+        for _ in range(PATIENCE - 1):
+            assert not machine.turn(busy(0.03, awaits_first_token=True), 0.007)
 
 
 def test_a_target_out_of_reach_leaves_the_floor_and_a_generous_one_the_ceiling() -> None:
