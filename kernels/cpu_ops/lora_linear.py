@@ -34,7 +34,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None, lora: LoraInput | Non
 
 def input_gradient(dy: Tensor, weight: Weight) -> Tensor:
     core = load_core()
-    dx = _flow_back(dy.contiguous(), weight, core) if core is not None else None
+    dx = _flow_back(dy, weight, core) if core is not None else None
     if core is None or dx is None:
         return dy @ _dense(weight, dy.dtype)
     return dx if dy.dtype == float32 else core.round(dx)
@@ -46,12 +46,13 @@ def _flow_back(dy: Tensor, weight: Weight, core: Core) -> Tensor | None:
     if not (is_paired or dy.dtype == float32) or len(dy) > _FUSED_ROWS[dy.dtype]:
         return None
     if isinstance(weight, Nf4Weight):
-        is_tiled = weight.layout == TILES_LAYOUT
+        if weight.layout != TILES_LAYOUT:
+            return None
         tensors = weight.tensors
-        return core.nf4_backward(dy, tensors["codes"], tensors["absmax"]) if is_tiled else None
+        return core.nf4_backward(dy.contiguous(), tensors["codes"], tensors["absmax"])
     reads = (bfloat16,) if is_paired else DTYPES
     is_read = weight.data.dtype in reads and _is_blocked(weight.data)
-    return core.dense_backward(dy, weight.data) if is_read else None
+    return core.dense_backward(dy.contiguous(), weight.data) if is_read else None
 
 
 def _is_blocked(matrix: Tensor) -> bool:
