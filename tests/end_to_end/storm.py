@@ -32,6 +32,7 @@ class Storm:
     rate: float
     answered: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    num_asked: int = 0
     _own: threading.local = field(default_factory=threading.local)
     _closing: ExitStack = field(default_factory=ExitStack)
 
@@ -42,6 +43,7 @@ class Storm:
                 if is_over.is_set():
                     return
                 clients.submit(self._ask, number)
+                self.num_asked += 1
                 time.sleep(max(0.0, begun + (number + 1) / self.rate - time.monotonic()))
 
     def _ask(self, number: int) -> None:
