@@ -248,7 +248,7 @@ def _arguments() -> argparse.Namespace:
     option("--smoke", action="store_true", help="the demo's base and short axes: that it runs")
     arguments = parser.parse_args()
     if arguments.smoke:
-        arguments.base, arguments.tokens, arguments.repeats, arguments.threads = "demo", 6, 1, 1
+        arguments.base, arguments.tokens, arguments.repeats, arguments.threads = "demo", 32, 1, 1
         arguments.adapter_memory, arguments.kv_memory = "16MiB", "16MiB"
     return arguments
 

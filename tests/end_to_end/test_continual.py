@@ -28,7 +28,7 @@ POLICY: dict[str, Any] = {
     "min_rows": 8,
     # What a run becomes must not hang on how its rows were shuffled.
     "seed": 1,
-    "hyperparameters": {"n_epochs": 10, "batch_size": 4},
+    "hyperparameters": {"n_epochs": 16, "batch_size": 4},
     "training": {"optimizer": {"learning_rate": 5e-3}},
     "canary_weight": 0.5,
     # Times on a machine that is busy with other tests say nothing.

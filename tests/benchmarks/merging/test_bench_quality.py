@@ -39,6 +39,7 @@ def test_every_way_of_serving_is_asked(smoke_run: Callable[..., Record]) -> None
     for style, scores in found["both blended, half each"].items():
         merged = found["both merged, linear"][style]
         assert merged["perplexity"] == pytest.approx(scores["perplexity"], rel=0.02)
-    exported = found["json exported, float32"]["json"]
-    assert exported["perplexity"] == pytest.approx(served["json"]["perplexity"], rel=1e-3)
-    assert found["json exported, NF4 again"]["json"]["perplexity"] > exported["perplexity"]
+    exported, again = found["json exported, float32"], found["json exported, NF4 again"]
+    assert exported["json"]["perplexity"] == pytest.approx(served["json"]["perplexity"], rel=1e-3)
+    # What was learned is sure either way; where the model is at a loss, rounding shows.
+    assert again[PLAIN]["perplexity"] != pytest.approx(exported[PLAIN]["perplexity"], rel=0.02)
