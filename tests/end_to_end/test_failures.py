@@ -96,11 +96,12 @@ def test_a_stop_signal_drains_and_exits_zero(
     with ThreadPoolExecutor(1) as pool:
         stream = pool.submit(_read_stream, server, {**LONG, "max_tokens": 200}, started)
         assert started.wait(30)
+        server.engine.suspend()  # The stream does not end while the door is looked at.
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
-        assert httpx.get(f"{server.url}/ready").status_code == 503
+        server.wait(lambda: httpx.get(f"{server.url}/ready").status_code == 503)
         refused = httpx.post(f"{server.url}/v1/completions", json=LONG)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        server.engine.resume()
         text = stream.result(60)
     assert text.rstrip().endswith("data: [DONE]")
     assert '"error"' not in text
