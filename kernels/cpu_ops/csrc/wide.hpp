@@ -31,6 +31,9 @@ INLINE Wide multiply_add(Wide a, Wide b, Wide c) { return _mm512_fmadd_ps(a, b, 
 INLINE Vector half_of(const Wide& v, int half) {
   return load(reinterpret_cast<const float*>(&v) + half * kLanes);
 }
+INLINE Wide pair_of(Vector low, Vector high) {
+  return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
 
 #else
 

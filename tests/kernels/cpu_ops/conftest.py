@@ -10,7 +10,7 @@ from multiflora.kernels.cpu_ops.core import Core, load_core
 
 _EMULATION = Path(__file__).parent / "emulation" / "avx512.hpp"
 _FLAGS = ("-O1", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-mavx2")
-_QUIET = ("-mfma", "-Wno-psabi", "-Wno-ignored-attributes")
+_QUIET = ("-mfma", "-mf16c", "-Wno-psabi", "-Wno-ignored-attributes")
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +29,9 @@ def emulated_core(core: Core, tmp_path_factory: pytest.TempPathFactory) -> Core:
     sources = map(str, sorted(build.SOURCES.glob("*.cpp")))
     subprocess.run(["g++", *_FLAGS, *_QUIET, *emulation, *sources, "-o", str(path)], check=True)
     return Core(path, "emulated AVX-512")
+
+
+@pytest.fixture(scope="session")
+def avx2_core(core: Core) -> Core:
+    """The core of the oldest processors that have one."""
+    return Core(build.build("avx2"), "avx2")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from multiflora.kernels import cpu_ops, torch_ops
-from multiflora.kernels.cpu_ops import core
+from multiflora.kernels.cpu_ops import attention, core
 from multiflora.kernels.ops import AttentionRun, Ops
 from multiflora.kernels.staging import DirectStaging
 
@@ -97,3 +97,65 @@ def test_heads_that_the_core_does_not_take_are_attended_by_torch() -> None:
     runs = [AttentionRun(0, 2, 20, [1, 0])]
     found = attend(cpu_ops, q, caches, runs, None)
     torch.testing.assert_close(found, attend(torch_ops, q, caches, runs, None))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    context=st.integers(0, 150),
+    heads=st.sampled_from([(4, 4), (7, 1), (6, 2)]),
+    head_dim=st.sampled_from([8, 64, 72]),
+    window=st.sampled_from([None, 1, 40]),
+    dtype=st.sampled_from(core.DTYPES),
+    cut=st.integers(1, 19),
+)
+def test_a_row_is_the_same_bits_alone_and_among_others(
+    context: int,
+    heads: tuple[int, int],
+    head_dim: int,
+    window: int | None,
+    dtype: torch.dtype,
+    cut: int,
+) -> None:
+    """Twenty rows at once, cut in two, and one by one."""
+    num_rows, num_blocks = 20, 11
+    shape = (num_blocks, BLOCK, heads[1], head_dim)
+    caches = (random(*shape, seed=1).to(dtype), random(*shape, seed=2).to(dtype))
+    q = random(num_rows, heads[0], head_dim, seed=3).to(dtype)
+    table = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(5)).tolist()
+
+    def rows(start: int, stop: int) -> Tensor:
+        runs = [AttentionRun(0, stop - start, context + start, table)]
+        return attend(cpu_ops, q[start:stop], caches, runs, window)
+
+    whole = rows(0, num_rows)
+    assert torch.equal(torch.cat((rows(0, cut), rows(cut, num_rows))), whole)
+    assert torch.equal(torch.cat([rows(row, row + 1) for row in range(num_rows)]), whole)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    num_rows=st.integers(1, 10),
+    context=st.integers(0, 140),
+    heads=st.sampled_from([(3, 3), (7, 1)]),
+    head_dim=st.sampled_from([8, 24, 64]),
+    dtype=st.sampled_from(core.DTYPES),
+)
+def test_both_widths_give_the_same_bits(
+    emulated_core: core.Core,
+    avx2_core: core.Core,
+    num_rows: int,
+    context: int,
+    heads: tuple[int, int],
+    head_dim: int,
+    dtype: torch.dtype,
+) -> None:
+    shape = (10, BLOCK, heads[1], head_dim)
+    caches = (random(*shape, seed=1).to(dtype), random(*shape, seed=2).to(dtype))
+    q = random(num_rows, heads[0], head_dim, seed=3).to(dtype)
+    found = []
+    for width in (emulated_core, avx2_core):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attention, "core_for", lambda dtype, width=width: width)
+            runs = [AttentionRun(0, num_rows, context, list(range(9, -1, -1)))]
+            found.append(attend(cpu_ops, q, caches, runs, None))
+    assert torch.equal(*found)

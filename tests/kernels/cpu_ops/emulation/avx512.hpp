@@ -74,6 +74,17 @@ inline __m512 fmadd_ps(__m512 a, __m512 b, __m512 c) {
   return as<__m512>(out);
 }
 
+inline __m512 castps256_ps512(__m256 low) {
+  __m512 value = setzero_ps();
+  std::memcpy(&value, &low, sizeof low);
+  return value;
+}
+
+inline __m512 insertf32x8(__m512 a, __m256 half, int which) {
+  std::memcpy(reinterpret_cast<char*>(&a) + which * sizeof half, &half, sizeof half);
+  return a;
+}
+
 inline __m512i srli_epi32(__m512i a, unsigned count) {
   auto out = lanes_of<uint32_t>(a);
   for (uint32_t& lane : out.lane) lane = count > 31 ? 0 : lane >> count;
@@ -171,6 +182,8 @@ inline __m512 dpbf16_ps(__m512 c, __m512i a, __m512i b) {
 #define _mm512_set1_ps emulated::set1_ps
 #define _mm512_set1_epi32 emulated::set1_epi32
 #define _mm512_fmadd_ps emulated::fmadd_ps
+#define _mm512_castps256_ps512 emulated::castps256_ps512
+#define _mm512_insertf32x8 emulated::insertf32x8
 #define _mm512_srli_epi32 emulated::srli_epi32
 #define _mm512_srli_epi16 emulated::srli_epi16
 #define _mm512_slli_epi32 emulated::slli_epi32
