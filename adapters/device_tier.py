@@ -1,7 +1,7 @@
 """Versions in device memory: their slots, their bytes on the way in, and the kernels' tables."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from multiflora.kernels.ops import LoraTables
@@ -124,12 +124,11 @@ class DeviceTier:
         else:
             self._copies[digest] = copy
 
-    def take_arrivals(self) -> list[str]:
-        """Make completed copies usable; returns their digests."""
-        complete = [d for d, copy in self._copies.items() if copy.arrival.is_complete()]
-        for digest in complete:
+    def take_arrivals(self) -> Iterator[str]:
+        """Make completed copies usable, one after the other, and give their digests."""
+        for digest in [d for d, copy in self._copies.items() if copy.arrival.is_complete()]:
             self._open(digest, self._copies.pop(digest))
-        return complete
+            yield digest
 
     def _open(self, digest: str, copy: _Copy) -> None:
         self.copy_seconds.observe(time.perf_counter() - copy.started)

@@ -1,14 +1,18 @@
 """A version's weights as one tensor, and the views of it that kernels read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from multiflora.kernels.adjustment import Adjustment
+from multiflora.kernels.matrix_copy import MatrixCopies, MatrixCopy
 from multiflora.kernels.ops import LoraFactors, LoraPart
 
+from .folder import AdapterFolder
 from .layout import FlatLayout, PartLayout, ProjectionLayout
+from .tensor_file import DTYPES
 
 Read = Callable[[str], Tensor]
 
@@ -21,16 +25,47 @@ def fill_buffer(
     Vectors depend on the base and are left at zero; ``fill_vectors`` fills them.
     """
     buffer = torch.zeros(layout.num_elements, dtype=dtype, pin_memory=is_pinned)
-    for projection in layout.projections:
-        a = _a(buffer, projection)
-        for part in projection.parts:
-            rank = part.module.rank
-            if rank:
-                a[part.first_rank : part.first_rank + rank].copy_(read(part.module.a_name))
-                _b(buffer, part).copy_(read(part.module.b_name).T)
-            if part.module.weight:
-                _weight(buffer, projection).copy_(read(part.module.weight))
+    for place in _places(layout):
+        values = read(place.name)
+        matrix = _matrix(buffer, place.offset, place.num_rows, place.num_columns)
+        matrix.copy_(values.T if place.is_transposed else values)
     return buffer
+
+
+def plan_copies(layout: FlatLayout, folder: AdapterFolder) -> MatrixCopies:
+    """What ``fill_buffer`` does, for the weights file of ``folder`` and those of its outline."""
+    entries = {entry.name: entry for entry in folder.entries}
+    copies = []
+    for place in _places(layout):
+        entry = entries[place.name]
+        shape = place.num_rows, place.num_columns
+        assert entry.shape == (shape[::-1] if place.is_transposed else shape), entry
+        start, dtype = folder.data_start + entry.start, DTYPES[entry.dtype]
+        copies.append(MatrixCopy(start, place.offset, *shape, dtype, place.is_transposed))
+    return MatrixCopies(copies)
+
+
+class _Place(NamedTuple):
+    """Where a tensor of the file goes: a matrix of the buffer, the tensor itself or transposed."""
+
+    name: str
+    offset: int
+    num_rows: int
+    num_columns: int
+    is_transposed: bool = False
+
+
+def _places(layout: FlatLayout) -> Iterator[_Place]:
+    for projection in layout.projections:
+        for part in projection.parts:
+            module, width = part.module, projection.in_features
+            if module.rank:
+                start = projection.a_offset + part.first_rank * width
+                yield _Place(module.a_name, start, module.rank, width)
+                yield _Place(module.b_name, part.b_offset, module.rank, part.width, True)
+            if module.weight:
+                assert projection.weight_offset is not None
+                yield _Place(module.weight, projection.weight_offset, *projection.weight_shape)
 
 
 def lora_views(layout: FlatLayout, buffer: Tensor) -> dict[int, LoraFactors]:

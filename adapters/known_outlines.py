@@ -1,4 +1,4 @@
-"""Layouts of versions read lately, for those that differ from one of them in values alone.
+"""Recipes of versions read lately, for those that differ from one of them in values alone.
 
 A team's adapters come from few recipes. To check a header of hundreds of tensors and lay them out
 keeps the interpreter for milliseconds, which steps wait for; to see that it is a known one does
@@ -11,6 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from multiflora.kernels.matrix_copy import MatrixCopies
+
+from .flat_buffer import plan_copies
 from .folder import AdapterFolder, TensorEntry
 from .layout import FlatLayout
 
@@ -18,13 +21,16 @@ _MAX_KEPT: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class Recipe:
+    """All that versions of one outline share: ``copies`` take a file to a buffer of ``layout``."""
+
     entries: tuple[TensorEntry, ...]
     layout: FlatLayout
+    copies: MatrixCopies
 
 
 class KnownOutlines:
-    """The last ``max_kept`` layouts, by ``AdapterFolder.outline``; loader threads share it.
+    """The last ``max_kept`` recipes, by ``AdapterFolder.outline``; loader threads share it.
 
     ``lay_out`` raises for folders that are no adapters of the base: of these nothing is kept.
     """
@@ -35,23 +41,25 @@ class KnownOutlines:
         self._lay_out = lay_out
         self._max_kept = max_kept
         self._lock = threading.Lock()
-        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._known: OrderedDict[bytes, Recipe] = OrderedDict()
 
-    def layout_of(self, folder: AdapterFolder) -> FlatLayout:
-        """The folder's layout; the entries of a known folder are taken for its own."""
+    def recipe_of(self, folder: AdapterFolder) -> Recipe:
+        """The folder's recipe; the entries of a known one are taken for the folder's own."""
         known = self._find(folder.outline)
         if known is None:
-            known = self._keep(folder.outline, _Known(folder.entries, self._lay_out(folder)))
+            layout = self._lay_out(folder)
+            recipe = Recipe(folder.entries, layout, plan_copies(layout, folder))
+            known = self._keep(folder.outline, recipe)
         folder.entries = known.entries
-        return known.layout
+        return known
 
-    def _find(self, outline: bytes) -> _Known | None:
+    def _find(self, outline: bytes) -> Recipe | None:
         with self._lock:
             if outline in self._known:
                 self._known.move_to_end(outline)
             return self._known.get(outline)
 
-    def _keep(self, outline: bytes, known: _Known) -> _Known:
+    def _keep(self, outline: bytes, known: Recipe) -> Recipe:
         """What another thread may have kept meanwhile goes before ``known``."""
         with self._lock:
             kept = self._known.setdefault(outline, known)

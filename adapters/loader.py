@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -96,13 +96,14 @@ class Loader:
     def _is_large(self, planned: PlannedVersion) -> bool:
         return planned.num_bytes > self._large_bytes or planned.layout.needs_norms
 
-    def take_plans(self) -> list[Finished[PlannedVersion]]:
+    def take_plans(self) -> Iterator[Finished[PlannedVersion]]:
         return _take(self._plans, self.seconds["plan"])
 
-    def take_reads(self) -> list[Finished[HostVersion]]:
-        finished = _take(self._reads, self.seconds["read"])
-        self._large.difference_update(item.digest for item in finished)
-        return finished
+    def take_reads(self) -> Iterator[Finished[HostVersion]]:
+        """One after the other: what is not asked for stays for the next time."""
+        for finished in _take(self._reads, self.seconds["read"]):
+            self._large.discard(finished.digest)
+            yield finished
 
     def close(self) -> None:
         for lane in (self._small_lane, self._large_lane):
@@ -125,9 +126,11 @@ def _timed(work: Callable[[Item], Outcome], item: Item) -> _Timed[Outcome]:
     return _Timed(work(item), time.perf_counter() - started)
 
 
-def _take(work: dict[str, Future[_Timed[Outcome]]], seconds: Histogram) -> list[Finished[Outcome]]:
-    done = [digest for digest, future in work.items() if future.done()]
-    return [_finish(digest, work.pop(digest), seconds) for digest in done]
+def _take(
+    work: dict[str, Future[_Timed[Outcome]]], seconds: Histogram
+) -> Iterator[Finished[Outcome]]:
+    for digest in [digest for digest, future in work.items() if future.done()]:
+        yield _finish(digest, work.pop(digest), seconds)
 
 
 def _finish(digest: str, future: Future[_Timed[Outcome]], seconds: Histogram) -> Finished[Outcome]:

@@ -22,6 +22,7 @@ from .error import AdapterRejected
 from .host_tier import HostTier
 from .loader import Loader
 from .loan import Lender, NoLender
+from .recent_failure import RecentFailures
 from .slots import Readiness
 from .tier import Tier
 from .transfer import Transfer
@@ -33,8 +34,8 @@ _MAX_SMALL_LOADS: Final = 8
 _MAX_LOADS: Final = 64
 # How often small loads may take host memory that an earlier one waits for.
 _MAX_OVERTAKES: Final = 32
-# A version that failed is not read again for every request of a flood.
-_RETRY_SECONDS: Final = 1.0
+# A version of hundreds of matrices keeps the loop for a millisecond or two when it becomes usable.
+_TAKING_SECONDS: Final = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,6 @@ class LoadResult:
     digest: str
     error: AdapterRejected | None
     is_pin: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    error: AdapterRejected
-    at_seconds: float
 
 
 @dataclass(slots=True)
@@ -88,7 +83,7 @@ class Residency:
         self._clock = clock
         self._wishes = WishList()
         self._waiting: dict[str, _WaitingLoad] = {}
-        self._failures: dict[str, _Failure] = {}
+        self._failures = RecentFailures(clock)
 
     def close(self) -> None:
         self._loader.close()
@@ -115,7 +110,7 @@ class Residency:
         """
         wanted = tuple(dict.fromkeys(digests))
         for digest in wanted:
-            if failure := self._recent_failure(digest):
+            if failure := self._failures.find(digest):
                 raise failure
             if self.tier_of(digest) is Tier.DISK and self._wishes.add(digest):
                 self._start_loads()
@@ -156,7 +151,7 @@ class Residency:
 
     def start_load(self, digest: str) -> bool:
         """Begin loading, or report that there is nothing to load; forgets an earlier failure."""
-        self._failures.pop(digest, None)
+        self._failures.forget(digest)
         if self.tier_of(digest) is not Tier.DISK:
             return False
         self._wishes.loads[digest] = None
@@ -165,7 +160,7 @@ class Residency:
 
     def pin(self, digest: str) -> None:
         """Bring ``digest`` to the device and keep it there; ``poll`` tells how that ended."""
-        self._failures.pop(digest, None)
+        self._failures.forget(digest)
         self._wishes.pins[digest] = None
         self._start_loads()
 
@@ -176,7 +171,7 @@ class Residency:
 
     def unload(self, digest: str) -> bool:
         """Free an idle version's memory in both tiers; False while it is in use or on its way."""
-        self._failures.pop(digest, None)
+        self._failures.forget(digest)
         if digest in self._loader or digest in self._waiting or digest in self._wishes.pins:
             return False
         if digest in self.slots:
@@ -187,10 +182,13 @@ class Residency:
         return True
 
     def poll(self) -> list[LoadResult]:
-        """Take in finished reads and copies; called between steps."""
-        results = [*self._take_plans(), *self._take_reads()]
+        """Take in finished reads and copies, as many as a step can wait for; called between two."""
+        deadline = self._clock() + _TAKING_SECONDS
+        results = [*self._take_plans(), *self._take_reads(deadline)]
         for digest in self._device.take_arrivals():
             self.host.hold(digest, False)
+            if self._clock() >= deadline:
+                break
         results += self._settle_pins()
         self._start_loads()
         return results
@@ -240,7 +238,7 @@ class Residency:
     def _is_missing(self, digest: str) -> bool:
         is_under_way = digest in self._loader or digest in self._waiting
         is_missing = self.tier_of(digest) is Tier.DISK and not is_under_way
-        return is_missing and not self._recent_failure(digest)
+        return is_missing and not self._failures.find(digest)
 
     def _start_read(self, planned: PlannedVersion) -> bool:
         keep = self._wishes.keep(planned.digest, apart_from=self.slots.digests())
@@ -273,7 +271,7 @@ class Residency:
                     f"version {planned.digest[:12]} needs {needed} bytes, {flag} is {limit}",
                 )
 
-    def _take_reads(self) -> Iterator[LoadResult]:
+    def _take_reads(self, deadline: float) -> Iterator[LoadResult]:
         for finished in self._loader.take_reads():
             digest = finished.digest
             if isinstance(finished.outcome, AdapterRejected):
@@ -286,11 +284,11 @@ class Residency:
             if digest in self._wishes.loads:
                 del self._wishes.loads[digest]
                 yield LoadResult(digest, None)
+            if self._clock() >= deadline:
+                return
 
     def _fail(self, digest: str, error: AdapterRejected) -> Iterator[LoadResult]:
-        for other in tuple(self._failures):
-            self._recent_failure(other)
-        self._failures[digest] = _Failure(error, self._clock())
+        self._failures.add(digest, error)
         self.load_failures[error.code] += 1
         if digest in self._wishes.loads:
             del self._wishes.loads[digest]
@@ -299,14 +297,6 @@ class Residency:
             del self._wishes.pins[digest]
             self.slots.unpin(digest)
             yield LoadResult(digest, error, is_pin=True)
-
-    def _recent_failure(self, digest: str) -> AdapterRejected | None:
-        """Why ``digest`` is not read again yet; an old failure is forgotten."""
-        failure = self._failures.get(digest)
-        if failure and self._clock() - failure.at_seconds >= _RETRY_SECONDS:
-            del self._failures[digest]
-            return None
-        return failure.error if failure else None
 
     # Host to device.
 

@@ -13,10 +13,9 @@ from torch import Tensor
 from .base_copy import check_base_copies
 from .base_view import BaseView
 from .error import AdapterRejected
-from .flat_buffer import fill_buffer
 from .folder import AdapterFolder
 from .inspection import inspect_adapter
-from .known_outlines import KnownOutlines
+from .known_outlines import KnownOutlines, Recipe
 from .layout import FlatLayout, plan_layout
 from .mapped_tensors import MappedTensors
 from .module_spec import ModuleSpec
@@ -31,9 +30,13 @@ class PlannedVersion:
 
     digest: str
     folder: AdapterFolder
-    layout: FlatLayout
+    recipe: Recipe
     num_bytes: int
     host_bytes: int
+
+    @property
+    def layout(self) -> FlatLayout:
+        return self.recipe.layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +90,9 @@ class VersionReader:
 
     def plan(self, digest: str) -> PlannedVersion:
         folder = self._store.open(digest)
-        layout = self._known.layout_of(folder)
-        num_bytes = layout.num_elements * self._dtype.itemsize
-        return PlannedVersion(digest, folder, layout, num_bytes, self._host_bytes(num_bytes))
+        recipe = self._known.recipe_of(folder)
+        num_bytes = recipe.layout.num_elements * self._dtype.itemsize
+        return PlannedVersion(digest, folder, recipe, num_bytes, self._host_bytes(num_bytes))
 
     def _layout(self, folder: AdapterFolder) -> FlatLayout:
         modules = inspect_adapter(folder, self._projections)
@@ -103,10 +106,12 @@ class VersionReader:
     def read(self, planned: PlannedVersion) -> HostVersion:
         layout = planned.layout
         tensors = MappedTensors(planned.folder)
-        buffer = fill_buffer(layout, tensors.get, self._dtype, is_pinned=self._is_pinned)
+        size, dtype = layout.num_elements, self._dtype
+        buffer = torch.zeros(size, dtype=dtype, pin_memory=self._is_pinned)
+        planned.recipe.copies.run(tensors.file, buffer)
         if layout.needs_base:
             assert self._base is not None, "this version is computed against a base"
-            check_base_copies(layout, tensors.get, self._base, self._dtype)
+            check_base_copies(layout, tensors.get, self._base, dtype)
             fill_vectors(layout, buffer, tensors.get, self._base)
         _check_finite(planned.digest, layout, buffer)
         return HostVersion(layout, buffer, planned.host_bytes)

@@ -14,6 +14,8 @@ from .processor import tiers
 
 # Element types that the core reads and writes; it computes in float32 always.
 DTYPES = (float32, bfloat16)
+# Element types of files that it reads.
+FILE_DTYPES = (float32, bfloat16, torch.float16)
 # Heads of any size up to this are rotated, and those of a multiple of LANES are attended.
 MOST_HEAD_SIZE, LANES = 512, 8
 # bfloat16 rows that are multiplied by bfloat16 weights have a multiple of this many columns.
@@ -75,6 +77,7 @@ class Core:
         self._rotate = both(
             "rotate_and_cache", [_POINTER] * 3 + [_FLOAT] + [_POINTER] * 7 + [_INT] * 4
         )
+        self._copy_matrices = both("copy_matrices", [_POINTER, _POINTER, _INT, _POINTER])
         self._peaks = one("peaks", [_POINTER] * 3 + [_INT] * 2)
         self._top_k = one("top_k", [_POINTER, _INT, _POINTER, _POINTER] + [_INT] * 2)
         self._weight_sums = one("weight_sums", [_POINTER] * 3 + [_INT] * 2)
@@ -242,6 +245,16 @@ class Core:
             heads.size,
         )
         return q
+
+    def copy_matrices(self, source: Tensor, copies: Tensor, target: Tensor) -> None:
+        """source uint8 [bytes], copies int64 [C, 6] -> target [elements], on this thread alone.
+
+        A copy is: source byte, target element, rows and columns of the target, the place of its
+        type in ``FILE_DTYPES``, whether it lies transposed. Nobody checks that they are inside.
+        """
+        self._copy_matrices[target.dtype](
+            source.data_ptr(), copies.data_ptr(), len(copies), target.data_ptr()
+        )
 
     def peaks(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """As ``Ops.peaks``, of float32 logits; so are those below."""

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
-from multiflora.adapters.flat_buffer import factor_views, fill_buffer
-from multiflora.adapters.folder import AdapterFolder
+from multiflora.adapters.flat_buffer import factor_views, fill_buffer, plan_copies
+from multiflora.adapters.folder import WEIGHTS_NAME, AdapterFolder
 from multiflora.adapters.inspection import inspect_adapter
 from multiflora.adapters.layout import ALIGNMENT, plan_layout
 from multiflora.adapters.target import Projection
@@ -35,6 +36,21 @@ def test_views_reproduce_every_tensor(
             assert view.b.data_ptr() >= buffer.data_ptr(), "a view, not a copy"
             seen += 1
     assert seen == len(modules) == 2 * len(MODULES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_copies_of_the_file_give_the_same_buffer(
+    dtype: torch.dtype, write_adapter: Callable[..., Path], projections: tuple[Projection, ...]
+) -> None:
+    folder = AdapterFolder(write_adapter(modules=MODULES, rank=5))
+    layout = plan_layout(projections, inspect_adapter(folder, projections))
+    file = folder.path / WEIGHTS_NAME
+    expected = fill_buffer(layout, load_file(file).__getitem__, dtype)
+    buffer = torch.zeros(layout.num_elements, dtype=dtype)
+    content = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
+    plan_copies(layout, folder).run(content, buffer)
+    assert torch.equal(buffer, expected)
+    assert expected.any()
 
 
 def test_columns_follow_the_stacked_projection(

@@ -42,13 +42,13 @@ def double(tensors: dict[str, torch.Tensor]) -> None:
         tensor *= 2
 
 
-def test_versions_that_differ_in_values_share_a_layout_and_keep_their_values(
+def test_versions_that_differ_in_values_share_a_recipe_and_keep_their_values(
     outlines: CountingOutlines, write_adapter: Write
 ) -> None:
     first = AdapterFolder(write_adapter("first"))
     second = AdapterFolder(write_adapter("second", edit=double))
-    layout = outlines.layout_of(first)
-    assert outlines.layout_of(second) is layout
+    recipe = outlines.recipe_of(first)
+    assert outlines.recipe_of(second) is recipe
     assert outlines.num_laid_out == 1
     assert second.entries == AdapterFolder(second.path).entries
     for entry in first.entries:
@@ -62,20 +62,21 @@ def test_versions_that_differ_in_values_share_a_layout_and_keep_their_values(
 def test_any_other_difference_is_laid_out_anew(
     outlines: CountingOutlines, write_adapter: Write, changes: dict[str, object]
 ) -> None:
-    layout = outlines.layout_of(AdapterFolder(write_adapter("first")))
-    assert outlines.layout_of(AdapterFolder(write_adapter("second", **changes))) != layout
+    layout = outlines.recipe_of(AdapterFolder(write_adapter("first"))).layout
+    second = outlines.recipe_of(AdapterFolder(write_adapter("second", **changes)))
+    assert second.layout != layout
     assert outlines.num_laid_out == 2
 
 
 def test_a_file_that_is_cut_or_longer_than_the_known_one_is_refused(
     outlines: CountingOutlines, write_adapter: Write
 ) -> None:
-    outlines.layout_of(AdapterFolder(write_adapter("first")))
+    outlines.recipe_of(AdapterFolder(write_adapter("first")))
     for name, change in (("cut", lambda raw: raw[:-2]), ("padded", lambda raw: raw + b"\0\0")):
         folder = write_adapter(name)
         (folder / WEIGHTS_NAME).write_bytes(change((folder / WEIGHTS_NAME).read_bytes()))
         with pytest.raises(AdapterRejected, match="truncated or padded"):
-            outlines.layout_of(AdapterFolder(folder))
+            outlines.recipe_of(AdapterFolder(folder))
 
 
 def test_what_was_refused_is_refused_again(
@@ -86,7 +87,7 @@ def test_what_was_refused_is_refused_again(
     (folder / CONFIG_NAME).write_text(json.dumps({**config, "target_modules": ["nowhere"]}))
     for _ in range(2):
         with pytest.raises(AdapterRejected):
-            outlines.layout_of(AdapterFolder(folder))
+            outlines.recipe_of(AdapterFolder(folder))
     assert outlines.num_laid_out == 2
 
 
@@ -96,16 +97,16 @@ def test_the_one_used_longest_ago_is_forgotten(
     outlines = CountingOutlines(projections, max_kept=2)
     folders = [write_adapter(str(rank), rank=rank) for rank in (2, 4, 6)]
     for place in (0, 1, 0, 2, 0):
-        outlines.layout_of(AdapterFolder(folders[place]))
+        outlines.recipe_of(AdapterFolder(folders[place]))
     assert outlines.num_laid_out == 3
-    outlines.layout_of(AdapterFolder(folders[1]))
+    outlines.recipe_of(AdapterFolder(folders[1]))
     assert outlines.num_laid_out == 4
 
 
-def test_threads_that_read_the_same_outline_share_one_layout(
+def test_threads_that_read_the_same_outline_share_one_recipe(
     outlines: CountingOutlines, write_adapter: Write
 ) -> None:
     folders = [AdapterFolder(write_adapter(str(number))) for number in range(16)]
     with ThreadPoolExecutor(4) as threads:
-        layouts = list(threads.map(outlines.layout_of, folders))
-    assert all(layout is layouts[0] for layout in layouts)
+        recipes = list(threads.map(outlines.recipe_of, folders))
+    assert all(recipe is recipes[0] for recipe in recipes)

@@ -6,11 +6,13 @@ import time
 import torch
 
 from multiflora.adapters.folder import AdapterFolder
+from multiflora.adapters.known_outlines import Recipe
 from multiflora.adapters.layout import FlatLayout, plan_layout
 from multiflora.adapters.loader import Loader
 from multiflora.adapters.module_spec import ModuleSpec
 from multiflora.adapters.target import Projection, TargetModule
 from multiflora.adapters.version_reader import HostVersion, PlannedVersion
+from multiflora.kernels.matrix_copy import MatrixCopies
 
 _FOLDER: AdapterFolder = None  # type: ignore[assignment]
 
@@ -19,7 +21,8 @@ def planned(digest: str, *, magnitude: str | None = None) -> PlannedVersion:
     projection = Projection(0, "o", (TargetModule("o", 4, 4),))
     module = ModuleSpec("o", 1, 1.0, "a", "b", magnitude=magnitude)
     layout: FlatLayout = plan_layout([projection], [module])
-    return PlannedVersion(digest, _FOLDER, layout, num_bytes=8, host_bytes=8)
+    recipe = Recipe((), layout, MatrixCopies([]))
+    return PlannedVersion(digest, _FOLDER, recipe, num_bytes=8, host_bytes=8)
 
 
 class Reader:

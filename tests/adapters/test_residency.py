@@ -1,5 +1,6 @@
 """Versions come into memory, make room for each other, and fail by name."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,7 +38,11 @@ def make_residency(
 ) -> Iterator[Callable[..., Residency]]:
     made: list[Residency] = []
 
-    def make(capacity_bytes: int, host_bytes: int = 1 << 20) -> Residency:
+    def make(
+        capacity_bytes: int,
+        host_bytes: int = 1 << 20,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Residency:
         reader = VersionReader(
             AdapterStore(tmp_path),
             projections,
@@ -52,6 +57,7 @@ def make_residency(
                 SharedTransfer(),
                 device_bytes=capacity_bytes,
                 host_bytes=host_bytes,
+                clock=clock,
             )
         )
         return made[-1]
@@ -87,6 +93,24 @@ def test_a_version_is_loading_first_and_ready_later(
     slot = residency.slots.slot_of(digests[0])
     touched = [factors is not None for factors in in_slot(residency, slot)]
     assert touched == [True, False, False, True] * 2
+
+
+def test_a_step_waits_for_one_of_many_arrivals_where_each_takes_long(
+    make_residency: Callable[..., Residency], digests: list[str]
+) -> None:
+    seconds = itertools.count()
+    residency = make_residency(1 << 20, clock=lambda: float(next(seconds)))
+    for digest in digests:
+        residency.start_load(digest)
+    arrived: list[int] = []
+    for _ in range(100):
+        time.sleep(0.05)  # long enough for all of them to be read
+        arrived.append(len(residency.poll()))
+        if sum(arrived) == len(digests):
+            break
+    assert sum(arrived) == len(digests)
+    assert max(arrived) == 1
+    assert all(residency.slots.is_ready(digest) for digest in digests)
 
 
 def test_idle_versions_make_room_and_leased_ones_stay(

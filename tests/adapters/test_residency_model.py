@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 
 from multiflora.adapters.error import AdapterRejected
 from multiflora.adapters.folder import AdapterFolder
+from multiflora.adapters.known_outlines import Recipe
 from multiflora.adapters.layout import FlatLayout
 from multiflora.adapters.loader import Loader
 from multiflora.adapters.residency import LoadResult, Residency
@@ -29,6 +30,7 @@ from multiflora.adapters.tier import Tier
 from multiflora.adapters.transfer import Arrival
 from multiflora.adapters.version_reader import HostVersion, PlannedVersion
 from multiflora.kernels.lora_tables import ListTables
+from multiflora.kernels.matrix_copy import MatrixCopies
 from tests.adapters.fake_lender import FakeLender
 
 SIZES = {"a": 8, "b": 16, "c": 24, "d": 40, "e": 4, "f": 56}
@@ -42,7 +44,7 @@ class Reader:
     def plan(self, digest: str) -> PlannedVersion:
         size = SIZES.get(digest, 8)
         return PlannedVersion(
-            digest, folder=_FOLDER, layout=_LAYOUT, num_bytes=size, host_bytes=size
+            digest, folder=_FOLDER, recipe=_RECIPE, num_bytes=size, host_bytes=size
         )
 
     def read(self, planned: PlannedVersion) -> HostVersion:
@@ -53,7 +55,7 @@ class Reader:
 
 
 _FOLDER: AdapterFolder = None  # type: ignore[assignment]
-_LAYOUT = FlatLayout((), 0)
+_RECIPE = Recipe((), FlatLayout((), 0), MatrixCopies([]))
 
 
 class Lane:
