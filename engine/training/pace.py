@@ -13,7 +13,7 @@ from typing import Final
 from ..background import ServingLoad
 from ..config import TrainingConfig
 
-BALANCED_SHARE: Final = 0.4
+BALANCED_SHARE: Final = 0.5
 # Training goes on under any load, and serving always has most of the time.
 FLOOR_SHARE: Final = 0.05
 CEILING_SHARE: Final = 1.0
