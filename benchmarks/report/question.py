@@ -121,6 +121,12 @@ QUESTIONS: Final = (
                 "at most",
                 2.0,
             ),
+            Aim(
+                "what one load adds to the longest gap meanwhile, quiet steps, p90",
+                "resident_stream.added_by_one_load_in_quiet_steps.p90",
+                "at most",
+                1.0,
+            ),
         ),
     ),
     Question(

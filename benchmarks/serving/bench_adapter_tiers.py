@@ -12,8 +12,9 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ NUM_REGISTERED, SMALL_RANK, DEVICE_VERSIONS, HOST_VERSIONS = 2_000, 2, 32, 256
 ZIPF = 1.0
 NUM_HOT, NUM_ABUSIVE = 8, 64
 MAX_REQUESTS = 16
+# Between two loads; longer than one takes.
+_PAUSE_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +59,20 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Tokens of one request, and the seconds from its submission to each of them."""
+    """Tokens of one request, and the seconds from its submission at ``began`` to each of them."""
 
     tokens: tuple[int, ...]
     seconds: tuple[float, ...]
+    began: float
 
     @property
     def gaps(self) -> list[float]:
-        return [b - a for a, b in zip(self.seconds, self.seconds[1:], strict=False)]
+        return [b - a for a, b in pairwise(self.seconds)]
+
+    def gaps_during(self, start: float, stop: float) -> list[float]:
+        """Those that overlap a time by the performance counter."""
+        times = [self.began + seconds for seconds in self.seconds]
+        return [b - a for a, b in pairwise(times) if a < stop and b > start]
 
 
 def prepare(root: Path, arguments: argparse.Namespace) -> Bench:
@@ -114,13 +123,14 @@ async def ask(client: EngineClient, digest: str | None, count: int, *, prompt: i
     async for event in client.generate(request):
         tokens += event.tokens
         seconds += [time.perf_counter() - started] * len(event.tokens)
-    return Answer(tuple(tokens), tuple(seconds))
+    return Answer(tuple(tokens), tuple(seconds), started)
 
 
 async def resident_stream(bench: Bench, num_tokens: int) -> dict[str, Any]:
-    """(a): one decode row on a resident version; quiet and loading runs in turn."""
+    """(a): one decode row on a resident version: quiet, and beside loads at once and in turn."""
     adapter = AdapterConfig(memory_bytes=1 << 30, host_memory_bytes=1 << 30)
     found: dict[str, list[float]] = {"quiet": [], "loading": []}
+    longest: dict[str, list[float]] = {"quiet": [], "loading": []}
     load_seconds = []
     async with engine(replace(bench.config, adapter=adapter)) as client:
         await client.load_version(bench.small[0])
@@ -128,24 +138,16 @@ async def resident_stream(bench: Bench, num_tokens: int) -> dict[str, Any]:
         for _ in range(2):
             quiet = await ask(client, bench.small[0], num_tokens)
             found["quiet"] += quiet.gaps
-            stream = asyncio.create_task(ask(client, bench.small[0], num_tokens))
-            await asyncio.sleep(0.2)
-            started = time.perf_counter()
-            await asyncio.gather(*(client.warm(digest) for digest in bench.cold))
-            load_seconds.append(time.perf_counter() - started)
-            assert not stream.done(), "the stream ended before the loads: raise --stream-tokens"
-            stream_ends = time.perf_counter()
-            answer = await stream
-            loading_ends = stream_ends - (time.perf_counter() - answer.seconds[-1])
-            during = [
-                gap
-                for at, gap in zip(answer.seconds[1:], answer.gaps, strict=True)
-                if at <= loading_ends
-            ]
-            found["loading"] += during
+            answer, [(started, ended)] = await _beside(_all_at_once, client, bench, num_tokens)
+            found["loading"] += answer.gaps_during(started, ended)
+            load_seconds.append(ended - started)
             assert answer.tokens == quiet.tokens
-            for digest in bench.cold:
-                await client.unload_version(digest)
+            answer, loads = await _beside(_one_by_one, client, bench, num_tokens)
+            for started, ended in loads:
+                longest["loading"].append(max(answer.gaps_during(started, ended)))
+                # As long a time just before it, in which nothing loads.
+                longest["quiet"].append(max(answer.gaps_during(2 * started - ended, started)))
+            assert answer.tokens == quiet.tokens
     median = statistics.median(found["quiet"])
     return {
         "gaps_milliseconds": {name: _spread(gaps) for name, gaps in found.items()},
@@ -156,7 +158,53 @@ async def resident_stream(bench: Bench, num_tokens: int) -> dict[str, Any]:
             for name, gaps in found.items()
         },
         "seconds_for_50_loads": [round(seconds, 2) for seconds in load_seconds],
+        # Of each load alone; in steps, what is more than the one that is waited for anyway.
+        "longest_gap_of_one_load_milliseconds": {n: _spread(gaps) for n, gaps in longest.items()},
+        "added_by_one_load_in_quiet_steps": _added(longest, median),
     }
+
+
+def _added(longest: Mapping[str, Sequence[float]], step: float) -> dict[str, float]:
+    """How much longer the longest gap during a load is than that of as long a quiet time."""
+    added = [a - b for a, b in zip(longest["loading"], longest["quiet"], strict=True)]
+    shares = {"median": 0.5, "p90": 0.9, "p99": 0.99}
+    return {name: round(_quantile(added, share) / step, 2) for name, share in shares.items()}
+
+
+Times = list[tuple[float, float]]
+
+
+async def _beside(
+    load: Callable[[EngineClient, Sequence[str]], Awaitable[Times]],
+    client: EngineClient,
+    bench: Bench,
+    num_tokens: int,
+) -> tuple[Answer, Times]:
+    """The stream's answer, and when ``load`` was loading; nothing of it stays in memory."""
+    stream = asyncio.create_task(ask(client, bench.small[0], num_tokens))
+    await asyncio.sleep(0.2)
+    times = await load(client, bench.cold)
+    assert not stream.done(), "the stream ended before the loads: raise --stream-tokens"
+    answer = await stream
+    for digest in bench.cold:
+        await client.unload_version(digest)
+    return answer, times
+
+
+async def _all_at_once(client: EngineClient, digests: Sequence[str]) -> Times:
+    started = time.perf_counter()
+    await asyncio.gather(*(client.warm(digest) for digest in digests))
+    return [(started, time.perf_counter())]
+
+
+async def _one_by_one(client: EngineClient, digests: Sequence[str]) -> Times:
+    times = []
+    for digest in digests:
+        await asyncio.sleep(_PAUSE_SECONDS)
+        started = time.perf_counter()
+        await client.warm(digest)
+        times.append((started, time.perf_counter()))
+    return times
 
 
 async def zipf_traffic(bench: Bench, num_requests: int, concurrency: int) -> dict[str, Any]:
