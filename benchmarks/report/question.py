@@ -281,6 +281,26 @@ QUESTIONS: Final = (
         ),
     ),
     Question(
+        name="step-profile",
+        title="Where a step's time goes on a CPU",
+        command="python -m benchmarks.serving.bench_step_profile",
+        group="bench",
+        aims=(
+            Aim(
+                "one stream, least time over its step",
+                ("cases", {"name": "1 stream"}, "of_least"),
+                "at least",
+                0.6,
+            ),
+            Aim(
+                "32 streams, least time over their step",
+                ("cases", {"name": "32 streams"}, "of_least"),
+                "at least",
+                0.6,
+            ),
+        ),
+    ),
+    Question(
         name="gpu-kernels",
         title="GPU kernels, beside their peers",
         command="python -m benchmarks.kernels.bench_gpu",
