@@ -17,14 +17,12 @@ from .tensor_file import DTYPES
 Read = Callable[[str], Tensor]
 
 
-def fill_buffer(
-    layout: FlatLayout, read: Read, dtype: torch.dtype, *, is_pinned: bool = False
-) -> Tensor:
+def fill_buffer(layout: FlatLayout, read: Read, dtype: torch.dtype) -> Tensor:
     """Build the flat buffer [num_elements] of ``dtype`` from named PEFT tensors.
 
     Vectors depend on the base and are left at zero; ``fill_vectors`` fills them.
     """
-    buffer = torch.zeros(layout.num_elements, dtype=dtype, pin_memory=is_pinned)
+    buffer = torch.zeros(layout.num_elements, dtype=dtype)
     for place in _places(layout):
         values = read(place.name)
         matrix = _matrix(buffer, place.offset, place.num_rows, place.num_columns)

@@ -97,6 +97,7 @@ class Loader:
         return planned.num_bytes > self._large_bytes or planned.layout.needs_norms
 
     def take_plans(self) -> Iterator[Finished[PlannedVersion]]:
+        """One after the other, as ``take_reads``."""
         return _take(self._plans, self.seconds["plan"])
 
     def take_reads(self) -> Iterator[Finished[HostVersion]]:

@@ -9,6 +9,7 @@ nothing. On a CPU both tiers are the same memory: a version moves between them a
 for one in borrowed memory, which is a copy there too.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,8 +35,6 @@ _MAX_SMALL_LOADS: Final = 8
 _MAX_LOADS: Final = 64
 # How often small loads may take host memory that an earlier one waits for.
 _MAX_OVERTAKES: Final = 32
-# A version of hundreds of matrices keeps the loop for a millisecond or two when it becomes usable.
-_TAKING_SECONDS: Final = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +119,8 @@ class Residency:
             self._check_fit(wanted)
             return Readiness.NO_ROOM
         if not all(self.slots.is_ready(digest) for digest in wanted):
+            # What is known to be too large must not keep others out while the rest is read.
+            self._check_fit(wanted)
             return Readiness.LOADING
         if is_blend:
             self._check_blend(wanted)
@@ -181,9 +182,13 @@ class Residency:
         self.host.drop(digest)
         return True
 
-    def poll(self) -> list[LoadResult]:
-        """Take in finished reads and copies, as many as a step can wait for; called between two."""
-        deadline = self._clock() + _TAKING_SECONDS
+    def poll(self, budget_seconds: float = math.inf) -> list[LoadResult]:
+        """Take in finished reads and copies; called between steps.
+
+        A version of hundreds of matrices takes a millisecond or two to become usable. Once
+        ``budget_seconds`` are spent, the others stay for the next call, which takes one at least.
+        """
+        deadline = self._clock() + budget_seconds
         results = [*self._take_plans(), *self._take_reads(deadline)]
         for digest in self._device.take_arrivals():
             self.host.hold(digest, False)

@@ -1,6 +1,7 @@
 """The engine's heartbeat: take commands, schedule, run, commit, report. One thread owns it all."""
 
 import logging
+import math
 import queue
 import time
 from collections import Counter
@@ -51,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 0.5
 _LOADING_SECONDS = 0.002
+# Versions become usable between two steps for so long, or for this share of the last step.
+_TAKING_SECONDS, _TAKING_SHARE = 0.001, 0.1
 
 
 class EngineLoop:
@@ -82,6 +85,7 @@ class EngineLoop:
         self._machine = machine
         self._meter = StepMeter(residency.ranks, tile_rows=residency.tables.tile[0])
         self._background_seconds = NO_WORK
+        self._last_step_seconds = 0.0
         self._report = report
         self._events: list[TokenEvent] = []
         self._unloads: set[str] = set()
@@ -224,10 +228,16 @@ class EngineLoop:
             self._report(VersionLoaded(digest))
 
     def _take_loads(self) -> None:
-        for result in self._residency.poll():
+        for result in self._residency.poll(self._taking_seconds()):
             self._report(_outcome(result))
         self._unloads = {digest for digest in self._unloads if not self._residency.unload(digest)}
         self._meter.note_loads(self._residency.slots.is_ready)
+
+    def _taking_seconds(self) -> float:
+        """How long the next step may wait for versions that were read."""
+        if not self._scheduler.num_running:
+            return math.inf
+        return max(_TAKING_SECONDS, _TAKING_SHARE * self._last_step_seconds)
 
     def _take_constraints(self) -> None:
         for request, outcome in self._constraints.poll():
@@ -252,6 +262,7 @@ class EngineLoop:
         self._meter.end(plan, seconds)
         self._counts["steps"] += 1
         self._step_seconds += seconds
+        self._last_step_seconds = seconds
         return seconds
 
     def _run(self, plan: StepPlan) -> list[Outcome]:

@@ -3,6 +3,7 @@
 Reads and copies end when the test says so, in any order; memory behaves as on CUDA and as on a CPU.
 """
 
+import math
 from collections import Counter
 from concurrent.futures import Future
 from typing import Any
@@ -110,6 +111,7 @@ class World:
         self.lender = FakeLender(*lends)
         self.transfer = Transfer(shares_memory=shares_memory)
         self.seconds = 0.0
+        self.budget_seconds = math.inf
         loader = Loader(Reader(), large_bytes=large_bytes)
         loader.close()
         loader._small_lane = loader._large_lane = self.lane  # type: ignore[assignment]
@@ -137,7 +139,7 @@ class World:
 
     def step(self) -> None:
         """One turn of the loop: poll, say who waits, admit whoever is ready."""
-        self.take(self.residency.poll())
+        self.take(self.residency.poll(self.budget_seconds))
         self.residency.prefetch(self.waiting)
         for group in list(self.waiting):
             try:
@@ -184,8 +186,9 @@ class ResidencyMachine(RuleBasedStateMachine):
         if len(self.world.waiting) < 6:
             self.world.waiting.append(tuple(group))
 
-    @rule()
-    def step(self) -> None:
+    @rule(budget_seconds=st.sampled_from([0.0, math.inf]))
+    def step(self, budget_seconds: float) -> None:
+        self.world.budget_seconds = budget_seconds
         self.world.step()
 
     @precondition(lambda self: self.world.lane.work)
@@ -391,3 +394,15 @@ def test_a_pin_that_cannot_fit_beside_others_is_refused_with_numbers() -> None:
     for _ in range(4):
         world.advance()
     assert world.rejected == [("d",)], "who can never run must not wait"
+
+
+def test_a_pair_that_cannot_fit_beside_pins_does_not_keep_the_last_pin_out() -> None:
+    """``d`` waits for the room of ``b``, and ``f`` for the host memory that ``d`` waits in."""
+    machine = ResidencyMachine()
+    machine.begin(shares_memory=False, lends=(0, 0))
+    machine.arrive(group=["b", "f"])
+    for digest in ("a", "c", "d"):
+        machine.pin(digest=digest)
+    machine._everybody_is_served()
+    assert machine.world.rejected == [("b", "f")]
+    assert machine.world.pinned == {"a", "c", "d"}

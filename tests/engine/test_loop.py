@@ -171,7 +171,7 @@ def test_out_of_memory_in_one_load_fails_that_adapter_only(
     assert bench.errors["lost"].error_code == "load_failed"
     reader.read = read
     # A version that failed is left alone for a second.
-    monkeypatch.setattr(bench.loop._residency, "_clock", lambda: time.monotonic() + 2)
+    monkeypatch.setattr(bench.loop._residency._failures, "_clock", lambda: time.monotonic() + 2)
     bench.run([bench.request("rank-1", PROMPT, id="again")])
     assert bench.reasons["again"] is FinishReason.LENGTH
     assert_idle(bench)
