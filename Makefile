@@ -40,7 +40,8 @@ sanitize: install
 	$(BIN)/python kernels/cpu_ops/build.py
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 $(BIN)/pytest -q tests/kernels/cpu_ops \
-	tests/kernels/test_attention.py tests/kernels/test_elementwise.py tests/kernels/test_lora_linear.py tests/kernels/test_sampling.py -k "not triton and not compile"
+	tests/kernels/test_attention.py tests/kernels/test_elementwise.py tests/kernels/test_lora_linear.py tests/kernels/test_matrix_copy.py \
+	tests/kernels/test_sampling.py -k "not triton and not compile"
 
 # Clients that others wrote, each in an environment of its own, against a real server; writes
 # docs/clients.md.

@@ -51,6 +51,8 @@ class MatrixCopy:
         """As the compiled core reads it."""
         if self.dtype not in FILE_DTYPES:
             raise ValueError(f"{self.dtype} is none of {FILE_DTYPES}")
+        if min(self.source, self.target, self.num_rows, self.num_columns) < 0:
+            raise ValueError(f"{self} lies before the start")
         kind = FILE_DTYPES.index(self.dtype)
         sizes = self.num_rows, self.num_columns
         return (self.source, self.target, *sizes, kind, int(self.is_transposed))
@@ -59,7 +61,7 @@ class MatrixCopy:
 class MatrixCopies:
     """What has to be copied from any file of one layout; values are rounded to the target's type.
 
-    Raises ``ValueError`` for types that are not in ``FILE_DTYPES``.
+    Raises ``ValueError`` for types that are not in ``FILE_DTYPES`` and for negative places.
     """
 
     def __init__(self, copies: Sequence[MatrixCopy]) -> None:
@@ -69,7 +71,7 @@ class MatrixCopies:
         self._target_stop = max((copy.target_stop for copy in copies), default=0)
 
     def run(self, source: Tensor, target: Tensor) -> None:
-        """source uint8 [bytes] -> target [elements] of a float type, both on the CPU.
+        """source uint8 [bytes] -> target [elements] of a float type, both contiguous on the CPU.
 
         Raises ``ValueError`` if one of them is too short; nothing is copied then.
         """
@@ -91,4 +93,4 @@ def values_at(data: Tensor, start: int, dtype: torch.dtype, shape: Sequence[int]
     size = torch.Size(shape).numel() * dtype.itemsize
     raw = data[start : start + size]
     aligned = raw.clone() if raw.storage_offset() % dtype.itemsize else raw
-    return aligned.view(dtype).view(*shape)
+    return aligned.view(dtype).view(torch.Size(shape))

@@ -20,7 +20,7 @@ FLAGS = (
     *("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-Wall"),
     *os.environ.get("MULTIFLORA_CORE_FLAGS", "").split(),
 )
-_AVX2 = ("-mavx2", "-mfma", "-mf16c")  # no processor has the first without the last
+_AVX2 = ("-mavx2", "-mfma")
 # GCC takes the undefined operands of its own AVX-512 intrinsics for a mistake of their user.
 _AVX512 = (*_AVX2, *"-mavx512f -mavx512bw -mavx512dq -mavx512vl -Wno-maybe-uninitialized".split())
 # The same sources for every kind of processor; which one serves is decided when it is loaded.

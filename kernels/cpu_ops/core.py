@@ -26,7 +26,7 @@ _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
 class Core:
-    """All tensors are contiguous, of types in ``DTYPES``; matmuls give float32.
+    """All tensors are contiguous, of types in ``DTYPES`` but for files; matmuls give float32.
 
     Every output element is one fixed chain of operations, whatever shares the call with it.
     """

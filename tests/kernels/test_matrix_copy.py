@@ -1,5 +1,6 @@
 """All matrices of a file in one call: the values torch reads, wherever and however they lie."""
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -71,8 +72,8 @@ def test_torch_does_the_same_where_there_is_no_core(
 
 @pytest.mark.parametrize("dtype", [float32, bfloat16])
 def test_values_are_rounded_as_torch_rounds_them(dtype: torch.dtype) -> None:
-    """Ties, overflow to infinity, subnormal numbers, and NaN wherever it was."""
-    edges = (1 + 2**-8, 1 + 3 * 2**-8, 3.4e38, 1e-40, -0.0, float("inf"), float("nan"))
+    """Ties, overflow to infinity, subnormal numbers of each type, and NaN wherever it was."""
+    edges = (1 + 2**-8, 1 + 3 * 2**-8, 3.4e38, 1e-40, -3e-6, 65504, -0.0, -math.inf, math.nan)
     values = torch.tensor(edges * 3)
     for stored in (values, values.half(), values.bfloat16()):
         target = torch.zeros(len(values), dtype=dtype)
@@ -92,9 +93,25 @@ def test_nothing_is_read_or_written_beyond_the_end(lacks: str) -> None:
     assert not target.any()
 
 
+@pytest.mark.parametrize("place", [(-1, 0), (0, -1)])
+def test_nothing_is_read_or_written_before_the_start(place: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="before the start"):
+        MatrixCopies([MatrixCopy(*place, 1, 1, float32)])
+
+
 def test_a_type_that_no_adapter_has_is_refused() -> None:
     with pytest.raises(ValueError, match="float64"):
         MatrixCopies([MatrixCopy(0, 0, 1, 1, torch.float64)])
+
+
+def test_every_float16_there_is_becomes_its_float32() -> None:
+    stored = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(float16)
+    target = torch.zeros(len(stored))
+    MatrixCopies([MatrixCopy(0, 0, 1, len(stored), float16)]).run(stored.view(torch.uint8), target)
+    expected = stored.float()
+    assert torch.equal(target.isnan(), expected.isnan())
+    assert torch.equal(target.nan_to_num(7), expected.nan_to_num(7))
+    assert torch.equal(target.signbit(), expected.signbit())
 
 
 def test_nothing_to_copy_is_nothing() -> None:
@@ -106,3 +123,4 @@ def test_values_are_found_at_any_byte(start: int) -> None:
     values = torch.randn(3, 4)
     data = torch.cat((torch.zeros(start, dtype=torch.uint8), values.view(-1).view(torch.uint8)))
     assert torch.equal(values_at(data, start, float32, (3, 4)), values)
+    assert values_at(data, start, float32, ()) == values[0, 0]

@@ -1,8 +1,8 @@
 // Causal attention over paged keys and values, with a running softmax (arXiv 2112.05682).
 //
 // Keys are taken in tiles that begin at multiples of kTile positions, and a query at position p
-// reads the keys it may see and no other. So its arithmetic depends on p, the window and the keys
-// alone: not on the chunk it is prefilled in, nor on the rows that share its tiles.
+// takes in the keys it may see and no other. So its arithmetic depends on p, the window and the
+// keys alone: not on the chunk it is prefilled in, nor on the rows that share its tiles.
 
 #include <memory>
 #include <type_traits>

@@ -43,10 +43,27 @@ struct Bfloat16 : Values<uint16_t> {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
   }
 };
+// By the exponent that a float32 has more: of numbers by a multiplication, which is exact for
+// subnormal ones too, of infinity and NaN by setting all of its bits.
 struct Float16 : Values<uint16_t> {
-  INLINE float one(int64_t i) const { return _cvtsh_ss(bits(i)); }
+  INLINE float one(int64_t i) const {
+    alignas(32) uint32_t lanes[kLanes] = {bits(i)};
+    return _mm256_cvtss_f32(widened(_mm256_load_si256(reinterpret_cast<const __m256i*>(lanes))));
+  }
   INLINE Vector eight(int64_t i) const {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + i * kSize)));
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + i * kSize));
+    return widened(_mm256_cvtepu16_epi32(halves));
+  }
+
+ private:
+  static INLINE Vector widened(__m256i half) {
+    const __m256i size = _mm256_and_si256(half, _mm256_set1_epi32(0x7fff));
+    const __m256i sign = _mm256_slli_epi32(_mm256_xor_si256(half, size), 16);
+    const Vector number = _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(size, 13)),
+                                        spread(0x1p112f));
+    const __m256i is_no_number = _mm256_cmpgt_epi32(size, _mm256_set1_epi32(0x7bff));
+    const __m256i all = _mm256_and_si256(is_no_number, _mm256_set1_epi32(0x7f800000));
+    return _mm256_or_ps(number, _mm256_castsi256_ps(_mm256_or_si256(sign, all)));
   }
 };
 

@@ -10,7 +10,7 @@ from multiflora.kernels.cpu_ops.core import Core, load_core
 
 _EMULATION = Path(__file__).parent / "emulation" / "avx512.hpp"
 _FLAGS = ("-O1", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-mavx2")
-_QUIET = ("-mfma", "-mf16c", "-Wno-psabi", "-Wno-ignored-attributes")
+_QUIET = ("-mfma", "-Wno-psabi", "-Wno-ignored-attributes")
 
 
 @pytest.fixture(scope="session")

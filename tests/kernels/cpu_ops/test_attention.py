@@ -132,12 +132,13 @@ def test_a_row_is_the_same_bits_alone_and_among_others(
     assert torch.equal(torch.cat([rows(row, row + 1) for row in range(num_rows)]), whole)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     num_rows=st.integers(1, 10),
     context=st.integers(0, 140),
-    heads=st.sampled_from([(3, 3), (7, 1)]),
+    heads=st.sampled_from([(3, 3), (7, 1), (6, 2)]),
     head_dim=st.sampled_from([8, 24, 64]),
+    window=st.sampled_from([None, 20, 70]),
     dtype=st.sampled_from(core.DTYPES),
 )
 def test_both_widths_give_the_same_bits(
@@ -147,6 +148,7 @@ def test_both_widths_give_the_same_bits(
     context: int,
     heads: tuple[int, int],
     head_dim: int,
+    window: int | None,
     dtype: torch.dtype,
 ) -> None:
     shape = (10, BLOCK, heads[1], head_dim)
@@ -157,5 +159,5 @@ def test_both_widths_give_the_same_bits(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(attention, "core_for", lambda dtype, width=width: width)
             runs = [AttentionRun(0, num_rows, context, list(range(9, -1, -1)))]
-            found.append(attend(cpu_ops, q, caches, runs, None))
+            found.append(attend(cpu_ops, q, caches, runs, window))
     assert torch.equal(*found)
