@@ -13,7 +13,7 @@ import asyncio
 import random
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -71,7 +71,7 @@ class CoreProfile:
     """Seconds and calls of each operation of ``core`` since the last ``clear``."""
 
     def __init__(self, core: Core) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
         for name, method in vars(Core).items():
             if callable(method) and not name.startswith("_"):
@@ -101,15 +101,17 @@ async def profile_case(
     profile.clear()
     before = await client.stats()
     if case.decodes:
-        for stream in streams:
-            await anext(stream)
+        await asyncio.gather(*(anext(stream) for stream in streams))
         profile.clear()
         before = await client.stats()
     await asyncio.gather(*(_drain(stream) for stream in streams))
     after = await client.stats()
     count = after.steps - before.steps if case.decodes else case.rows
+    if case.decodes and count > case.new_tokens:
+        raise SystemExit(f"{case.name}: the rows did not decode together, in {count} steps")
     total = 1e3 * (after.step_seconds - before.step_seconds) / count
-    spent = {name: 1e3 * seconds / count for name, seconds in profile.seconds.most_common()}
+    longest_first = sorted(profile.seconds.items(), key=lambda item: -item[1])
+    spent = {name: 1e3 * seconds / count for name, seconds in longest_first}
     return {
         "step_ms": round(total, 3),
         "operations_ms": {name: round(value, 3) for name, value in spent.items()},
