@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from . import plot
 from .question import QUESTIONS, Aim, Question
-from .record import ROOT, Record, newest, read_records
+from .record import ROOT, Record, lookup, newest, read_records
 from .template import MISSING, environment, fill_page, view
 
 PAGE: Final = ROOT / "docs" / "benchmarks.md"
@@ -79,18 +79,24 @@ _ORDER: Final = ("missed", "met", MISSING)
 def _aims(question: Question, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
     """A row for every aim and record that has its figure; one without if there is none."""
     for aim in question.aims:
-        figures = [(aim.figure(record.figures), record.machine) for record in records]
-        known = [(figure, machine) for figure, machine in figures if figure is not None]
-        for figure, machine in known or [(None, "")]:
+        figures = [(aim.figure(record.figures), _where(question, record)) for record in records]
+        known = [(figure, where) for figure, where in figures if figure is not None]
+        for figure, where in known or [(None, "")]:
             yield {
                 "text": aim.text,
                 "bound": f"{aim.relation} {aim.bound:g}",
                 "figure": MISSING if figure is None else f"{figure:.3g}",
-                "machine": machine,
+                "where": where,
                 "verdict": _verdict(aim, figure),
                 "question": question.title,
                 "anchor": anchor(question.title),
             }
+
+
+def _where(question: Question, record: Record) -> str:
+    """What was measured, of a question that is asked of several things, and the machine."""
+    variant = lookup(record.figures, question.variant) if question.variant else None
+    return f"{variant}; {record.machine}" if isinstance(variant, str) else record.machine
 
 
 def _verdict(aim: Aim, figure: float | None) -> str:
