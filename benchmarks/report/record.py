@@ -98,20 +98,23 @@ def newest(records: Iterable[Record], pattern: str, variant: str = "") -> list[R
 
 
 def the_newest(
-    records: Sequence[Record], name: str, *, machine: str = "", **where: object
+    records: Sequence[Record], name: str, *, machine: str | None = "", **where: object
 ) -> Record:
     """The last record of ``name`` on the one machine whose name contains ``machine``.
 
-    ``where`` narrows by figures or arguments of a name; a text has to begin so. Raises
-    ``LookupError`` for none, or for several machines.
+    None for whichever machine measured last, where it does not matter. ``where`` narrows by figures
+    or arguments of a name; a text has to begin so. Raises ``LookupError`` for none, or for several
+    machines.
     """
     fitting = [
         record
         for record in records
-        if machine in record.machine
+        if (machine or "") in record.machine
         and all(_fits(record, key, wanted) for key, wanted in where.items())
     ]
     found = newest(fitting, name)
+    if machine is None:
+        found = sorted(found, key=lambda record: record.measured_at)[-1:]
     if len(found) != 1:
         which = " and ".join(record.machine for record in found) or "no machine"
         raise LookupError(f"{name} was measured on {which}; name one with machine=...")

@@ -111,6 +111,7 @@ def test_the_newest_counts_per_machine_and_variant(
     speeds = [one.figures["speed"] for one in newest(found, "x", "arguments.task")]
     assert sorted(speeds) == [2, 3, 4]
     assert the_newest(found, "x", machine="H100").figures["speed"] == 4
+    assert the_newest(found, "x", machine=None).figures["speed"] == 2
     here = "2 cores of Abacus, AVX512-BF16"
     assert the_newest(found, "x", task="b").machine == here
     with pytest.raises(LookupError, match=f"{here} and {here}, H100; name one"):
