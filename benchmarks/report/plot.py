@@ -84,7 +84,7 @@ def _http_peers(figures: Mapping[str, Any], figure: Any) -> None:
 
 def _training_peers(figures: Mapping[str, Any], figure: Any) -> None:
     speed, memory = figure.subplots(1, 2)
-    sides = figures["sides"]
+    sides = {name.replace("-", "\n"): one for name, one in figures["sides"].items()}
     _bars(speed, {name: {"": one["tokens_per_second"]} for name, one in sides.items()}, "tokens/s")
     peaks = {name: {"": one["peak_above_base_mib"]} for name, one in sides.items()}
     _bars(memory, peaks, "MiB above the base")
