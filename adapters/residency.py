@@ -119,8 +119,6 @@ class Residency:
             self._check_fit(wanted)
             return Readiness.NO_ROOM
         if not all(self.slots.is_ready(digest) for digest in wanted):
-            # What is known to be too large must not keep others out while the rest is read.
-            self._check_fit(wanted)
             return Readiness.LOADING
         if is_blend:
             self._check_blend(wanted)
@@ -305,11 +303,14 @@ class Residency:
 
     # Host to device.
 
-    def _place(self, digest: str, *, mates: Sequence[str] = ()) -> bool:
-        """Begin to bring a host version to the device; False without room."""
+    def _place(self, digest: str, *, mates: Sequence[str] = (), is_first: bool = False) -> bool:
+        """Begin to bring a host version to the device; False without room.
+
+        Versions that waiting requests wish for make room only for one that ``is_first``.
+        """
         version = self.host.get(digest)
         assert version is not None
-        keep = {*mates, *self._wishes.keep(digest)}
+        keep = {*mates, *(() if is_first else self._wishes.keep(digest))}
         is_pinned = digest in self._wishes.pins or digest in self.slots.pinned
         arriving = self._device.place(digest, version, keep=keep, may_borrow=not is_pinned)
         if arriving is None:
@@ -375,7 +376,8 @@ class Residency:
                 yield LoadResult(digest, self._pin_refusal(digest), is_pin=True)
                 continue
             if digest not in self.slots:
-                self._place(digest)
+                # Before those who wait: one of them may wait for host memory that this one holds.
+                self._place(digest, is_first=True)
             if self.slots.is_ready(digest):
                 del self._wishes.pins[digest]
                 yield LoadResult(digest, None, is_pin=True)

@@ -72,7 +72,8 @@ def in_slot(residency: Residency, slot: int) -> list[LoraFactors | None]:
 def settle(residency: Residency, *digests: str) -> Readiness:
     """Prepare for the only waiting request until nothing loads any more."""
     residency.prefetch([digests])
-    for _ in range(1000):
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
         residency.poll()
         readiness = residency.prepare(digests)
         if readiness is not Readiness.LOADING:
