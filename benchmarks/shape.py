@@ -29,6 +29,9 @@ SMALL: dict[str, Any] = {
     "use_sliding_window": False,
 }
 
+# The linears of a layer, as adapters name them.
+ALL_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
 QWEN_0_5B: dict[str, Any] = {
     "vocab_size": 151_936,
     "hidden_size": 896,

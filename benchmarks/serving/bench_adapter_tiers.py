@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.harness import save
 from benchmarks.serving.engine_load import engine
-from benchmarks.shape import SMALL, build_base, publish_versions
+from benchmarks.shape import ALL_LINEARS, SMALL, build_base, publish_versions
 from multiflora.engine.client import EngineClient
 from multiflora.engine.config import (
     AdapterConfig,
@@ -37,7 +37,6 @@ from multiflora.engine.request import (
     SamplingParams,
 )
 
-ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NUM_COLD, COLD_RANK = 50, 64
 NUM_REGISTERED, SMALL_RANK, DEVICE_VERSIONS, HOST_VERSIONS = 2_000, 2, 32, 256
 ZIPF = 1.0
@@ -78,7 +77,9 @@ class Answer:
 def prepare(root: Path, arguments: argparse.Namespace) -> Bench:
     base = build_base(root / "base", SMALL)
     model = load_model_config(base)
-    cold = publish_versions(root, model, ranks=[COLD_RANK] * NUM_COLD, modules=ALL, seed=10**6)
+    cold = publish_versions(
+        root, model, ranks=[COLD_RANK] * NUM_COLD, modules=ALL_LINEARS, seed=10**6
+    )
     small = publish_versions(
         root,
         model,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.harness import save
-from benchmarks.shape import publish_versions
+from benchmarks.shape import ALL_LINEARS, publish_versions
 from multiflora.engine.client import EngineClient
 from multiflora.engine.config import (
     AdapterConfig,
@@ -32,7 +32,6 @@ from multiflora.server.size import parse_size
 from .engine_load import BASES, EngineLoad, base_folder, engine
 
 RANK: Final = 16
-ALL: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +197,9 @@ def main() -> None:
         ranks = {point.rank for points in axes.values() for point in points}
         most = max(point.adapters for points in axes.values() for point in points)
         digests = {
-            rank: publish_versions(work, model, ranks=[rank] * most, modules=ALL, seed=1000 * rank)
+            rank: publish_versions(
+                work, model, ranks=[rank] * most, modules=ALL_LINEARS, seed=1000 * rank
+            )
             for rank in sorted(ranks)
         }
         config = EngineConfig(

@@ -22,7 +22,7 @@ from typing import Any, Final
 from benchmarks.harness import save
 from benchmarks.kernels.cpu_limits import CpuLimits, measure_limits
 from benchmarks.serving.engine_load import base_folder
-from benchmarks.shape import publish_versions
+from benchmarks.shape import ALL_LINEARS, publish_versions
 from multiflora.engine.client import EngineClient
 from multiflora.engine.config import BaseConfig, CacheConfig, EngineConfig, SchedulerConfig
 from multiflora.engine.models.config import ModelConfig
@@ -31,7 +31,6 @@ from multiflora.engine.request import AdapterShare, GenerationRequest, SamplingP
 from multiflora.kernels.cpu_ops.core import Core, load_core
 
 RANK: Final = 16
-_MODULES: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Of an NF4 weight: a code, and its part of the scale of 64.
 _NF4_BYTES: Final = 0.5 + 4 / 64
 
@@ -199,7 +198,7 @@ def main() -> None:
         base = base_folder("demo" if arguments.smoke else "qwen2.5-0.5b", work)
         model = load_model_config(base)
         most = max(case.adapters for case in cases)
-        digests = publish_versions(work, model, ranks=[RANK] * most, modules=_MODULES, seed=1)
+        digests = publish_versions(work, model, ranks=[RANK] * most, modules=ALL_LINEARS, seed=1)
         for quantize_head in sorted({case.quantize_head for case in cases}):
             chosen = [case for case in cases if case.quantize_head == quantize_head]
             config = EngineConfig(
