@@ -9,9 +9,8 @@ STAMP := $(VENV)/.installed
 
 install: $(STAMP)
 
-# torch is installed first and alone: with it in place the ranges below resolve to it instead of
-# pulling a build with several GB of CUDA packages. CUDA users install their own torch beforehand:
-# make install TORCH=torch
+# torch is installed first and alone: with it in place the ranges below resolve to it instead of to
+# another build. TORCH may name the file of a wheel, or torch with a version of your own.
 TORCH ?= torch
 $(STAMP): pyproject.toml constraints.txt $(wildcard kernels/cpu_ops/csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit("multiflora needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
@@ -66,7 +65,7 @@ test-full: install
 components:
 	tests/components.sh
 
-# Needs a CUDA device; torch for CUDA is installed with `make install TORCH=torch`.
+# Needs a CUDA device, and a torch that is built for it.
 test-gpu: install
 	$(BIN)/pytest -m gpu
 
@@ -76,17 +75,20 @@ ASK := $(BIN)/python -m benchmarks.ask $(if $(QUESTIONS),--only $(QUESTIONS))
 bench: install
 	$(ASK) bench
 
-# The same work done by others in the same run. Libraries are among the development packages;
-# servers are those that `make peers` installed, and others are skipped by name.
+# The same work done by others in the same run. Whoever cannot be installed is skipped by name.
 bench-peers: install
+	-$(INSTALL_PEERS)
 	$(ASK) bench-peers
 
-# vLLM and llama.cpp into .peers, each apart from .venv; the latter is compiled, which takes long.
+# PEFT, TRL, vLLM and llama.cpp into .peers, each in an environment of its own. The last is compiled,
+# which takes ten minutes on two cores; whatever is there already stays.
+INSTALL_PEERS := PYTHON=$(PYTHON) TORCH="$(TORCH)" benchmarks/install_peers.sh
 peers:
-	PYTHON=$(PYTHON) benchmarks/serving/install_peers.sh
+	$(INSTALL_PEERS)
 
 # Needs a CUDA device.
 bench-gpu: install
+	-$(INSTALL_PEERS) peft
 	$(ASK) bench-gpu
 
 # docs/benchmarks.md, its pictures, and the figures in README.md and docs/, from committed records.

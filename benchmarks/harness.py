@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT: Final = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "triton")
 
 

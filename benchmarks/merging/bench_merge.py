@@ -11,6 +11,7 @@ a lower bound, and the record says so.
 """
 
 import argparse
+import json
 import math
 import shutil
 import sys
@@ -21,8 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
 from multiflora.adapters.merging.delta import Delta
 from multiflora.adapters.merging.merge import merge_folders
@@ -32,6 +33,8 @@ from multiflora.adapters.merging.recipe import Recipe
 from multiflora.adapters.merging.write import round_delta, write_adapter
 
 from ..harness import Timing, interleave, save
+from ..peer_environment import require_peer_python
+from ..peer_process import PeerProcess
 
 RANK: Final = 16
 # Llama-3.1-8B: [out, in] of the linears of one layer.
@@ -51,6 +54,7 @@ _SMOKE_LAYERS, _SMOKE_FACTOR = 2, 16
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
+    python = require_peer_python("peft")
     shapes, num_layers = dict(SHAPES), NUM_LAYERS
     if arguments.smoke:
         shapes = {name: (n // _SMOKE_FACTOR, k // _SMOKE_FACTOR) for name, (n, k) in shapes.items()}
@@ -58,10 +62,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
         work = Path(folder)
         parents = [_write_parent(work / f"parent-{i}", shapes, num_layers, i) for i in range(2)]
-        runs = _our_runs(parents, work) | _peft_runs(parents, shapes, arguments.peft_modules)
         _check(parents, work)
-        timings = interleave(runs, repeats=arguments.repeats)
+        with _start_peft(python, parents, shapes, arguments.peft_modules) as peft:
+            runs = _our_runs(parents, work) | _peft_runs(peft, arguments.peft_modules)
+            timings = interleave(runs, repeats=arguments.repeats)
     record = _record(timings, shapes, num_layers, arguments)
+    record["peer_versions"] = peft.versions
     name = "merge-smoke" if arguments.smoke else "merge"
     print(f"\n{_table(record)}\n\nwrote {save(name, record)}")
 
@@ -110,38 +116,29 @@ def _our_runs(parents: list[Path], work: Path) -> dict[str, Callable[[], None]]:
     return {f"slerp {rank}": partial(run, rank) for rank in ("exact", str(RANK))}
 
 
-def _peft_runs(
-    parents: list[Path], shapes: Mapping[str, tuple[int, int]], names: list[str]
-) -> dict[str, Callable[[], None]]:
-    return {
-        f"peft svd {name}": partial(_peft_merge, _peft_model(parents, shapes, name))
-        for name in names
+def _start_peft(
+    python: Path, parents: list[Path], shapes: Mapping[str, tuple[int, int]], names: list[str]
+) -> PeerProcess:
+    """PEFT with both parents' factors of one module of each name in memory."""
+    given = {
+        name: {"shape": shapes[name], "file": str(_write_factors(parents, name))} for name in names
     }
+    return PeerProcess(python, "benchmarks.merging.peft_side", json.dumps(given))
 
 
-def _peft_model(parents: list[Path], shapes: Mapping[str, tuple[int, int]], name: str) -> Any:
-    """A model of that one linear, with both parents' factors loaded as adapters."""
-    n, k = shapes[name]
-    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["linear"])
-    base = nn.ModuleDict({"linear": nn.Linear(k, n, bias=False)})
-    model: Any = get_peft_model(base, config, adapter_name="0")  # type: ignore[arg-type]
-    model.add_adapter("1", config)
+def _write_factors(parents: list[Path], name: str) -> Path:
+    factors: dict[str, Tensor] = {}
     for index, folder in enumerate(parents):
         with Parent(folder) as parent:
             b, a = parent.factors(next(path for path in parent.modules if path.endswith(name)))
-        linear = model.base_model.model["linear"]
-        linear.lora_A[str(index)].weight.data.copy_(a)
-        linear.lora_B[str(index)].weight.data.copy_(b)
-    return model
+            factors |= {f"{index}.a": a.contiguous(), f"{index}.b": b.contiguous()}
+    path = parents[0].parent / f"{name}.safetensors"
+    save_file(factors, path)
+    return path
 
 
-def _peft_merge(model: Any) -> None:
-    # Under a name that exists it would return without doing anything.
-    if "merged" in model.peft_config:
-        model.delete_adapter("merged")
-    model.add_weighted_adapter(
-        ["0", "1"], [0.5, 0.5], "merged", combination_type="svd", svd_rank=RANK
-    )
+def _peft_runs(peft: PeerProcess, names: list[str]) -> dict[str, Callable[[], None]]:
+    return {f"peft svd {name}": partial(peft.ask, name) for name in names}
 
 
 def _check(parents: list[Path], work: Path) -> None:

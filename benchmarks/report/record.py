@@ -9,9 +9,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 
-from ..harness import RESULTS
+from ..harness import RESULTS, ROOT
 
-ROOT: Final = RESULTS.parent.parent
 _FILE: Final = re.compile(r"(?P<name>.+)-(?P<time>\d{8}-\d{6})")
 _MACHINE: Final = ("processor", "cores", "vector_units", "memory_gib", "accelerator")
 

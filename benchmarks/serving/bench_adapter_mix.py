@@ -1,19 +1,24 @@
 """How fast are 1 and 8 concurrent requests, on the base alone and on 8 distinct adapters?
 
 Ours beside transformers + PEFT's mixed-batch generation (``adapter_names``) on the same NF4 base,
-in one run. Both decode greedily the same number of tokens from the same prompts.
+in one run: each side has a process of its own, and they take turns. Both decode greedily the same
+number of tokens from the same prompts.
 """
 
 import argparse
 import asyncio
+import json
 import random
 import tempfile
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Timing, interleave, save
-from benchmarks.shape import LLAMA_1B, QWEN_0_5B, build_adapters, build_base
+from benchmarks.peer_environment import require_peer_python
+from benchmarks.peer_process import PeerProcess
+from benchmarks.shape import LLAMA_1B, QWEN_0_5B, SMALL, build_adapters, build_base
 from multiflora.adapters.intake import import_adapter
 from multiflora.adapters.store import AdapterStore
 from multiflora.engine.client import EngineClient
@@ -23,7 +28,7 @@ from multiflora.engine.request import AdapterShare, GenerationRequest, SamplingP
 
 CONCURRENCIES = (1, 8)
 RANK = 16
-SHAPES = {"qwen2.5-0.5b": QWEN_0_5B, "llama-3.2-1b": LLAMA_1B}
+SHAPES = {"qwen2.5-0.5b": QWEN_0_5B, "llama-3.2-1b": LLAMA_1B, "small": SMALL}
 
 
 class Ours:
@@ -85,75 +90,58 @@ class Ours:
 
     def close(self) -> None:
         self._await(self._client.stop())
+        self._loop.close()
 
 
 class Peer:
-    """transformers + PEFT + bitsandbytes, all adapters loaded, ``adapter_names`` per row."""
+    """transformers + PEFT + bitsandbytes, in a process and an environment of its own."""
 
     def __init__(
         self,
+        python: Path,
         base: Path,
         adapters: dict[str, Path],
         dtype: str,
         prompts: list[list[int]],
         device: str,
     ) -> None:
-        import torch
-        from peft import PeftModel
-        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-        self._torch = torch
-        self._device = device
-        compute = getattr(torch, dtype)
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute,
-        )
-        model = AutoModelForCausalLM.from_pretrained(
-            base, quantization_config=quantization, dtype=compute, device_map=device
-        )
-        names = list(adapters)
-        peft_model = PeftModel.from_pretrained(
-            model, str(adapters[names[0]]), adapter_name=names[0]
-        )
-        for name in names[1:]:
-            peft_model.load_adapter(str(adapters[name]), adapter_name=name)
-        self._model = peft_model.eval()
-        self._names = names
-        self._prompts = prompts
+        given = {
+            "base": str(base),
+            "adapters": {name: str(folder) for name, folder in adapters.items()},
+            "dtype": dtype,
+            "prompts": prompts,
+            "device": device,
+        }
+        self._names = list(adapters)
+        self._process = PeerProcess(python, "benchmarks.serving.peft_side", json.dumps(given))
+        self.versions = self._process.versions
 
     def generate(self, concurrency: int, num_tokens: int, *, with_adapters: bool) -> None:
         names = self._names[:concurrency] if with_adapters else ["__base__"] * concurrency
-        ids = self._torch.tensor(self._prompts[:concurrency], device=self._device)
-        with self._torch.inference_mode():
-            out = self._model.generate(
-                input_ids=ids,
-                attention_mask=self._torch.ones_like(ids),
-                adapter_names=names,
-                max_new_tokens=num_tokens,
-                min_new_tokens=num_tokens,
-                do_sample=False,
-            )
-        assert out.shape == (concurrency, len(self._prompts[0]) + num_tokens)
+        self._process.ask(names, num_tokens)
+
+    def close(self) -> None:
+        self._process.close()
 
 
 def main() -> None:
     arguments = _parse()
+    python = require_peer_python("peft")
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(arguments.work or scratch)
         base = build_base(root / arguments.shape, SHAPES[arguments.shape])
         adapters = build_adapters(base, root / "adapters", count=max(CONCURRENCIES), rank=RANK)
-        prompts = _prompts(max(CONCURRENCIES), arguments.prompt_tokens)
-        ours = Ours(base, adapters, root / "data", prompts, arguments.device)
-        peer = Peer(base, adapters, ours.info.dtype, prompts, arguments.device)
-        try:
+        vocab_size = SHAPES[arguments.shape]["vocab_size"]
+        prompts = _prompts(max(CONCURRENCIES), arguments.prompt_tokens, vocab_size)
+        with ExitStack() as stack:
+            ours = Ours(base, adapters, root / "data", prompts, arguments.device)
+            stack.callback(ours.close)
+            peer = Peer(python, base, adapters, ours.info.dtype, prompts, arguments.device)
+            stack.callback(peer.close)
             timings = interleave(_cells(ours, peer, arguments.tokens), repeats=arguments.repeats)
-        finally:
-            ours.close()
-    record = _record(timings, arguments, ours.info)
-    path = save("adapter-mix" if arguments.device == "cpu" else "adapter-mix-cuda", record)
+    record = {**_record(timings, arguments, ours.info), "peer_versions": peer.versions}
+    name = "adapter-mix" if arguments.device == "cpu" else "adapter-mix-cuda"
+    path = save(f"{name}-smoke" if arguments.smoke else name, record)
     _print(record, path)
 
 
@@ -165,12 +153,16 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b")
     parser.add_argument("--work", help="keep the random model here and use it again")
-    return parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="a small base, to see that it runs")
+    arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.shape, arguments.tokens, arguments.repeats = "small", 4, 1
+    return arguments
 
 
-def _prompts(count: int, length: int) -> list[list[int]]:
+def _prompts(count: int, length: int, vocab_size: int) -> list[list[int]]:
     generator = random.Random(0)
-    return [[generator.randrange(1, 120_000) for _ in range(length)] for _ in range(count)]
+    return [[generator.randrange(1, vocab_size) for _ in range(length)] for _ in range(count)]
 
 
 def _cells(ours: Ours, peer: Peer, num_tokens: int) -> dict[str, Callable[[], None]]:

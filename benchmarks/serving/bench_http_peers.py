@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from benchmarks.harness import save
+from benchmarks.peer_environment import PEERS, PeerMissing
 from benchmarks.shape import QWEN_0_5B, TINY_LLAMA
 from multiflora.server.load_test.arrival import Arrival, drive
 from multiflora.server.load_test.openai_server import OpenAIServer
@@ -32,7 +33,7 @@ from multiflora.server.load_test.question import PATHS, Question
 
 from .memory_watch import MemoryWatch
 from .peer_files import RANK, PeerFiles, write_files
-from .peer_server import BASE_NAME, LAUNCHES, PEERS, Launch, PeerMissing, Sizing, last_line
+from .peer_server import BASE_NAME, LAUNCHES, Launch, Sizing, last_line
 from .server_process import ServerProcess, running_process
 
 # Everything that the report has a row for; what was not asked is missing there.

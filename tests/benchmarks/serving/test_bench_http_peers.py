@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.peer_environment import PeerMissing
 from benchmarks.report.record import Record
 from benchmarks.serving import bench_http_peers, peer_server
 from benchmarks.serving.bench_http_peers import (
@@ -26,7 +27,7 @@ from benchmarks.serving.bench_http_peers import (
     what_is_wrong,
 )
 from benchmarks.serving.peer_files import PeerFiles
-from benchmarks.serving.peer_server import LAUNCHES, Launch, PeerMissing, Sizing, last_line
+from benchmarks.serving.peer_server import LAUNCHES, Launch, Sizing, last_line
 from multiflora.server.load_test.outcome import Outcome
 
 CELL = Cell(prompt_tokens=64, output_tokens=8, concurrency=2, adapters=2)
@@ -97,7 +98,7 @@ def test_a_peer_that_is_not_there_is_skipped_by_name(
     skipped: dict[str, str] = {}
     with ExitStack() as stack:
         assert not start(stack, files, asked, scratch=tmp_path, skipped=skipped)
-    assert "names nothing that is there; see install_peers.sh" in skipped[name]
+    assert "names nothing that is there; `make peers` installs" in skipped[name]
 
 
 def test_files_that_cannot_be_converted_skip_their_server(

@@ -1,19 +1,17 @@
 """The pieces of the comparison with TRL; ``full`` runs both sides in small."""
 
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.report.record import Record
 from benchmarks.shape import QWEN_0_5B
-from benchmarks.training.bench_peers import (
-    LONGEST,
-    SHORTEST,
-    Work,
-    compare,
-    run_side,
-    write_nf4_base,
-)
+from benchmarks.training import bench_peers
+from benchmarks.training.bench_peers import LORA, compare, run_side, write_nf4_base
+from benchmarks.training.ragged_rows import LONGEST, SHORTEST, Work
 
 TINY = {
     **QWEN_0_5B,
@@ -24,7 +22,7 @@ TINY = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
-WORK = Work(Path("nowhere"), TINY, steps=2, warmup=1, rows_per_step=3)
+WORK = Work(Path("nowhere"), TINY, LORA.adapter_config(""), steps=2, warmup=1, rows_per_step=3)
 
 
 def test_rows_are_the_same_for_every_side_and_ragged() -> None:
@@ -44,8 +42,21 @@ def test_peers_are_compared_with_ours_step_by_step() -> None:
     assert found["largest_loss_difference"] == pytest.approx(0.7 / 7.7)
 
 
+def test_a_side_that_is_not_here_is_skipped_by_name(
+    smoke_run: Callable[..., Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRL_PYTHON", "/nowhere/python")
+    arguments = ("--smoke", "--layers", "1", "--steps", "1", "--sides", "multiflora,trl")
+    figures = smoke_run(bench_peers.main, *arguments).figures
+    assert figures["sides"].keys() == {"multiflora"}
+    assert len(figures["sides"]["multiflora"]["losses"]) == 2
+    assert "TRL_PYTHON names nothing that is there" in figures["skipped"]["trl"]
+
+
 @pytest.mark.full
-def test_both_sides_train_the_same_factors(tmp_path: Path) -> None:
+def test_both_sides_train_the_same_factors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The development packages have TRL too, as an oracle.
+    monkeypatch.setenv("TRL_PYTHON", sys.executable)
     work = replace(WORK, base=write_nf4_base(tmp_path, TINY))
     results = {side: run_side(side, work, threads=2) for side in ("multiflora", "trl-decoded")}
     assert compare(results)["trl-decoded"]["largest_loss_difference"] < 1e-4

@@ -1,0 +1,52 @@
+"""Peers in a process and an environment of their own."""
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.peer_process import PeerProcess, peer_environment
+
+ECHO = "tests.benchmarks.echo_side"
+
+
+def echo(*arguments: str) -> PeerProcess:
+    return PeerProcess(Path(sys.executable), ECHO, *arguments)
+
+
+def test_answers_are_told_from_what_libraries_print() -> None:
+    with echo() as peer:
+        assert peer.versions["python"] == platform.python_version()
+        assert peer.ask("say", [1, 2], {"ä": None}) == ["say", [1, 2], {"ä": None}]
+        assert peer.ask("again") == ["again"]
+
+
+def test_an_error_is_told_and_the_next_question_answered() -> None:
+    with echo() as peer:
+        with pytest.raises(RuntimeError, match=r"echo_side: ValueError: no such adapter"):
+            peer.ask("fail", "no such adapter")
+        assert peer.ask("say") == ["say"]
+
+
+def test_a_peer_that_ends_names_its_status() -> None:
+    with pytest.raises(RuntimeError, match="ended with 5"):
+        echo("--no-start")
+    with echo() as peer, pytest.raises(RuntimeError, match="ended with 3"):
+        peer.ask("end")
+
+
+def test_a_peer_ends_with_its_process() -> None:
+    with echo() as peer:
+        process = peer._process
+        assert process.poll() is None
+    assert process.poll() == 0
+
+
+def test_a_peer_sees_none_of_our_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "ours")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert "PYTHONPATH" not in peer_environment()
+    assert peer_environment()["OMP_NUM_THREADS"] == "3"
+    assert os.environ["PYTHONPATH"] == "ours"
