@@ -45,14 +45,5 @@ def test_every_command_is_followed_by_what_it_prints() -> None:
     assert "\nrun: install\n\t$(BIN)/multiflora serve\n" in makefile
 
 
-def test_the_first_steps_print_what_the_page_says(server: Any, tmp_path: Path) -> None:
-    first = [step for step in STEPS if PAGE.index(step[0]) < PAGE.index("## A DPO run")]
-    assert len(first) == 3
-    assert walk(server.url, tmp_path, first) == [printed.strip("\n") for _, printed in first]
-    server.client.models.delete("formalpirate")
-
-
-@pytest.mark.full
-@pytest.mark.timeout(1200)
 def test_all_of_it_prints_what_the_page_says(server: Any, tmp_path: Path) -> None:
     assert walk(server.url, tmp_path, STEPS) == [printed.strip("\n") for _, printed in STEPS]
