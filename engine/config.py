@@ -95,9 +95,9 @@ class TrainingConfig:
     """What training jobs may take of the device: memory beside the base, and time.
 
     ``memory_bytes`` 0 turns training off. ``idle-only`` trains while there are no requests,
-    ``balanced`` also beside them for two fifths of the time that serving takes, or, if that is
-    given, as long as tokens come within ``token_gap_seconds`` of each other; ``throughput`` for as
-    long as it serves.
+    ``balanced`` also beside them for half of the time that serving takes, or, if that is given, as
+    long as tokens come within ``token_gap_seconds`` of each other; ``throughput`` for as long as it
+    serves.
     A request waits for one quantum at most, which micro-batches are sized to keep below
     ``quantum_seconds``.
     """

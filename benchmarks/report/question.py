@@ -130,6 +130,13 @@ QUESTIONS: Final = (
         ),
     ),
     Question(
+        name="adapter-kinds",
+        title="What adapters cost that are more than LoRA",
+        command="python -m benchmarks.serving.bench_adapter_kinds",
+        variant="model",
+        group="bench",
+    ),
+    Question(
         name="overload",
         title="Ten times more requests than can be answered",
         command="python -m benchmarks.serving.bench_overload",
@@ -215,6 +222,12 @@ QUESTIONS: Final = (
         command="python -m benchmarks.training.bench_peers",
         group="bench-peers",
         aims=(Aim("tokens/s over TRL's", "multiflora_over.trl.speed", "at least", 2.0),),
+    ),
+    Question(
+        name="optimizer",
+        title="A step of the optimizer, beside torch and bitsandbytes",
+        command="python -m benchmarks.training.bench_optimizer",
+        group="bench-peers",
     ),
     Question(
         name="coserving",
