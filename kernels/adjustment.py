@@ -66,13 +66,13 @@ def adjust_outputs(y: Tensor, x: Tensor, adjusted: list[Adjusted], ops: Ops) -> 
 
 def shift_and_scale(rows: Tensor, adjustment: Adjustment, weight: float) -> None:
     """``rows * output_scale + weight * output_shift`` in place, in float32 inside."""
-    if adjustment.output_scale is None and adjustment.output_shift is None:
+    scale, shift = adjustment.output_scale, adjustment.output_shift
+    if scale is None and shift is None:
         return
-    wide = rows.float()
-    if adjustment.output_scale is not None:
-        wide = wide * adjustment.output_scale
-    if adjustment.output_shift is not None:
-        wide = wide + weight * adjustment.output_shift
+    # Both are float32, and so is what they make of rows in a narrower dtype.
+    wide = rows if scale is None else rows * scale
+    if shift is not None:
+        wide = wide + (shift if weight == 1 else weight * shift)
     rows.copy_(wide)
 
 
