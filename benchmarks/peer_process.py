@@ -78,9 +78,8 @@ class PeerProcess:
 
 
 def peer_environment() -> dict[str, str]:
-    """This process's, without its ``PYTHONPATH``: packages are the peer's own."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return kept | {"HF_HUB_OFFLINE": "1"}
+    """This process's environment, but that no library may look for anything on a hub."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
 def answer_questions(answer: Callable[..., Any]) -> None:

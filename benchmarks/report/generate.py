@@ -14,7 +14,8 @@ from .template import MISSING, environment, fill_page, view
 PAGE: Final = ROOT / "docs" / "benchmarks.md"
 GROUPS: Final = {
     "bench": "everything about this server that a CPU can answer",
-    "bench-peers": "the same work done by others in the same run",
+    "bench-peers": "the same work done by others in the same run; installs each first, in an "
+    "environment of its own",
     "bench-gpu": "what only a GPU can answer",
 }
 

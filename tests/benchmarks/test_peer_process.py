@@ -44,9 +44,7 @@ def test_a_peer_ends_with_its_process() -> None:
     assert process.poll() == 0
 
 
-def test_a_peer_sees_none_of_our_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", "ours")
+def test_a_peer_asks_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert "PYTHONPATH" not in peer_environment()
-    assert peer_environment()["OMP_NUM_THREADS"] == "3"
-    assert os.environ["PYTHONPATH"] == "ours"
+    assert peer_environment() == {**os.environ, "HF_HUB_OFFLINE": "1"}
