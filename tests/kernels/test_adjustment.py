@@ -120,6 +120,17 @@ def test_on_the_cpu_a_rows_bits_do_not_depend_on_how_many_rows_share_its_segment
         assert torch.equal(alone[0], together[row])
 
 
+@pytest.mark.parametrize("num_rows", [3, 4, 27, 28])
+def test_rows_that_are_adjusted_in_blocks_are_all_adjusted_once(num_rows: int) -> None:
+    rows, scale, shift = random(num_rows, 9_728), random(9_728, seed=1), random(9_728, seed=2)
+    adjustment = Adjustment(input_scale=scale, output_scale=scale, output_shift=shift)
+    adjusted = [(Segment(0, num_rows, 0), adjustment)]
+    assert torch.equal(scale_inputs(rows, adjusted), rows * scale)
+    y = rows.clone()
+    adjust_outputs(y, rows, adjusted, torch_ops)
+    assert torch.equal(y, rows * scale + shift)
+
+
 def test_half_precision_rounds_once_at_the_end() -> None:
     x, weight = random(T, K).bfloat16(), random(N, K, seed=1).bfloat16()
     scale, shift = random(N, seed=2), random(N, seed=3)
