@@ -241,7 +241,7 @@ def _arguments() -> argparse.Namespace:
     option("--device", choices=("cpu", "cuda"), default="cpu")
     option("--threads", type=int, default=2)
     option("--tokens", type=int, default=24, help="new tokens per request")
-    option("--repeats", type=int, default=3, help="of every point; the median counts")
+    option("--repeats", type=int, default=7, help="of every point; the median counts")
     option("--adapter-memory", default="1GiB")
     option("--kv-memory", default="1GiB")
     option("--notes", default="", help="about the machine, kept in the record")
