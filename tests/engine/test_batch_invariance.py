@@ -140,6 +140,8 @@ def test_a_preempted_request_continues_with_the_same_bits(make_bench: Callable[.
     bytes_per_token = 2 * 3 * 2 * 32 * 4
     cache = CacheConfig(memory_bytes=bytes_per_token * 16 * 21, prefix_caching=False)
     small = make_bench("llama", cache=cache, max_model_len=256)
+    # A version that came late would find room.
+    small.run([small.request(name, PROMPT, id=f"first-{name}", max_tokens=1) for name in names])
     mixed = Recorder()
     mixed.attach(small)
     small.run(requests)
