@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import pytest
 import torch
 
 from benchmarks.report.record import Record
@@ -28,10 +27,7 @@ def test_a_step_is_timed_on_a_gradient_of_its_own() -> None:
     assert all(norm > 0 for _, norm in seen)
 
 
-def test_a_record_has_every_side(
-    smoke_run: Callable[..., Record], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+def test_a_record_has_every_side(smoke_run: Callable[..., Record]) -> None:
     figures = smoke_run(bench_optimizer.main, "--smoke", "--repeats", "2").figures
     assert all(len(seconds) == 2 for seconds in figures["seconds"].values())
     assert all(median > 0 for median in figures["median_ms"].values())
