@@ -12,13 +12,16 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self, TextIO
 
 from .harness import ROOT, versions
 
 
 class PeerProcess:
-    """A peer that is up; ``versions`` are those of its environment.
+    """A peer that is up; ``versions`` are those of its packages.
+
+    ``environment`` is set for it beside the variables of this process.
 
     Raises ``RuntimeError`` if it ends before it answers, or answers with an error.
     """
@@ -28,7 +31,7 @@ class PeerProcess:
         python: Path,
         module: str,
         *arguments: str,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._module = module
         self._process = subprocess.Popen(
@@ -37,7 +40,8 @@ class PeerProcess:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env=peer_environment() if environment is None else environment,
+            # No library may look for anything on a hub.
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
         )
         try:
             self.versions: dict[str, str] = self._read()
@@ -77,20 +81,15 @@ class PeerProcess:
         self.close()
 
 
-def peer_environment() -> dict[str, str]:
-    """This process's environment, but that no library may look for anything on a hub."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1"}
-
-
 def answer_questions(answer: Callable[..., Any]) -> None:
     """The peer's side: say what is installed, then answer line by line until input ends."""
-    replies = take_stdout()
+    replies = _take_stdout()
     _write(replies, {"result": versions()})
     for line in sys.stdin:
         _write(replies, _answered(answer, json.loads(line)))
 
 
-def take_stdout() -> TextIO:
+def _take_stdout() -> TextIO:
     """Standard output for lines of JSON alone: what libraries print goes to standard error."""
     kept = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -19,13 +19,12 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.harness import save
 from benchmarks.peer_environment import PeerMissing, peer_python
-from benchmarks.peer_process import PeerProcess, peer_environment
+from benchmarks.peer_process import PeerProcess
 from benchmarks.shape import QWEN_0_5B
 from multiflora.engine.training.config import LoraSettings
 from multiflora.engine.transport import engine_environment
@@ -75,13 +74,13 @@ def run_side(side: str, work: Work, *, threads: int) -> dict[str, Any]:
 
     Raises ``PeerMissing``, and ``RuntimeError`` if it fails.
     """
-    asked: list[Any] = [{**asdict(work), "base": str(work.base)}]
+    asked: list[Any] = [work.fields()]
     if side == "multiflora":
         python, module = Path(sys.executable), "benchmarks.training.our_side"
         environment = engine_environment()
     else:
         python, module = peer_python("trl"), "benchmarks.training.trl_side"
-        environment = peer_environment()
+        environment = {}
         asked += TRL_SIDES[side].values()
     environment |= {"OMP_NUM_THREADS": str(threads)}
     with PeerProcess(python, module, environment=environment) as process:

@@ -37,7 +37,7 @@ from .step_meter import StepMeter
 
 
 def train(work_fields: Mapping[str, Any]) -> dict[str, Any]:
-    work = Work(**{**work_fields, "base": Path(work_fields["base"])})
+    work = Work.of(work_fields)
     # As an engine does before its first job.
     keep_freed_memory()
     network = _network(work.base)

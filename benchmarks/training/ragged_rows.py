@@ -4,10 +4,10 @@ Neither side's libraries are needed to make them.
 """
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 # Log-normal lengths, as instructions have them: most short, a few long.
 SHORTEST, LONGEST, MEDIAN, SPREAD = 12, 256, 60, 0.7
@@ -35,6 +35,15 @@ class Work:
     steps: int
     warmup: int
     rows_per_step: int
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of ``fields``."""
+        return cls(**{**fields, "base": Path(fields["base"])})
+
+    def fields(self) -> dict[str, Any]:
+        """As JSON can carry them to the process of a side."""
+        return {**asdict(self), "base": str(self.base)}
 
     @property
     def start(self) -> Path:

@@ -5,7 +5,6 @@ It is asked once, with the work and whether linears are decoded and activations 
 
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from .step_meter import StepMeter
 def train(
     work_fields: Mapping[str, Any], is_decoded: bool, gradient_checkpointing: bool
 ) -> dict[str, Any]:
-    work = Work(**{**work_fields, "base": Path(work_fields["base"])})
+    work = Work.of(work_fields)
     model = _lora_model(work, is_decoded=is_decoded)
     meter = StepMeter()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,6 @@
 """A peer for tests: prints where it should not, and does what it is asked."""
 
+import os
 import sys
 from typing import Any
 
@@ -12,6 +13,8 @@ def answer(what: str, *rest: Any) -> Any:
         raise ValueError(rest[0])
     if what == "end":
         sys.exit(3)
+    if what == "environment":
+        return dict(os.environ)
     return [what, *rest]
 
 

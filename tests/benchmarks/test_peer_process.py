@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peer_process import PeerProcess, peer_environment
+from benchmarks.peer_process import PeerProcess
 
 ECHO = "tests.benchmarks.echo_side"
 
@@ -47,4 +47,6 @@ def test_a_peer_ends_with_its_process() -> None:
 def test_a_peer_asks_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert peer_environment() == {**os.environ, "HF_HUB_OFFLINE": "1"}
+    with PeerProcess(Path(sys.executable), ECHO, environment={"PEER": "echo"}) as peer:
+        found = peer.ask("environment")
+    assert {**os.environ, "HF_HUB_OFFLINE": "1", "PEER": "echo"}.items() <= found.items()

@@ -128,7 +128,8 @@ def test_a_second_signal_exits_at_once(
     with ThreadPoolExecutor(1) as pool:
         stream = pool.submit(_read_stream, server, LONG, started)
         assert started.wait(30)
-        engine.suspend()  # The stream does not end by itself.
+        # The stream does not end by itself.
+        engine.suspend()
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         asked = time.monotonic()

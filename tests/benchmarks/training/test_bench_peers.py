@@ -1,5 +1,6 @@
 """The pieces of the comparison with TRL; ``full`` runs both sides in small."""
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,6 +32,10 @@ def test_rows_are_the_same_for_every_side_and_ragged() -> None:
     lengths = [len(row.ids) for row in rows]
     assert SHORTEST <= min(lengths) < max(lengths) <= LONGEST
     assert all(0 < sum(row.weights) < len(row.ids) for row in rows)
+
+
+def test_work_is_the_same_in_every_process() -> None:
+    assert Work.of(json.loads(json.dumps(WORK.fields()))) == WORK
 
 
 def test_peers_are_compared_with_ours_step_by_step() -> None:
